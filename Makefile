@@ -1,0 +1,72 @@
+# Every target sets up what it needs: a machine with Python 3.10 or newer is enough.
+#   make test PYTHON=python3.12        another interpreter
+#   make test VENV=/tmp/venv           another place for the virtual environment
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SPHINXOPTS ?= -W --keep-going
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test venv install lint format type imports docs commit-checks clean
+
+help:
+	@echo "make demo           train MBPO on a MuJoCo task, next to SAC"
+	@echo "make test           run the tests (those marked 'expensive' left out)"
+	@echo "make install        create $(VENV) with the package alone (make venv: also what tests and docs need)"
+	@echo "make commit-checks  format, lint, type, imports"
+	@echo "make docs           build the documentation into docs/_build/html, warnings are errors"
+	@echo "make clean          remove what was built, $(VENV) included"
+
+# pip is the last thing that venv creates: a venv without it is made again
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps are redone when what they depend on changes
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/pip
+	$(BIN)/python -m pip install -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/pip
+	$(BIN)/python -m pip install -c constraints.txt -e '.[tests,docs]'
+	touch $(VENV)/.installed $@
+
+install: $(VENV)/.installed
+
+venv: $(VENV)/.installed-dev
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/demo.py
+
+# Two processes with one torch thread each
+test: export OMP_NUM_THREADS = 1
+test: export MKL_NUM_THREADS = 1
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "not expensive" -n 2
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --select I --fix .
+	$(BIN)/ruff format .
+
+type: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+imports: $(VENV)/.installed-dev
+	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m sphinx -b html $(SPHINXOPTS) docs docs/_build/html
+
+# One after the other, also under `make -j`: the checks look at what format leaves
+commit-checks:
+	$(MAKE) format
+	$(MAKE) lint
+	$(MAKE) type
+	$(MAKE) imports
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info docs/_build .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	find sb3_mbrl tests examples benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,378 @@
+r"""
+Time a peer library on the work that this library does.
+
+This script runs under the *peer's* Python, not ours: it imports nothing from this repository. The one peer so far is
+mbrl-lib 0.2.0, whose ``mbrl.algorithms.mbpo.train`` is run on Gymnasium's Hopper-v5 at the settings of the MBPO paper.
+
+Set up its environment from published packages (``--no-deps`` because mbrl-lib pins a Gymnasium, a Hydra and an OmegaConf
+that do not go with the others)::
+
+    python3.11 -m venv /path/to/peer
+    /path/to/peer/bin/pip install torch==2.13.0 numpy==2.4.6 gymnasium==1.4.0 mujoco==4.0.0 hydra-core==1.3.8 \
+        omegaconf==2.3.1 imageio==2.38.1 packaging==26.3 termcolor==3.3.0 tqdm==4.70.1
+    /path/to/peer/bin/pip install --no-deps mbrl==0.2.0
+
+Then measure the training loop, or its two components alone::
+
+    /path/to/peer/bin/python benchmarks/peers.py mbrl-lib --env Hopper-v5 --random-steps 5000 --steps 1000 --threads 2
+    /path/to/peer/bin/python benchmarks/peers.py mbrl-lib --component --threads 2
+
+The last line on standard output is a JSON object; everything the peer prints goes to standard error. The shims without
+which mbrl-lib does not start on this stack are described in ``benchmarks/README.md`` and written in
+:func:`hopper_config` and :func:`make_box`; nothing in the installed package is changed.
+"""
+
+import argparse
+import contextlib
+import importlib
+import importlib.metadata
+import itertools
+import json
+import os
+import pathlib
+import platform
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+OVERRIDES = {"Hopper-v5": "mbpo_hopper"}
+"""The Gymnasium environments that can be measured, with mbrl-lib's own file of settings for each."""
+
+PACKAGES = ("mbrl", "torch", "numpy", "gymnasium", "mujoco", "hydra-core", "omegaconf")
+
+BATCH_SIZE = 256
+FIT_ROWS = 8_000
+VALIDATION_RATIO = 0.2
+
+
+class Stopwatch:
+    """
+    Wall-clock time and number of calls of functions, by a label.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.calls: dict[str, int] = {}
+
+    def wrap(self, owner: Any, name: str, label: str) -> None:
+        """
+        Replace ``owner.name`` by a function that does the same and is timed.
+
+        :param owner: the module or class that holds the function
+        :param name: the function's name there
+        :param label: where to add its time
+        """
+        function = getattr(owner, name)
+        self.seconds[label], self.calls[label] = 0.0, 0
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds[label] += time.perf_counter() - start
+                self.calls[label] += 1
+
+        setattr(owner, name, timed)
+
+
+def make_box(low: Sequence[float], high: Sequence[float], shape: Sequence[int]) -> Any:
+    """
+    The action space that mbrl-lib's configuration asks for.
+
+    :param low: lower bounds, in whatever list type the configuration library hands over
+    :param high: upper bounds
+    :param shape: shape of one action
+    :return: a ``gymnasium.spaces.Box``
+    """
+    np: Any = importlib.import_module("numpy")
+    spaces: Any = importlib.import_module("gymnasium.spaces")
+    bounds = [np.asarray(list(bound), dtype=np.float32).reshape(tuple(shape)) for bound in (low, high)]
+    return spaces.Box(*bounds, dtype=np.float32)
+
+
+def hopper_config(env: str, random_steps: int, steps: int, seed: int, train_freq: int) -> Any:
+    """
+    mbrl-lib's own configuration of MBPO, read from the installed package, with the paper's numbers in place of those that
+    it changed and with what it needs to start on the current stack.
+
+    :param env: a key of ``OVERRIDES``
+    :param random_steps: uniformly random steps before training
+    :param steps: training steps
+    :param seed: seed of everything
+    :param train_freq: environment steps between two fits
+    :return: the configuration that ``mbrl.algorithms.mbpo.train`` takes
+    """
+    mbrl: Any = importlib.import_module("mbrl")
+    omega_conf: Any = importlib.import_module("omegaconf").OmegaConf
+    conf = pathlib.Path(mbrl.__file__).parent / "examples" / "conf"
+    cfg = omega_conf.create(
+        {
+            "algorithm": omega_conf.load(conf / "algorithm" / "mbpo.yaml"),
+            "dynamics_model": omega_conf.load(conf / "dynamics_model" / "gaussian_mlp_ensemble.yaml"),
+            "overrides": omega_conf.load(conf / "overrides" / f"{OVERRIDES[env]}.yaml"),
+            "seed": seed,
+            "device": "cpu",
+            "log_frequency_agent": 1000,
+            "save_video": False,
+            "debug_mode": False,
+        }
+    )
+    # Shims. (1) The target `gym.env.Box` does not exist. (2) `Box` refuses OmegaConf's lists: make_box converts them.
+    # (3) Hydra has learnt to instantiate nested targets, but the ensemble expects its activation as a configuration.
+    # (4) The packages that mbrl-lib pins: installed without them, see the module's docstring.
+    cfg.algorithm.agent.action_space["_target_"] = f"{__name__}.{make_box.__name__}"
+    cfg.dynamics_model["_recursive_"] = False
+
+    # The paper's settings (those that mbrl-lib has already are repeated where a reader would look for them).
+    cfg.dynamics_model.update({"ensemble_size": 7, "num_layers": 4, "hid_size": 200})
+    cfg.algorithm.update(
+        {
+            "random_initial_explore": True,
+            "initial_exploration_steps": random_steps,
+            # without this the replay buffer holds `num_steps` rows and forgets the random steps
+            "dataset_size": random_steps + steps,
+        }
+    )
+    cfg.overrides.update(
+        {
+            "env": f"gym___{env}",
+            "num_steps": steps,
+            "epoch_length": min(steps, 1000),
+            "freq_train_model": train_freq,
+            "effective_model_rollouts_per_step": 400,
+            "rollout_schedule": [20, 150, 1, 15],
+            "num_elites": 5,
+            "patience": 5,
+            "model_lr": 1e-3,
+            "model_batch_size": BATCH_SIZE,
+            "validation_ratio": VALIDATION_RATIO,
+            "num_sac_updates_per_step": 20,
+            "sac_updates_every_steps": 1,
+            "sac_batch_size": BATCH_SIZE,
+            "sac_hidden_size": 256,
+            "sac_lr": 3e-4,
+            "sac_target_update_interval": 1,
+            "sac_automatic_entropy_tuning": True,
+            "sac_target_entropy": -1,
+        }
+    )
+    return cfg
+
+
+def versions() -> dict[str, str]:
+    """
+    :return: the versions that a measurement depends on
+    """
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+@contextlib.contextmanager
+def peer_session(seed: int, threads: int) -> Iterator[str]:
+    """
+    Seed and limit the peer's libraries, send what they print to standard error and lend a folder for what they save.
+
+    :param seed: seed of NumPy and PyTorch
+    :param threads: threads that PyTorch may use
+    :return: the folder
+    """
+    np: Any = importlib.import_module("numpy")
+    torch: Any = importlib.import_module("torch")
+    torch.set_num_threads(threads)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    with tempfile.TemporaryDirectory() as work_dir, contextlib.redirect_stdout(sys.stderr):
+        yield work_dir
+
+
+def time_mbpo(env: str, random_steps: int, steps: int, seed: int, threads: int, train_freq: int) -> dict[str, Any]:
+    """
+    Run mbrl-lib's MBPO and time its training part: from the end of the random steps to the end of the last step, less the
+    evaluation, which is left out.
+
+    :param env: a key of ``OVERRIDES``
+    :param random_steps: uniformly random steps before training, not counted in the time
+    :param steps: training steps
+    :param seed: seed of everything
+    :param threads: threads that PyTorch may use
+    :param train_freq: environment steps between two fits (the paper: 250)
+    :return: the measurement (``env_seconds``: choosing actions, stepping the environment and storing the transitions)
+    """
+    if steps % min(steps, 1000):
+        raise ValueError(f"mbrl-lib trains whole epochs of 1000 steps: {steps} steps are not a multiple")
+    mbpo: Any = importlib.import_module("mbrl.algorithms.mbpo")
+    common: Any = importlib.import_module("mbrl.util.common")
+    env_handler: Any = importlib.import_module("mbrl.util.env").EnvHandler
+    sac: Any = importlib.import_module("mbrl.third_party.pytorch_sac_pranz24.sac").SAC
+    trainer: Any = importlib.import_module("mbrl.models").ModelTrainer
+
+    watch = Stopwatch()
+    watch.wrap(common, "train_model_and_save_model_and_data", "fit")
+    watch.wrap(mbpo, "rollout_model_and_populate_sac_buffer", "rollout")
+    watch.wrap(sac, "update_parameters", "sac")
+    watch.wrap(common, "step_env_and_add_to_buffer", "env")
+
+    # Evaluation is not what is measured; a return that beats no other also keeps the loop from saving a checkpoint.
+    mbpo.evaluate = lambda *_args, **_kwargs: -float("inf")
+
+    fit_epochs: list[int] = []
+    train_model: Callable[..., Any] = trainer.train
+
+    def counted_train(*args: Any, **kwargs: Any) -> Any:
+        history = train_model(*args, **kwargs)
+        fit_epochs.append(len(history[0]))
+        return history
+
+    trainer.train = counted_train
+
+    random_exploration: Callable[..., Any] = common.rollout_agent_trajectories
+    started: list[float] = []
+
+    def timed_exploration(*args: Any, **kwargs: Any) -> Any:
+        result = random_exploration(*args, **kwargs)
+        watch.seconds["env"], watch.calls["env"] = 0.0, 0
+        started.append(time.perf_counter())
+        return result
+
+    common.rollout_agent_trajectories = timed_exploration
+
+    with peer_session(seed, threads) as work_dir:
+        cfg = hopper_config(env, random_steps, steps, seed, train_freq)
+        train_env, termination_fn, _ = env_handler.make_env(cfg)
+        test_env, *_ = env_handler.make_env(cfg)
+        mbpo.train(train_env, test_env, termination_fn, cfg, silent=True, work_dir=work_dir)
+        seconds = time.perf_counter() - started[0]
+
+    return {
+        "measured": "mbpo",
+        "env": env,
+        "seed": seed,
+        "random_steps": random_steps,
+        "train_freq": train_freq,
+        "steps": steps,
+        "seconds": round(seconds, 3),
+        "seconds_per_step": round(seconds / steps, 5),
+        "fit_seconds": round(watch.seconds["fit"], 3),
+        "fits": watch.calls["fit"],
+        "fit_epochs": sum(fit_epochs),
+        "fit_epochs_each": fit_epochs,
+        "sac_seconds": round(watch.seconds["sac"], 3),
+        "sac_updates": watch.calls["sac"],
+        "rollout_seconds": round(watch.seconds["rollout"], 3),
+        "env_seconds": round(watch.seconds["env"], 3),
+    }
+
+
+def time_components(env: str, seed: int, threads: int, epochs: int = 10, updates: int = 200) -> dict[str, Any]:
+    """
+    Time one epoch of the ensemble's fit, with its validation, and one SAC update, on random numbers of the shapes of
+    ``env``. An epoch goes over 8 000 training rows for every member and then over 2 000 validation rows.
+
+    :param env: a key of ``OVERRIDES``
+    :param seed: seed of everything
+    :param threads: threads that PyTorch may use
+    :param epochs: epochs to time, after one that is not
+    :param updates: updates to time, after twenty that are not
+    :return: the measurement, with medians
+    """
+    np: Any = importlib.import_module("numpy")
+    instantiate: Callable[..., Any] = importlib.import_module("hydra.utils").instantiate
+    common: Any = importlib.import_module("mbrl.util.common")
+    env_handler: Any = importlib.import_module("mbrl.util.env").EnvHandler
+    planning: Any = importlib.import_module("mbrl.planning")
+    util: Any = importlib.import_module("mbrl.util")
+    trainer: Any = importlib.import_module("mbrl.models").ModelTrainer
+
+    with peer_session(seed, threads) as work_dir:
+        cfg = hopper_config(env, 0, 1, seed, 250)
+        peer_env, *_ = env_handler.make_env(cfg)
+        shapes = peer_env.observation_space.shape, peer_env.action_space.shape
+        rng = np.random.default_rng(seed)
+
+        def filled_buffer(rows: int, dtype: Any) -> Any:
+            buffer = util.ReplayBuffer(rows, *shapes, obs_type=dtype, action_type=dtype, reward_type=dtype, rng=rng)
+            obs, next_obs = rng.normal(size=(2, rows, *shapes[0]))
+            action = rng.uniform(-1, 1, size=(rows, *shapes[1]))
+            ended = np.zeros(rows, dtype=bool)
+            buffer.add_batch(obs, action, next_obs, rng.normal(size=rows), ended, ended)
+            return buffer
+
+        # as mbpo.train does: real data in double precision, imagined data in single
+        model = common.create_one_dim_tr_model(cfg, *shapes)
+        real = filled_buffer(int(FIT_ROWS / (1 - VALIDATION_RATIO)), np.double)
+        model.update_normalizer(real.get_all())
+        train_rows, validation_rows = common.get_basic_buffer_iterators(
+            real, BATCH_SIZE, VALIDATION_RATIO, ensemble_size=len(model)
+        )
+        epoch_ends: list[float] = []
+        trainer(model, optim_lr=cfg.overrides.model_lr, weight_decay=cfg.overrides.model_wd).train(
+            train_rows,
+            dataset_val=validation_rows,
+            num_epochs=epochs + 1,
+            callback=lambda *_args: epoch_ends.append(time.perf_counter()),
+        )
+
+        planning.complete_agent_cfg(peer_env, cfg.algorithm.agent)
+        agent = instantiate(cfg.algorithm.agent)
+        imagined = filled_buffer(100_000, np.float32)
+        logger = util.Logger(work_dir, enable_back_compatible=True)
+        update_ends: list[float] = []
+        for update in range(updates + 20):
+            agent.update_parameters(imagined, BATCH_SIZE, update, logger, reverse_mask=True)
+            update_ends.append(time.perf_counter())
+
+    return {
+        "measured": "component",
+        "env": env,
+        "seed": seed,
+        "fit_rows": train_rows.num_stored,
+        "validation_rows": validation_rows.num_stored,
+        "seconds_per_fit_epoch": round(median_step(epoch_ends), 4),
+        "seconds_per_sac_update": round(median_step(update_ends[19:]), 6),
+    }
+
+
+def median_step(moments: Sequence[float]) -> float:
+    """
+    :param moments: increasing times
+    :return: the median time between neighbours
+    """
+    return statistics.median(later - earlier for earlier, later in itertools.pairwise(moments))
+
+
+def main() -> None:
+    """
+    Measure what the command line asks for and print it.
+    """
+    parser = argparse.ArgumentParser(description="Time a peer library's MBPO (run under the peer's own Python).")
+    parser.add_argument("peer", choices=["mbrl-lib"])
+    parser.add_argument("--env", choices=sorted(OVERRIDES), default="Hopper-v5")
+    parser.add_argument("--random-steps", type=int, default=5000, help="uniformly random steps first, not timed")
+    parser.add_argument("--steps", type=int, default=1000, help="training steps: up to 1000, or a multiple of 1000")
+    parser.add_argument("--train-freq", type=int, default=250, help="steps between two fits (lower it to try the script)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--component", action="store_true", help="time one fit epoch and one SAC update instead of the loop")
+    args = parser.parse_args()
+
+    # before NumPy and PyTorch are imported, which happens no earlier than in the functions called below
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[variable] = str(args.threads)
+    if args.component:
+        measured = time_components(args.env, args.seed, args.threads)
+    else:
+        measured = time_mbpo(args.env, args.random_steps, args.steps, args.seed, args.threads, args.train_freq)
+    measured |= {
+        "threads": args.threads,
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "versions": versions(),
+    }
+    print(json.dumps({"peer": args.peer} | measured))
+
+
+if __name__ == "__main__":
+    main()

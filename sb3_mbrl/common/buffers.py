@@ -1,0 +1,219 @@
+"""The imagined transitions, and a view that mixes them with the real ones."""
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_mbrl.common.types import Transitions
+
+
+class ModelReplayBuffer:
+    """
+    Ring buffer of imagined transitions on the device. A transition is one row of one tensor, so that a batch is a
+    single gather. The memory is taken at the first transition.
+
+    :param capacity: rows
+    :param observation_dim: O
+    :param action_dim: A
+    :param device: where the rows live
+    """
+
+    def __init__(self, capacity: int, observation_dim: int, action_dim: int, device: th.device | str):
+        self.capacity = capacity
+        self.widths = [observation_dim, action_dim, observation_dim, 1, 1]
+        self.device = th.device(device)
+        self.rows = th.empty(0, sum(self.widths), device=self.device)
+        self.pos = 0
+        self.full = False
+
+    def __len__(self) -> int:
+        return self.capacity if self.full else self.pos
+
+    def add(self, transitions: Transitions) -> None:
+        """
+        :param transitions: N rows; of more than ``capacity``, the last ones stay
+        """
+        rows = th.cat(
+            [
+                transitions.observations,
+                transitions.actions,
+                transitions.next_observations,
+                transitions.rewards.unsqueeze(1),
+                transitions.terminated.unsqueeze(1).float(),
+            ],
+            dim=1,
+        )[-self.capacity :]
+        if len(self.rows) != self.capacity:
+            self.rows = th.empty(self.capacity, sum(self.widths), device=self.device)
+        until_end = min(len(rows), self.capacity - self.pos)
+        self.rows[self.pos : self.pos + until_end] = rows[:until_end]
+        self.rows[: len(rows) - until_end] = rows[until_end:]
+        self.full = self.full or self.pos + len(rows) >= self.capacity
+        self.pos = (self.pos + len(rows)) % self.capacity
+
+    def sample(self, batch_size: int, generator: th.Generator | None = None) -> Transitions:
+        """
+        :param batch_size: B, drawn with replacement
+        :param generator: None draws from PyTorch's global stream
+        :return: B transitions
+        """
+        chosen = th.randint(len(self), (batch_size,), generator=generator, device=self.device)
+        return self._unpack(self.rows[chosen])
+
+    def contents(self) -> Transitions:
+        """All transitions, oldest first."""
+        return self._unpack(self._ordered())
+
+    def resize(self, capacity: int) -> None:
+        """
+        Change the capacity; the newest transitions stay.
+
+        :param capacity: rows
+        """
+        if capacity == self.capacity:
+            return
+        kept = self._ordered()[-capacity:]
+        self.capacity, self.pos, self.full = capacity, 0, False
+        self.rows = th.empty(0, sum(self.widths), device=self.device)
+        if len(kept) > 0:
+            self.add(self._unpack(kept))
+
+    def _ordered(self) -> th.Tensor:
+        if not self.full:
+            return self.rows[: self.pos]
+        return th.cat([self.rows[self.pos :], self.rows[: self.pos]])
+
+    def _unpack(self, rows: th.Tensor) -> Transitions:
+        obs, action, next_obs, reward, terminated = rows.split(self.widths, dim=1)
+        return Transitions(obs, action, next_obs, reward.squeeze(1), terminated.squeeze(1) > 0.5)
+
+
+class MixedReplayBuffer:
+    """
+    A view over the real buffer and the model buffer with the one method that SB3's ``train`` uses. It owns no data:
+    the real buffer stays SB3's (n-step returns, user classes and ``save_replay_buffer`` keep working).
+
+    :param real: SB3's replay buffer
+    :param model: imagined transitions
+    :param real_ratio: share of real rows in a batch, rounded down (the official code: 12 of 256 at 0.05)
+    :param gamma: discount of an imagined row, for real buffers that give a discount per row
+    :param generator: source of the imagined rows; the real rows come from SB3's own stream
+    """
+
+    def __init__(
+        self,
+        real: ReplayBuffer,
+        model: ModelReplayBuffer,
+        real_ratio: float,
+        gamma: float,
+        generator: th.Generator | None = None,
+    ):
+        self.real = real
+        self.model = model
+        self.real_ratio = real_ratio
+        self.gamma = gamma
+        self.generator = generator
+
+    def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
+        """
+        :param batch_size: B
+        :param env: normalises observations and rewards of both kinds alike
+        :return: ``int(B * real_ratio)`` real rows, then imagined ones; all real while nothing has been imagined
+        """
+        n_real = int(batch_size * self.real_ratio) if len(self.model) > 0 else batch_size
+        if n_real == batch_size:
+            return self.real.sample(batch_size, env=env)
+        imagined = self._imagined(batch_size - n_real, env)
+        if n_real == 0:
+            return imagined
+        real = self.real.sample(n_real, env=env)
+        discounts = None
+        if real.discounts is not None:
+            discounts = th.cat([real.discounts, th.full_like(imagined.rewards, self.gamma)])
+        return ReplayBufferSamples(
+            # float64 observations (most of MuJoCo) come out of SB3's buffer as float32, as do ours
+            observations=th.cat([real.observations.float(), imagined.observations]),
+            actions=th.cat([real.actions, imagined.actions]),
+            next_observations=th.cat([real.next_observations.float(), imagined.next_observations]),
+            dones=th.cat([real.dones, imagined.dones]),
+            rewards=th.cat([real.rewards, imagined.rewards]),
+            discounts=discounts,
+        )
+
+    def _imagined(self, batch_size: int, env: VecNormalize | None) -> ReplayBufferSamples:
+        rows = self.model.sample(batch_size, self.generator)
+        return ReplayBufferSamples(
+            observations=normalize_obs(rows.observations, env),
+            actions=rows.actions,
+            next_observations=normalize_obs(rows.next_observations, env),
+            dones=rows.terminated.float().unsqueeze(1),
+            rewards=normalize_reward(rows.rewards, env).unsqueeze(1),
+        )
+
+
+def normalize_obs(obs: th.Tensor, env: VecNormalize | None) -> th.Tensor:
+    """
+    ``env.normalize_obs`` on the device.
+
+    :param obs: raw observations, (B, O)
+    :param env: its current statistics are used; None leaves the observations as they are
+    :return: (B, O) float32
+    """
+    if env is None or not env.norm_obs:
+        return obs
+    mean = th.as_tensor(env.obs_rms.mean, dtype=th.float32, device=obs.device)  # type: ignore[union-attr]
+    std = th.as_tensor(np.sqrt(env.obs_rms.var + env.epsilon), dtype=th.float32, device=obs.device)  # type: ignore[union-attr]
+    return ((obs - mean) / std).clamp(-env.clip_obs, env.clip_obs)
+
+
+def normalize_reward(reward: th.Tensor, env: VecNormalize | None) -> th.Tensor:
+    """
+    ``env.normalize_reward`` on the device.
+
+    :param reward: raw rewards, (B,)
+    :param env: its current statistics are used; None leaves the rewards as they are
+    :return: (B,)
+    """
+    if env is None or not env.norm_reward:
+        return reward
+    std = float(np.sqrt(env.ret_rms.var + env.epsilon))
+    return (reward / std).clamp(-env.clip_reward, env.clip_reward)
+
+
+def real_transitions(buffer: ReplayBuffer, device: th.device | str) -> Transitions:
+    """
+    Everything in SB3's buffer, oldest last or first, straight from its arrays: ``sample()`` would give n-step sums.
+
+    :param buffer: SB3's replay buffer, flat Box observations, any number of environments
+    :param device: where the tensors go
+    :return: one row per stored transition, raw observations and rewards; time limits do not count as terminations
+    """
+    n = buffer.size()
+
+    def flat(array: np.ndarray) -> th.Tensor:
+        return th.as_tensor(array[:n].reshape(n * buffer.n_envs, -1), dtype=th.float32, device=device)
+
+    return Transitions(
+        flat(buffer.observations),
+        flat(buffer.actions),
+        flat(buffer.next_observations),
+        flat(buffer.rewards).squeeze(1),
+        flat(buffer.dones * (1 - buffer.timeouts)).squeeze(1) > 0.5,
+    )
+
+
+def initial_rows(buffer: ReplayBuffer) -> np.ndarray:
+    """
+    :param buffer: SB3's replay buffer
+    :return: rows of :func:`real_transitions` at which an episode begins
+    """
+    n = buffer.size()
+    begins = np.zeros((n, buffer.n_envs), dtype=bool)
+    # The first row of a buffer that has not wrapped around begins an episode; of one that has, nobody knows
+    begins[0] = True if not buffer.full else buffer.dones[n - 1] > 0.5
+    begins[1:] = buffer.dones[: n - 1] > 0.5
+    if buffer.full:
+        begins[buffer.pos] = False  # the oldest row follows, in the array, the newest
+    return np.flatnonzero(begins.reshape(-1))

@@ -1,0 +1,38 @@
+"""Schedules in environment steps."""
+
+from collections.abc import Sequence
+
+
+class RolloutSchedule:
+    """
+    Length of imagined rollouts: ``min_length`` until ``start`` environment steps, then linear, then ``max_length``
+    from ``end`` on; truncated to an integer (Janner et al. 2019, table 2; ours counts the warm-up steps,
+    the paper's epochs do not).
+
+    :param schedule: a constant length, or ``(start, end, min_length, max_length)``
+    :raises ValueError: not of this form
+    """
+
+    def __init__(self, schedule: int | Sequence[int]):
+        accepted = "an integer of at least 1 or (start_step, end_step, min_length, max_length)"
+        if isinstance(schedule, (int, float)):
+            schedule = (0, 0, schedule, schedule)
+        if isinstance(schedule, str) or not isinstance(schedule, Sequence) or len(schedule) != 4:
+            raise ValueError(f"rollout_schedule must be {accepted}, got {schedule!r}.")
+        if not all(isinstance(value, (int, float)) and value == int(value) for value in schedule):
+            raise ValueError(f"rollout_schedule must hold integers, {accepted}; got {tuple(schedule)}.")
+        self.start, self.end, self.min_length, self.max_length = (int(value) for value in schedule)
+        if not 0 <= self.start <= self.end:
+            raise ValueError(f"rollout_schedule must start before it ends, at 0 or later: {accepted}; got {tuple(schedule)}.")
+        if self.min_length < 1 or self.max_length < 1:
+            raise ValueError(f"Rollouts are at least one step long: rollout_schedule is {accepted}; got {tuple(schedule)}.")
+
+    def __call__(self, num_timesteps: int) -> int:
+        """
+        :param num_timesteps: environment steps so far
+        :return: imagined steps per branch
+        """
+        if num_timesteps <= self.start or self.end == self.start:
+            return self.min_length if num_timesteps <= self.start else self.max_length
+        progress = min((num_timesteps - self.start) / (self.end - self.start), 1.0)
+        return int(self.min_length + progress * (self.max_length - self.min_length))

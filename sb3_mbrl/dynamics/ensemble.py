@@ -1,0 +1,553 @@
+"""The learned dynamics: an ensemble of probabilistic neural networks, stepped in batches."""
+
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch as th
+import torch.nn.functional as F
+from gymnasium import spaces
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_tensors
+from stable_baselines3.common.utils import get_device
+from torch import nn
+
+from sb3_mbrl.common.files import write_atomically
+from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
+from sb3_mbrl.dynamics.fitting import FitReport, fit
+from sb3_mbrl.dynamics.normalizer import Normalizer
+from sb3_mbrl.dynamics.termination import LearnedTermination, NeverTerminates, termination_from_json, termination_to_json
+
+ACTIVATIONS: dict[str, Callable[[th.Tensor], th.Tensor]] = {
+    "silu": F.silu,
+    "relu": F.relu,
+    "tanh": th.tanh,
+    "elu": F.elu,
+    "gelu": F.gelu,
+}
+FILE_FORMAT = "sb3_mbrl.ProbabilisticEnsemble"
+
+
+class Prediction(NamedTuple):
+    """
+    What every elite predicts: ``E`` elites, ``B`` rows, ``O`` observation dimensions, then the reward.
+
+    :param mean: next observation and reward, (E, B, O + 1)
+    :param variance: predicted (aleatoric) variance, (E, B, O + 1); zero for a deterministic ensemble
+    """
+
+    mean: th.Tensor
+    variance: th.Tensor
+
+    @property
+    def epistemic_std(self) -> th.Tensor:
+        """Disagreement: standard deviation over the elites of their means, (B, O + 1)."""
+        return self.mean.std(dim=0, correction=0)
+
+    @property
+    def aleatoric_std(self) -> th.Tensor:
+        """Noise: square root of the variance averaged over the elites, (B, O + 1)."""
+        return self.variance.mean(dim=0).sqrt()
+
+
+class ModelStep(NamedTuple):
+    """
+    One imagined step of ``B`` rows.
+
+    :param next_obs: raw next observation, (B, O)
+    :param reward: (B,)
+    :param terminated: the task ended, (B,) bool
+    :param epistemic_std: disagreement of the elites' means per output, (B, O + 1) with the reward last;
+        None unless asked for
+    :param aleatoric_std: mean predicted noise per output, (B, O + 1) with the reward last; None unless asked for
+    """
+
+    next_obs: th.Tensor
+    reward: th.Tensor
+    terminated: th.Tensor
+    epistemic_std: th.Tensor | None = None
+    aleatoric_std: th.Tensor | None = None
+
+
+class ProbabilisticEnsemble(nn.Module):
+    """
+    Ensemble of Gaussian networks that predicts the change of the observation and the reward
+    (Chua et al. 2018, https://arxiv.org/abs/1805.12114; the numbers are those of the MBPO paper's code).
+    All members are evaluated at once: one parameter tensor per layer, (members, inputs, outputs).
+
+    Observations are raw, actions scaled to [-1, 1], everything float32 on ``device``.
+    A user's ``reward_fn`` and ``termination_fn`` receive actions in the scale of ``action_space``.
+
+    :param observation_space: flat Box, O dimensions
+    :param action_space: Box with finite bounds, A dimensions (flattened)
+    :param ensemble_size: number of members (MBPO: 7)
+    :param n_elites: members that step the model: those with the lowest holdout error (MBPO: 5)
+    :param net_arch: hidden units per layer (MBPO: four layers of 200; 400 for Humanoid)
+    :param activation: one of silu (MBPO), relu, tanh, elu, gelu
+    :param learning_rate: of Adam (MBPO: 1e-3)
+    :param weight_decay: coupled L2 on the weights of each layer, never on biases (MBPO's code:
+        2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4); one number serves all layers. None takes MBPO's five numbers,
+        stretched over the layers if there are not five
+    :param probabilistic: predict a variance and train by likelihood; False gives a deterministic ensemble,
+        trained by squared error
+    :param learn_logvar_bounds: learn the bounds of the log-variance, as the paper's code does; other
+        implementations freeze them
+    :param normalize_targets: z-score the change of the observation and the reward too. The paper's code does not:
+        with a reward far larger than the changes of the observation (Pendulum) its first fits then stall at a
+        tenth of the accuracy
+    :param reward_fn: the reward, if known; learned otherwise
+    :param termination_fn: the termination, if known (a function, or a :class:`LearnedTermination`).
+        None: the task never terminates; data that show a termination are then refused
+    :param generator: source of the initial weights; None draws from PyTorch's global stream
+    :param device: where the parameters live
+    :raises ValueError: spaces, sizes or names that are not supported
+    """
+
+    holdout_mse: th.Tensor
+    action_low: th.Tensor
+    action_high: th.Tensor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        ensemble_size: int = 7,
+        n_elites: int = 5,
+        net_arch: Sequence[int] = (200, 200, 200, 200),
+        activation: str = "silu",
+        learning_rate: float = 1e-3,
+        weight_decay: float | Sequence[float] | None = None,
+        probabilistic: bool = True,
+        learn_logvar_bounds: bool = True,
+        normalize_targets: bool = True,
+        reward_fn: RewardFn | None = None,
+        termination_fn: TerminationFn | None = None,
+        generator: th.Generator | None = None,
+        device: th.device | str = "auto",
+    ):
+        super().__init__()
+        check_spaces(observation_space, action_space)
+        assert isinstance(action_space, spaces.Box)
+        if not 1 <= n_elites <= ensemble_size:
+            raise ValueError(
+                f"n_elites must lie between 1 and ensemble_size={ensemble_size}, got {n_elites}: "
+                "elites are the best members of the ensemble."
+            )
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}.")
+        if len(net_arch) == 0 or min(net_arch) < 1:
+            raise ValueError(f"net_arch must list at least one hidden layer of at least one unit, got {list(net_arch)}.")
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self.ensemble_size = ensemble_size
+        self.n_elites = n_elites
+        self.net_arch = tuple(net_arch)
+        self.activation = activation
+        self.learning_rate = learning_rate
+        self.weight_decay = _per_layer(weight_decay, n_layers=len(net_arch) + 1)
+        self.probabilistic = probabilistic
+        self.learn_logvar_bounds = learn_logvar_bounds
+        self.normalize_targets = normalize_targets
+        self.reward_fn = reward_fn
+        self.termination_fn = NeverTerminates() if termination_fn is None else termination_fn
+
+        self.observation_dim = int(np.prod(observation_space.shape))  # type: ignore[arg-type]
+        self.action_dim = int(np.prod(action_space.shape))
+        self.output_dim = self.observation_dim + 1  # the change of the observation, then the reward
+
+        input_dim = self.observation_dim + self.action_dim
+        head_dim = 2 * self.output_dim if probabilistic else self.output_dim
+        dims = [input_dim, *net_arch, head_dim]
+        self.input_normalizer = Normalizer(input_dim)
+        self.target_normalizer = Normalizer(self.output_dim)
+        self.weights = nn.ParameterList(
+            _initial_weight(ensemble_size, n_in, n_out, generator) for n_in, n_out in zip(dims[:-1], dims[1:], strict=True)
+        )
+        self.biases = nn.ParameterList(nn.Parameter(th.zeros(ensemble_size, 1, n_out)) for n_out in dims[1:])
+        self.max_logvar = nn.Parameter(th.full((self.output_dim,), 0.5), requires_grad=learn_logvar_bounds)
+        self.min_logvar = nn.Parameter(th.full((self.output_dim,), -10.0), requires_grad=learn_logvar_bounds)
+        # The elites follow from these errors; as a float buffer they are saved with the weights
+        self.register_buffer("holdout_mse", th.full((ensemble_size,), float("inf")))
+        self.register_buffer("action_low", th.as_tensor(action_space.low, dtype=th.float32).flatten(), persistent=False)
+        self.register_buffer("action_high", th.as_tensor(action_space.high, dtype=th.float32).flatten(), persistent=False)
+        self.to(get_device(device))
+
+        groups: list[dict[str, Any]] = [
+            {"params": [weight], "weight_decay": decay}
+            for weight, decay in zip(self.weights, self.weight_decay, strict=True)
+        ]
+        groups.append({"params": list(self.biases)})
+        if probabilistic and learn_logvar_bounds:
+            groups.append({"params": [self.max_logvar, self.min_logvar]})
+        # Adam with its own (coupled) weight decay is the paper's 0.5 * decay * ||W||^2 added to the loss; AdamW is not
+        self.optimizer = th.optim.Adam(groups, lr=learning_rate, fused=True)
+
+    # ---------------------------------------------------------------- networks
+
+    @property
+    def device(self) -> th.device:
+        return self.holdout_mse.device
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the model has been fitted to data."""
+        return bool(th.isfinite(self.holdout_mse).all())
+
+    @property
+    def elites(self) -> th.Tensor:
+        """Members with the lowest holdout error, best first, (n_elites,) long."""
+        return self.holdout_mse.argsort()[: self.n_elites]
+
+    def forward(self, inputs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Every member on its own rows.
+
+        :param inputs: normalised observation and action, (members, B, O + A)
+        :return: mean and log-variance of the normalised change of the observation and reward, (members, B, O + 1) each
+        """
+        hidden = inputs
+        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+            hidden = ACTIVATIONS[self.activation](th.baddbmm(bias, hidden, weight))
+        return self._split_head(th.baddbmm(self.biases[-1], hidden, self.weights[-1]))
+
+    def _forward_rows(self, inputs: th.Tensor, members: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        One member per row: a fifth of the work of evaluating five elites and picking one.
+
+        :param inputs: normalised observation and action, (B, O + A)
+        :param members: (B,) long
+        :return: mean and log-variance, (B, O + 1) each
+        """
+        order = members.argsort()
+        counts = th.bincount(members, minlength=self.ensemble_size).tolist()
+        outputs = []
+        for member, rows in enumerate(inputs[order].split(counts)):
+            hidden = rows
+            for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+                hidden = ACTIVATIONS[self.activation](th.addmm(bias[member], hidden, weight[member]))
+            outputs.append(th.addmm(self.biases[-1][member], hidden, self.weights[-1][member]))
+        return self._split_head(th.cat(outputs)[order.argsort()])
+
+    def _split_head(self, head: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        if not self.probabilistic:
+            return head, th.full_like(head, -float("inf"))
+        mean, logvar = head.chunk(2, dim=-1)
+        logvar = self.max_logvar - F.softplus(self.max_logvar - logvar)
+        logvar = self.min_logvar + F.softplus(logvar - self.min_logvar)
+        return mean, logvar
+
+    def loss(self, inputs: th.Tensor, targets: th.Tensor) -> th.Tensor:
+        """
+        Gaussian negative log-likelihood (up to constants), averaged over rows and outputs, summed over members;
+        the bounds of the log-variance are pulled together with weight 0.01 (Chua et al. 2018, appendix A.1).
+        Squared error for a deterministic ensemble.
+
+        :param inputs: normalised observation and action, (members, B, O + A)
+        :param targets: normalised change of the observation and reward, (members, B, O + 1)
+        :return: scalar
+        """
+        mean, logvar = self(inputs)
+        error = (mean - targets) ** 2
+        if not self.probabilistic:
+            return error.mean(dim=(1, 2)).sum()
+        nll = (error * th.exp(-logvar) + logvar).mean(dim=(1, 2)).sum()
+        return nll + 0.01 * (self.max_logvar.sum() - self.min_logvar.sum())
+
+    # ---------------------------------------------------------------- data
+
+    def scale_action(self, action: th.Tensor) -> th.Tensor:
+        """
+        :param action: in the environment's scale, (..., A)
+        :return: in [-1, 1], (..., A)
+        """
+        return 2.0 * (action - self.action_low) / (self.action_high - self.action_low) - 1.0
+
+    def unscale_action(self, action: th.Tensor) -> th.Tensor:
+        """
+        :param action: in [-1, 1], (..., A)
+        :return: in the environment's scale, (..., A)
+        """
+        return self.action_low + 0.5 * (action + 1.0) * (self.action_high - self.action_low)
+
+    def inputs_and_targets(self, transitions: Transitions) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param transitions: N transitions
+        :return: un-normalised inputs (N, O + A) and targets (N, O + 1)
+        """
+        inputs = th.cat([transitions.observations, transitions.actions], dim=-1)
+        change = transitions.next_observations - transitions.observations
+        return inputs, th.cat([change, transitions.rewards.unsqueeze(-1)], dim=-1)
+
+    def fit(self, transitions: Transitions, generator: th.Generator | None = None, **kwargs: Any) -> FitReport:
+        """
+        Train on all of ``transitions`` (weights, optimiser and normaliser are kept between calls) and choose
+        the elites anew. See :func:`sb3_mbrl.dynamics.fitting.fit` for the arguments.
+
+        :param transitions: every real transition so far
+        :param generator: source of the holdout split, the bootstrap and the shuffling
+        :return: errors and cost of this fit
+        :raises ValueError: non-finite data, or terminations that nothing can predict
+        """
+        if isinstance(self.termination_fn, NeverTerminates) and bool(transitions.terminated.any()):
+            raise ValueError(
+                f"{int(transitions.terminated.sum())} of {len(transitions)} transitions terminated, but termination_fn says "
+                "that the task never terminates: the model would imagine a life after death. Pass "
+                'termination_fn="learned", or a function f(obs, action, next_obs) -> (B,) bool.'
+            )
+        report = fit(self, transitions, generator, **kwargs)
+        if isinstance(self.termination_fn, LearnedTermination):
+            self.termination_fn.fit(self._in_env_scale(transitions), generator)
+        return report
+
+    def _in_env_scale(self, transitions: Transitions) -> Transitions:
+        return Transitions(
+            transitions.observations,
+            self.unscale_action(transitions.actions),
+            transitions.next_observations,
+            transitions.rewards,
+            transitions.terminated,
+        )
+
+    def predict_termination(self, transitions: Transitions) -> th.Tensor:
+        """
+        :param transitions: N transitions, actions in [-1, 1]
+        :return: what the termination function says of them, (N,) bool
+        """
+        with th.no_grad():
+            return self._terminated(transitions.observations, transitions.actions, transitions.next_observations)
+
+    def _terminated(self, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
+        terminated = self.termination_fn(obs, self.unscale_action(action), next_obs)
+        if terminated.shape != obs.shape[:1] or terminated.dtype != th.bool:
+            raise ValueError(
+                f"termination_fn must return a bool tensor of shape ({obs.shape[0]},), "
+                f"got {terminated.dtype} of shape {tuple(terminated.shape)}."
+            )
+        return terminated
+
+    # ---------------------------------------------------------------- stepping
+
+    def sample_members(self, n: int, generator: th.Generator | None = None) -> th.Tensor:
+        """
+        :param n: number of rows
+        :param generator: None draws from PyTorch's global stream
+        :return: an elite for each row, uniformly, (n,) long
+        """
+        return self.elites[th.randint(self.n_elites, (n,), generator=generator, device=self.device)]
+
+    def predict(self, obs: th.Tensor, action: th.Tensor) -> Prediction:
+        """
+        What every elite predicts; differentiable.
+
+        :param obs: raw observations, (B, O)
+        :param action: in [-1, 1], (B, A)
+        :return: means and variances of the next observation and the reward, (n_elites, B, O + 1) each
+        """
+        inputs = self.input_normalizer(th.cat([obs, action], dim=-1))
+        mean, logvar = self(inputs.expand(self.ensemble_size, *inputs.shape))
+        elites = self.elites
+        return Prediction(self._to_raw(mean[elites], obs), logvar[elites].exp() * self.target_normalizer.std**2)
+
+    def step(
+        self,
+        obs: th.Tensor,
+        action: th.Tensor,
+        generator: th.Generator | None = None,
+        members: th.Tensor | Literal["random", "expectation"] = "random",
+        deterministic: bool = False,
+        uncertainty: bool = False,
+    ) -> ModelStep:
+        """
+        Imagine one step of B rows. Differentiable: samples are reparameterised.
+
+        :param obs: raw observations, (B, O)
+        :param action: in [-1, 1], (B, A)
+        :param generator: source of members and noise; None draws from PyTorch's global stream
+        :param members: how the ensemble is propagated. ``"random"``: an elite for each row and step (TS1 of
+            Chua et al. 2018, MBPO's choice); a (B,) tensor from :meth:`sample_members`, kept over a branch:
+            one member for a whole branch (TS-infinity); ``"expectation"``: the elites' average, without noise
+        :param deterministic: take the member's mean instead of a sample
+        :param uncertainty: also return epistemic and aleatoric standard deviations, which costs an evaluation of
+            all members
+        :return: next observation, reward and termination of each row
+        """
+        expectation = isinstance(members, str) and members == "expectation"
+        if isinstance(members, str) and not expectation:
+            members = self.sample_members(len(obs), generator)
+
+        prediction = self.predict(obs, action) if uncertainty or expectation else None
+        if expectation:
+            assert prediction is not None
+            output = prediction.mean.mean(dim=0)
+        else:
+            assert isinstance(members, th.Tensor)
+            mean, logvar = self._forward_rows(self.input_normalizer(th.cat([obs, action], dim=-1)), members)
+            if self.probabilistic and not deterministic:
+                mean = mean + th.exp(0.5 * logvar) * th.randn(mean.shape, generator=generator, device=mean.device)
+            output = self._to_raw(mean, obs)
+
+        next_obs, reward = output[:, :-1], output[:, -1]
+        if self.reward_fn is not None:
+            reward = self.reward_fn(obs, self.unscale_action(action), next_obs)
+            if reward.shape != obs.shape[:1]:
+                raise ValueError(f"reward_fn must return shape ({len(obs)},), got {tuple(reward.shape)}.")
+        terminated = self._terminated(obs, action, next_obs)
+        if not uncertainty:
+            return ModelStep(next_obs, reward, terminated)
+        assert prediction is not None
+        return ModelStep(next_obs, reward, terminated, prediction.epistemic_std, prediction.aleatoric_std)
+
+    def _to_raw(self, output: th.Tensor, obs: th.Tensor) -> th.Tensor:
+        """Normalised change and reward -> raw next observation and reward."""
+        return self.target_normalizer.inverse(output) + F.pad(obs, (0, 1))
+
+    # ---------------------------------------------------------------- files
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """
+        Save as one safetensors file whose header carries the configuration as JSON. Atomic.
+        Functions of the user are not saved: pass them again to :meth:`load`.
+
+        :param path: the file; its folder is created if needed
+        """
+        kind = "learned" if isinstance(self.termination_fn, LearnedTermination) else termination_to_json(self.termination_fn)
+        config = {
+            "observation_space": _space_to_json(self.observation_space),
+            "action_space": _space_to_json(self.action_space),
+            **{name: getattr(self, name) for name in _SAVED_ARGUMENTS},
+            "reward_fn": "user" if self.reward_fn is not None else None,
+            "termination_fn": "user" if kind is None else kind,
+        }
+        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors.update({f"optimizer.{index}.{key}": value.contiguous() for key, value in state.items()})
+        write_atomically(path, save_tensors(tensors, metadata={"format": FILE_FORMAT, "config": json.dumps(config)}))
+
+    @classmethod
+    def load(
+        cls,
+        path: str | pathlib.Path,
+        device: th.device | str = "auto",
+        reward_fn: RewardFn | None = None,
+        termination_fn: TerminationFn | None = None,
+    ) -> "ProbabilisticEnsemble":
+        """
+        Load what :meth:`save` wrote; nothing is unpickled.
+
+        :param path: the file
+        :param device: where the parameters go
+        :param reward_fn: needed again if the model was saved with a user's reward function
+        :param termination_fn: needed again if the model was saved with a user's termination function
+        :return: the model
+        :raises ValueError: the file is truncated or not such a model, or a function is missing
+        """
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
+        if metadata.get("format") != FILE_FORMAT:
+            raise ValueError(f"{path} was not written by ProbabilisticEnsemble.save: format {metadata.get('format')!r}.")
+        config = json.loads(metadata["config"])
+        saved_reward, saved_termination = config.pop("reward_fn"), config.pop("termination_fn")
+        if saved_reward == "user" and reward_fn is None:
+            raise ValueError(f"{path} was saved with a reward_fn of yours: pass it again, load(path, reward_fn=...).")
+        if saved_termination == "user" and termination_fn is None:
+            raise ValueError(f"{path} was saved with a termination_fn of yours: pass it again, load(path, termination_fn=...).")
+        config["observation_space"] = _space_from_json(config["observation_space"])
+        config["action_space"] = _space_from_json(config["action_space"])
+        if termination_fn is None and isinstance(saved_termination, dict):
+            termination_fn = termination_from_json(saved_termination)
+        elif termination_fn is None and saved_termination == "learned":
+            dims = [int(np.prod(config[name].shape)) for name in ("observation_space", "action_space")]
+            termination_fn = LearnedTermination(*dims)
+        model = cls(**config, reward_fn=reward_fn, termination_fn=termination_fn, device=device)
+        optimizer_state: dict[int, dict[str, th.Tensor]] = {}
+        for name in [name for name in tensors if name.startswith("optimizer.")]:
+            _, index, key = name.split(".")
+            optimizer_state.setdefault(int(index), {})[key] = tensors.pop(name)
+        model.load_state_dict(tensors)
+        model.optimizer.load_state_dict({**model.optimizer.state_dict(), "state": optimizer_state})
+        return model
+
+
+_SAVED_ARGUMENTS = (
+    "ensemble_size",
+    "n_elites",
+    "net_arch",
+    "activation",
+    "learning_rate",
+    "weight_decay",
+    "probabilistic",
+    "learn_logvar_bounds",
+    "normalize_targets",
+)
+
+
+def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
+    """
+    :raises ValueError: the observation is not a flat Box of numbers, or the action not a Box with finite bounds
+    """
+    advice = {
+        spaces.Dict: "Flatten it with gymnasium.wrappers.FlattenObservation.",
+        spaces.Discrete: "Learned dynamics need a continuous observation.",
+        spaces.MultiDiscrete: "Learned dynamics need a continuous observation.",
+        spaces.MultiBinary: "Learned dynamics need a continuous observation.",
+    }
+    if not isinstance(observation_space, spaces.Box):
+        raise ValueError(
+            f"Learned dynamics support flat Box observations, got {observation_space}. "
+            + advice.get(type(observation_space), "Wrap the environment so that it returns a flat Box.")
+        )
+    if len(observation_space.shape) != 1 or not np.issubdtype(observation_space.dtype, np.floating):  # type: ignore[arg-type]
+        raise ValueError(
+            "Learned dynamics support flat Box observations of floats, got shape "
+            f"{observation_space.shape} of {observation_space.dtype} (images are not supported). "
+            "Wrap the environment with gymnasium.wrappers.FlattenObservation or with a feature extractor of yours."
+        )
+    if not isinstance(action_space, spaces.Box):
+        raise ValueError(f"Learned dynamics support Box actions, got {action_space}.")
+    if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):
+        raise ValueError(
+            f"Actions are scaled to [-1, 1], which needs finite bounds; got {action_space}. "
+            "Use gymnasium.wrappers.RescaleAction or bound the space."
+        )
+
+
+def _initial_weight(members: int, n_in: int, n_out: int, generator: th.Generator | None) -> nn.Parameter:
+    """Truncated normal with std 1 / (2 sqrt(n_in)), as the official code of PETS and MBPO."""
+    std = 1.0 / (2.0 * n_in**0.5)
+    # Drawn where the generator lives; the module moves afterwards
+    weight = th.empty(members, n_in, n_out, device=None if generator is None else generator.device)
+    return nn.Parameter(nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator))
+
+
+def _per_layer(weight_decay: float | Sequence[float] | None, n_layers: int) -> tuple[float, ...]:
+    if weight_decay is None:
+        published = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
+        return tuple(float(decay) for decay in np.interp(np.linspace(0, 4, n_layers), range(5), published))
+    if isinstance(weight_decay, (int, float)):
+        return (float(weight_decay),) * n_layers
+    if len(weight_decay) != n_layers:
+        raise ValueError(f"weight_decay lists {len(weight_decay)} values for {n_layers} layers (the output layer counts).")
+    return tuple(float(decay) for decay in weight_decay)
+
+
+def _space_to_json(space: spaces.Space) -> dict[str, Any]:
+    assert isinstance(space, spaces.Box)
+    # Infinite bounds become the strings JSON can hold
+    return {
+        "low": [str(bound) for bound in space.low.flatten()],
+        "high": [str(bound) for bound in space.high.flatten()],
+        "shape": list(space.shape),
+        "dtype": str(space.dtype),
+    }
+
+
+def _space_from_json(data: dict[str, Any]) -> spaces.Box:
+    dtype = np.dtype(data["dtype"]).type
+    low, high = (np.array([float(bound) for bound in data[end]], dtype).reshape(data["shape"]) for end in ("low", "high"))
+    return spaces.Box(low, high, dtype=dtype)

@@ -1,0 +1,236 @@
+"""Fitting an ensemble: holdout, bootstrap, early stopping, per-member restore, elites."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch as th
+
+from sb3_mbrl.common.types import Transitions
+
+if TYPE_CHECKING:
+    from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble
+
+MIN_ROWS_FOR_HOLDOUT = 10
+"""With fewer transitions than this, all are trained on and the stopping rule watches the training error."""
+
+EpochCallback = Callable[[int, float], None]
+"""Called after each epoch with its number and the best holdout MSE so far (mean over members)."""
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """
+    What a fit did and how good the model is now. Errors are on held-out rows, averaged over the elites, of z-scored
+    targets (an MSE of 1 is as good as always predicting the mean), of raw ones with ``normalize_targets=False``.
+
+    :param n_epochs: passes over the training rows
+    :param n_gradient_steps: optimiser steps
+    :param seconds: wall-clock time
+    :param n_train: rows trained on
+    :param n_holdout: rows held out
+    :param train_loss: loss of the last epoch, summed over members
+    :param holdout_mse: mean squared error over all outputs
+    :param holdout_mse_worst_dim: the same of the worst output
+    :param holdout_nll: Gaussian negative log-likelihood up to constants, mean over outputs;
+        for a deterministic ensemble the MSE
+    :param holdout_nll_worst_dim: the same of the worst output
+    :param reward_mse: mean squared error of the reward, in its own units
+    :param elite_spread: worst elite's MSE divided by the best elite's
+    """
+
+    n_epochs: int
+    n_gradient_steps: int
+    seconds: float
+    n_train: int
+    n_holdout: int
+    train_loss: float
+    holdout_mse: float
+    holdout_mse_worst_dim: float
+    holdout_nll: float
+    holdout_nll_worst_dim: float
+    reward_mse: float
+    elite_spread: float
+
+
+def fit(
+    model: "ProbabilisticEnsemble",
+    transitions: Transitions,
+    generator: th.Generator | None = None,
+    batch_size: int = 256,
+    holdout_ratio: float = 0.2,
+    max_holdout: int = 5000,
+    bootstrap: bool = True,
+    patience: int = 5,
+    min_improvement: float = 0.01,
+    max_epochs: int | None = None,
+    max_gradient_steps: int | None = None,
+    on_epoch: EpochCallback | None = None,
+) -> FitReport:
+    """
+    Train the ensemble until no member improves on the holdout any more, then put back the best snapshot of each
+    member and rank the members (the official MBPO code's rule; numbers are its defaults).
+
+    :param model: the ensemble; weights and optimiser state go on from where they are
+    :param transitions: every transition to learn from, N rows
+    :param generator: source of the holdout split, the bootstrap and the shuffling; None draws from
+        PyTorch's global stream
+    :param batch_size: rows a member sees per gradient step
+    :param holdout_ratio: share of the rows held out, drawn anew in each fit
+    :param max_holdout: at most this many rows are held out
+    :param bootstrap: each member trains on its own draw with replacement; False: each on all training rows,
+        in its own order
+    :param patience: stop after *more than* this many epochs in a row in which no member improved
+    :param min_improvement: relative gain of a member's holdout MSE that counts as an improvement
+    :param max_epochs: stop after this many epochs
+    :param max_gradient_steps: stop at the end of the epoch in which this many gradient steps are reached
+    :param on_epoch: called after each epoch, e.g. to show that the fit is alive
+    :return: errors and cost
+    :raises ValueError: no transitions, or NaN or infinity among them, or a fit that diverged
+    """
+    start = time.perf_counter()
+    _check_finite(transitions)
+    inputs, targets = model.inputs_and_targets(transitions)
+    train, holdout = _split(len(transitions), holdout_ratio, max_holdout, generator, inputs.device)
+    # Statistics from the training rows alone; fixed during the fit, so that the weights keep their meaning
+    model.input_normalizer.fit(inputs[train])
+    inputs = model.input_normalizer(inputs)
+    if model.normalize_targets:
+        model.target_normalizer.fit(targets[train])
+    targets = model.target_normalizer(targets)
+    rows = _rows_per_member(train, model.ensemble_size, bootstrap, generator)
+
+    snapshot = _Snapshot(model)
+    epoch, n_gradient_steps, epochs_without_gain, loss = 0, 0, 0, th.zeros(())
+    while True:
+        rows = _shuffle_each(rows, generator)
+        for batch in rows.split(batch_size, dim=1):
+            loss = model.loss(inputs[batch], targets[batch])
+            model.optimizer.zero_grad()
+            loss.backward()
+            model.optimizer.step()
+            n_gradient_steps += 1
+        epoch += 1
+
+        gained = snapshot.take_where_better(_member_mse(model, inputs[holdout], targets[holdout]), min_improvement)
+        epochs_without_gain = 0 if gained else epochs_without_gain + 1
+        if on_epoch is not None:
+            on_epoch(epoch, snapshot.mse.mean().item())
+        if epochs_without_gain > patience:
+            break
+        if max_epochs is not None and epoch >= max_epochs:
+            break
+        if max_gradient_steps is not None and n_gradient_steps >= max_gradient_steps:
+            break
+
+    snapshot.restore()
+    model.holdout_mse.copy_(_member_mse(model, inputs[holdout], targets[holdout]))
+    if not model.is_fitted:
+        raise ValueError(
+            "The dynamics model diverged: its holdout error is not finite. Look at the range of the observations and "
+            "rewards, scale them, or lower the learning rate of the model."
+        )
+    errors = _holdout_errors(model, inputs[holdout], targets[holdout])
+    return FitReport(
+        n_epochs=epoch,
+        n_gradient_steps=n_gradient_steps,
+        seconds=time.perf_counter() - start,
+        n_train=len(train),
+        n_holdout=len(holdout),
+        train_loss=loss.item(),
+        **errors,
+    )
+
+
+class _Snapshot:
+    """The best parameters of each member so far."""
+
+    def __init__(self, model: "ProbabilisticEnsemble"):
+        self.parameters = [*model.weights, *model.biases]
+        self.best = [parameter.detach().clone() for parameter in self.parameters]
+        # A warm model must not be measured against its error on another holdout: every fit starts afresh
+        self.mse = th.full_like(model.holdout_mse, 1e10)
+
+    def take_where_better(self, mse: th.Tensor, min_improvement: float) -> bool:
+        """Keep the members whose error fell by more than ``min_improvement``; True if there was one."""
+        better = (self.mse - mse) / self.mse > min_improvement
+        self.mse = th.where(better, mse, self.mse)
+        for best, parameter in zip(self.best, self.parameters, strict=True):
+            best[better] = parameter.detach()[better]
+        return bool(better.any())
+
+    def restore(self) -> None:
+        with th.no_grad():
+            for best, parameter in zip(self.best, self.parameters, strict=True):
+                parameter.copy_(best)
+
+
+def _check_finite(transitions: Transitions) -> None:
+    if len(transitions) == 0:
+        raise ValueError("There are no transitions to fit the dynamics model to.")
+    for name in ("observations", "actions", "next_observations", "rewards"):
+        bad = ~th.isfinite(getattr(transitions, name))
+        if bad.any():
+            row = int(bad.nonzero()[0, 0])
+            raise ValueError(
+                f"The {name} to fit the dynamics model to contain NaN or infinity (first in row {row}). "
+                "Mend the environment, or drop these transitions."
+            )
+
+
+def _split(
+    n: int, holdout_ratio: float, max_holdout: int, generator: th.Generator | None, device: th.device
+) -> tuple[th.Tensor, th.Tensor]:
+    """Rows to train on and rows held out, both long tensors."""
+    order = th.randperm(n, generator=generator, device=device)
+    if n < MIN_ROWS_FOR_HOLDOUT:
+        return order, order
+    n_holdout = max(1, min(int(n * holdout_ratio), max_holdout))
+    return order[n_holdout:], order[:n_holdout]
+
+
+def _rows_per_member(train: th.Tensor, members: int, bootstrap: bool, generator: th.Generator | None) -> th.Tensor:
+    """(members, n_train) row indices."""
+    if not bootstrap:
+        return train.expand(members, -1)
+    draw = th.randint(len(train), (members, len(train)), generator=generator, device=train.device)
+    return train[draw]
+
+
+def _shuffle_each(rows: th.Tensor, generator: th.Generator | None) -> th.Tensor:
+    """Each member's rows in a new order."""
+    order = th.rand(rows.shape, generator=generator, device=rows.device).argsort(dim=1)
+    return rows.gather(1, order)
+
+
+@th.no_grad()
+def _member_mse(model: "ProbabilisticEnsemble", inputs: th.Tensor, targets: th.Tensor) -> th.Tensor:
+    """(members,) mean squared error over rows and outputs."""
+    total = th.zeros_like(model.holdout_mse)
+    for x, y in zip(inputs.split(1024), targets.split(1024), strict=True):
+        mean, _ = model(x.expand(model.ensemble_size, *x.shape))
+        total += ((mean - y) ** 2).sum(dim=(1, 2))
+    return total / targets.numel()
+
+
+@th.no_grad()
+def _holdout_errors(model: "ProbabilisticEnsemble", inputs: th.Tensor, targets: th.Tensor) -> dict[str, float]:
+    """The errors of a :class:`FitReport`, averaged over the elites."""
+    elites = model.elites
+    mse, nll = th.zeros_like(targets[0]), th.zeros_like(targets[0])
+    for x, y in zip(inputs.split(1024), targets.split(1024), strict=True):
+        mean, logvar = model(x.expand(model.ensemble_size, *x.shape))
+        error = (mean[elites] - y) ** 2
+        mse += error.sum(dim=(0, 1))
+        nll += (error * th.exp(-logvar[elites]) + logvar[elites] if model.probabilistic else error).sum(dim=(0, 1))
+    mse, nll = (total / (len(elites) * len(targets)) for total in (mse, nll))
+    elite_mse = model.holdout_mse[elites]
+    return {
+        "holdout_mse": mse.mean().item(),
+        "holdout_mse_worst_dim": mse.max().item(),
+        "holdout_nll": nll.mean().item(),
+        "holdout_nll_worst_dim": nll.max().item(),
+        "reward_mse": (mse[-1] * model.target_normalizer.std[-1] ** 2).item(),
+        "elite_spread": (elite_mse[-1] / elite_mse[0].clamp_min(1e-12)).item(),
+    }

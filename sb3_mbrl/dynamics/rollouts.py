@@ -1,0 +1,77 @@
+"""Branched rollouts: short imagined trajectories from given states."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch as th
+
+from sb3_mbrl.common.types import Transitions
+from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble
+
+PolicyFn = Callable[[th.Tensor], th.Tensor]
+"""``f(raw observations (B, O)) -> actions (B, A)`` in [-1, 1]."""
+
+CHUNK = 16_384
+"""Branches rolled out at a time: the activations of a chunk stay in the processor's cache."""
+
+
+@dataclass
+class RolloutStats:
+    """
+    :param n_branches: branches started
+    :param n_transitions: transitions kept
+    :param n_terminated: branches that ended in a termination
+    :param n_diverged: branches cut because the model's prediction was not finite
+    """
+
+    n_branches: int = 0
+    n_transitions: int = 0
+    n_terminated: int = 0
+    n_diverged: int = 0
+
+
+@th.no_grad()
+def branched_rollouts(
+    dynamics: ProbabilisticEnsemble,
+    policy: PolicyFn,
+    start_obs: th.Tensor,
+    length: int,
+    add: Callable[[Transitions], None],
+    generator: th.Generator | None = None,
+    deterministic: bool = False,
+    one_member_per_branch: bool = False,
+) -> RolloutStats:
+    """
+    Roll the policy out in the model (Janner et al. 2019, algorithm 2). A branch stops at its termination, whose
+    transition is kept, and at a prediction that is not finite, which is dropped.
+
+    :param dynamics: the model
+    :param policy: gives the actions
+    :param start_obs: raw states to branch from, (N, O)
+    :param length: imagined steps per branch at most
+    :param add: receives the transitions, a batch at a time
+    :param generator: source of members and noise
+    :param deterministic: predict means instead of samples
+    :param one_member_per_branch: keep a branch with one elite (TS-infinity) instead of drawing an elite at
+        each step (TS1)
+    :return: what happened
+    """
+    stats = RolloutStats(n_branches=len(start_obs))
+    for obs in start_obs.split(CHUNK):
+        members = dynamics.sample_members(len(obs), generator) if one_member_per_branch else None
+        for _ in range(length):
+            action = policy(obs)
+            step = dynamics.step(obs, action, generator, "random" if members is None else members, deterministic)
+            finite = th.isfinite(step.next_obs).all(dim=1) & th.isfinite(step.reward)
+            imagined = Transitions(obs, action, step.next_obs, step.reward, step.terminated)
+            add(imagined if finite.all() else imagined[finite])
+
+            goes_on = finite & ~step.terminated
+            stats.n_transitions += int(finite.sum())
+            stats.n_terminated += int((finite & step.terminated).sum())
+            stats.n_diverged += int((~finite).sum())
+            obs = step.next_obs[goes_on]
+            members = None if members is None else members[goes_on]
+            if len(obs) == 0:
+                break
+    return stats

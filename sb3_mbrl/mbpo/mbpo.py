@@ -1,0 +1,492 @@
+"""MBPO: model-based policy optimization, https://arxiv.org/abs/1906.08253. Results: docs/modules/mbpo.md."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from stable_baselines3 import SAC
+from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.sac.policies import MlpPolicy, SACPolicy
+
+from sb3_mbrl.common.buffers import MixedReplayBuffer, ModelReplayBuffer, initial_rows, normalize_obs, real_transitions
+from sb3_mbrl.common.callbacks import ModelProgressBarCallback
+from sb3_mbrl.common.schedules import RolloutSchedule
+from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
+from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble, check_spaces
+from sb3_mbrl.dynamics.fitting import FitReport
+from sb3_mbrl.dynamics.rollouts import RolloutStats, branched_rollouts
+from sb3_mbrl.dynamics.termination import (
+    LearnedTermination,
+    known_termination,
+    termination_from_json,
+    termination_scores,
+    termination_to_json,
+)
+
+SelfMBPO = TypeVar("SelfMBPO", bound="MBPO")
+
+MIN_FIT_TRANSITIONS = 32
+"""Fewer real transitions than this say nothing about the dynamics: until then all batches are real."""
+
+
+class MBPO(SAC):
+    """
+    Model-Based Policy Optimization (Janner et al. 2019): SAC that learns mostly from short rollouts imagined by an
+    ensemble of learned dynamics, branched from real states.
+
+    Paper: https://arxiv.org/abs/1906.08253; its code: https://github.com/jannerm/mbpo. The numbers of the paper per
+    environment are in ``sb3_mbrl/zoo/hyperparams/mbpo.yml``. All arguments up to ``device`` are SAC's; defaults
+    differ where named below.
+
+    :param policy: ``"MlpPolicy"`` or a SAC policy class
+    :param env: flat Box observations of floats, Box actions with finite bounds; one environment or many
+    :param learning_starts: environment steps of uniform random actions first (paper: 5000; 500 for the pendulums)
+    :param gradient_steps: SAC updates per call of ``train``, the update-to-data ratio at one environment and
+        ``train_freq=1`` (paper: 20; 40 for HalfCheetah, 10 for InvertedPendulum). Nothing multiplies it
+    :param model_train_freq: environment steps between two refits of the model, each followed by imagination (paper: 250)
+    :param model_updates_per_step: budget of a refit: at most this many gradient steps of the model per environment step
+        since the last one. The first fit runs to its end. None: every refit does (paper)
+    :param rollouts_per_step: imagined branches per environment step (paper: 400)
+    :param rollout_schedule: imagined steps per branch: an integer, or ``(start, end, min_length, max_length)`` in
+        environment steps, warm-up included (paper: linear from epoch 20 to 150, ``(20_000, 150_000, 1, 15)``
+        on Hopper)
+    :param model_retain_steps: the model buffer keeps the imagined transitions of this many environment steps (paper: 1000)
+    :param real_ratio: share of real transitions in a batch, in [0, 1] (paper's code: 0.05). 1 is SAC, with a model beside
+    :param branch_from: ``"all"`` branches from any real state, ``"initial"`` from first states of episodes (with a
+        ``rollout_schedule`` as long as an episode: full-length imagination, the baseline that the paper argues against)
+    :param deterministic_rollout: the model predicts means instead of samples
+    :param reward_fn: the reward ``f(obs (B, O), action (B, A), next_obs (B, O)) -> (B,)`` on torch tensors, actions in the
+        environment's scale; learned if None
+    :param termination_fn: ``"auto"``: the environment's own rule where it is a known Gymnasium task, otherwise learned;
+        ``"learned"``; a function ``f(obs, action, next_obs) -> (B,) bool``; None: the task never terminates
+    :param dynamics_kwargs: arguments of :class:`~sb3_mbrl.dynamics.ProbabilisticEnsemble` (``ensemble_size``,
+        ``n_elites``, ``net_arch``, ...)
+    :param fit_kwargs: arguments of :func:`~sb3_mbrl.dynamics.fitting.fit` (``patience``, ``bootstrap``, ...)
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :raises ValueError: arguments or spaces that are not supported, saying what is
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": MlpPolicy}
+
+    dynamics: ProbabilisticEnsemble
+    model_buffer: ModelReplayBuffer
+
+    def __init__(
+        self,
+        policy: str | type[SACPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 1_000,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 20,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        ent_coef: str | float = "auto",
+        target_update_interval: int = 1,
+        target_entropy: str | float = "auto",
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        use_sde_at_warmup: bool = False,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        model_train_freq: int = 250,
+        model_updates_per_step: float | None = 2.0,
+        rollouts_per_step: int = 400,
+        rollout_schedule: int | Sequence[int] = 1,
+        model_retain_steps: int = 1_000,
+        real_ratio: float = 0.05,
+        branch_from: str = "all",
+        deterministic_rollout: bool = False,
+        reward_fn: RewardFn | None = None,
+        termination_fn: TerminationFn | str | None = "auto",
+        dynamics_kwargs: Mapping[str, Any] | None = None,
+        fit_kwargs: Mapping[str, Any] | None = None,
+        _init_setup_model: bool = True,
+    ):
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            buffer_size=buffer_size,
+            learning_starts=learning_starts,
+            batch_size=batch_size,
+            tau=tau,
+            gamma=gamma,
+            train_freq=train_freq,
+            gradient_steps=gradient_steps,
+            action_noise=action_noise,
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            optimize_memory_usage=optimize_memory_usage,
+            n_steps=n_steps,
+            ent_coef=ent_coef,
+            target_update_interval=target_update_interval,
+            target_entropy=target_entropy,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            use_sde_at_warmup=use_sde_at_warmup,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+        )
+        self.model_train_freq = model_train_freq
+        self.model_updates_per_step = model_updates_per_step
+        self.rollouts_per_step = rollouts_per_step
+        self.rollout_schedule = rollout_schedule
+        self.model_retain_steps = model_retain_steps
+        self.real_ratio = real_ratio
+        self.branch_from = branch_from
+        self.deterministic_rollout = deterministic_rollout
+        self.reward_fn = reward_fn
+        self.termination_fn = termination_fn
+        self.dynamics_kwargs = dict(dynamics_kwargs or {})
+        self.fit_kwargs = dict(fit_kwargs or {})
+
+        self._generator: th.Generator | None = None
+        # What "auto" found, so that a model loaded without an environment has the same termination
+        self._auto_termination: dict[str, Any] | str | None = None
+        self._last_fit_timestep: int | None = None
+        self._seconds = {"fitting": 0.0, "imagining": 0.0, "updating": 0.0}
+        self._progress_bar: ModelProgressBarCallback | None = None
+
+        if _init_setup_model:
+            self._setup_model()
+
+    # ---------------------------------------------------------------- setup
+
+    def _setup_model(self) -> None:
+        self._check_arguments()
+        super()._setup_model()
+        self._rollout_length = RolloutSchedule(self.rollout_schedule)
+        assert self._generator is not None
+        self.dynamics = ProbabilisticEnsemble(
+            self.observation_space,
+            self.action_space,
+            reward_fn=self.reward_fn,
+            termination_fn=self._make_termination(),
+            generator=self._generator,
+            device=self.device,
+            **self.dynamics_kwargs,
+        )
+        self.model_buffer = ModelReplayBuffer(
+            self._model_buffer_capacity(), self.dynamics.observation_dim, self.dynamics.action_dim, self.device
+        )
+
+    def _check_arguments(self) -> None:
+        check_spaces(self.observation_space, self.action_space)
+        RolloutSchedule(self.rollout_schedule)
+        if not 0.0 <= self.real_ratio <= 1.0:
+            raise ValueError(f"real_ratio is the share of real transitions in a batch, in [0, 1]; got {self.real_ratio}.")
+        if self.real_ratio > 0 and int(self.batch_size * self.real_ratio) == 0:
+            raise ValueError(
+                f"batch_size={self.batch_size} at real_ratio={self.real_ratio} leaves no real transition in a batch. Use "
+                f"batch_size >= {int(np.ceil(1 / self.real_ratio))}, a larger real_ratio, or real_ratio=0 to train on "
+                "imagined transitions alone."
+            )
+        for name in ("model_train_freq", "rollouts_per_step", "model_retain_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.branch_from not in ("all", "initial"):
+            raise ValueError(f"branch_from must be 'all' or 'initial', got {self.branch_from!r}.")
+        if not (self.termination_fn is None or callable(self.termination_fn) or self.termination_fn in ("auto", "learned")):
+            raise ValueError(
+                f"termination_fn must be 'auto', 'learned', a function or None (never terminates), got {self.termination_fn!r}."
+            )
+        reserved = {"observation_space", "action_space", "reward_fn", "termination_fn", "generator", "device"}
+        if reserved & set(self.dynamics_kwargs):
+            raise ValueError(
+                f"dynamics_kwargs must not contain {sorted(reserved & set(self.dynamics_kwargs))}: they follow from "
+                "MBPO's own arguments."
+            )
+        if self.optimize_memory_usage:
+            raise ValueError(
+                "optimize_memory_usage=True loses the last observation of each episode, from which the model would learn "
+                "false transitions. Leave it False and choose a smaller buffer_size if memory is short."
+            )
+        if self.replay_buffer_class is not None and issubclass(self.replay_buffer_class, DictReplayBuffer):
+            raise ValueError(
+                f"{self.replay_buffer_class.__name__} holds Dict observations (HER relabels them), which learned dynamics "
+                "do not support yet. Flatten the observation and use ReplayBuffer, or use SAC."
+            )
+        if not self.replay_buffer_kwargs.get("handle_timeout_termination", True):
+            raise ValueError(
+                "handle_timeout_termination=False stores time limits as terminations, which the model would learn. "
+                "Leave it True."
+            )
+
+    def _make_termination(self) -> TerminationFn | None:
+        """The termination function of the dynamics, which ``"auto"`` and ``"learned"`` stand for."""
+        assert self._generator is not None
+        if callable(self.termination_fn) or self.termination_fn is None:
+            return self.termination_fn  # type: ignore[return-value]
+        if self.termination_fn == "auto" and self._auto_termination is None:
+            known = known_termination(self.env) if self.env is not None else None
+            self._auto_termination = "learned" if known is None else termination_to_json(known)
+        if self.termination_fn == "auto" and isinstance(self._auto_termination, dict):
+            return termination_from_json(self._auto_termination)
+        obs_dim, action_dim = (int(np.prod(space.shape)) for space in (self.observation_space, self.action_space))
+        return LearnedTermination(obs_dim, action_dim, generator=self._generator)
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        # Every environment comes in here, at construction, set_env and load: unsupported spaces are refused first
+        check_spaces(env.observation_space, env.action_space)
+        return SAC._wrap_env(env, verbose, monitor_wrapper)
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        super().set_random_seed(seed)
+        # The model's own stream: neither fits nor rollouts disturb SAC's
+        self._generator = th.Generator(device=self.device)
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
+
+    # ---------------------------------------------------------------- the algorithm
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        """
+        Refit the model and imagine if it is time, then SAC's updates on batches of real and imagined transitions.
+
+        :param gradient_steps: number of SAC updates
+        :param batch_size: rows per update
+        """
+        if self._fit_is_due():
+            self._fit_dynamics()
+            self._imagine()
+            self._last_fit_timestep = self.num_timesteps
+        with self._timed("updating"), self._mixed_batches():
+            super().train(gradient_steps, batch_size)
+
+    def _fit_is_due(self) -> bool:
+        assert self.replay_buffer is not None
+        if self.replay_buffer.size() * self.n_envs < MIN_FIT_TRANSITIONS:
+            return False
+        # A stored clock, not a modulo: num_timesteps jumps by the number of environments
+        return self._last_fit_timestep is None or self.num_timesteps - self._last_fit_timestep >= self.model_train_freq
+
+    def _steps_since_fit(self) -> int:
+        """Environment steps to make up for; the first time, one interval."""
+        return self.model_train_freq if self._last_fit_timestep is None else self.num_timesteps - self._last_fit_timestep
+
+    def _fit_dynamics(self) -> None:
+        assert self.replay_buffer is not None
+        transitions = real_transitions(self.replay_buffer, self.device)
+        if self.dynamics.is_fitted and len(transitions) < self.learning_starts:
+            return  # loaded without its replay buffer: a refit on the few new transitions would forget the rest
+        budget = {}
+        if self.dynamics.is_fitted and self.model_updates_per_step is not None:
+            # A warm model needs little for a few new transitions; a new one must not start its life underfit
+            budget["max_gradient_steps"] = int(self.model_updates_per_step * self._steps_since_fit())
+        with self._timed("fitting"):
+            fit_kwargs = {"on_epoch": self._show_epoch, **budget, **self.fit_kwargs}
+            report = self.dynamics.fit(transitions, self._generator, **fit_kwargs)
+        self._log_fit(report)
+        self._log_termination(transitions)
+
+    def _imagine(self) -> None:
+        """Branch short rollouts of the current policy from real states into the model buffer (algorithm 2, lines 6-8)."""
+        n_branches = self.rollouts_per_step * min(self._steps_since_fit(), self.model_retain_steps)
+        length = self._rollout_length(self.num_timesteps)
+        self.model_buffer.resize(self._model_buffer_capacity())
+        starts = self._start_states(n_branches)
+        self.policy.set_training_mode(False)
+        with self._timed("imagining", f"imagining {n_branches} x {length} steps"):
+            stats = branched_rollouts(
+                self.dynamics,
+                self._sample_imagined_action,
+                starts,
+                length,
+                self.model_buffer.add,
+                self._generator,
+                self.deterministic_rollout,
+            )
+        self._log_imagination(stats, length, starts[:1024])
+
+    def _start_states(self, n: int) -> th.Tensor:
+        """Real states to branch from, uniformly, (n, O) raw."""
+        assert self.replay_buffer is not None
+        states = real_transitions(self.replay_buffer, self.device).observations
+        if self.branch_from == "initial":
+            initial = initial_rows(self.replay_buffer)
+            states = states[th.as_tensor(initial, device=self.device)] if len(initial) > 0 else states
+        return states[th.randint(len(states), (n,), generator=self._generator, device=self.device)]
+
+    def _sample_imagined_action(self, obs: th.Tensor) -> th.Tensor:
+        """
+        The stochastic policy on raw observations, from the model's own stream. With gSDE each row has its own noise
+        matrix, whose marginal this is.
+        """
+        params = self.actor.get_action_dist_params(normalize_obs(obs, self._vec_normalize_env))
+        normal = self.actor.action_dist.proba_distribution(*params[:2], **params[2]).distribution
+        noise = th.randn(normal.mean.shape, generator=self._generator, device=self.device)
+        return th.tanh(normal.mean + normal.stddev * noise)
+
+    @contextmanager
+    def _mixed_batches(self) -> Iterator[None]:
+        """SAC's unchanged ``train`` samples from the real and the model buffer together."""
+        real = self.replay_buffer
+        assert real is not None
+        self.replay_buffer = MixedReplayBuffer(  # type: ignore[assignment]
+            real, self.model_buffer, self.real_ratio, self.gamma, self._generator
+        )
+        try:
+            yield
+        finally:
+            self.replay_buffer = real
+
+    def _model_buffer_capacity(self) -> int:
+        return self.rollouts_per_step * self.model_retain_steps * self._rollout_length(self.num_timesteps)
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        assert isinstance(new_obs, np.ndarray)
+        for name, values in (("observation", new_obs), ("reward", reward)):
+            finite = np.isfinite(values).reshape(self.n_envs, -1).all(axis=1)
+            if not finite.all():
+                raise ValueError(
+                    f"Environment {int(np.argmin(finite))} returned a {name} that is NaN or infinite at step "
+                    f"{self.num_timesteps}. It was not stored; the model and the replay buffer are intact. Mend the "
+                    "environment (stable_baselines3.common.vec_env.VecCheckNan helps to find the cause)."
+                )
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+
+    # ---------------------------------------------------------------- learn
+
+    def learn(
+        self: SelfMBPO,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "MBPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfMBPO:
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if reset_num_timesteps:
+            self._last_fit_timestep = None  # num_timesteps starts again at 0
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        self._progress_bar = ModelProgressBarCallback() if progress_bar else None
+        if self._progress_bar is None:
+            return super()._init_callback(callback)
+        own = CallbackList([super()._init_callback(callback), self._progress_bar])
+        own.init_callback(self)
+        return own
+
+    # ---------------------------------------------------------------- monitoring
+
+    @contextmanager
+    def _timed(self, phase: str, description: str = "") -> Iterator[None]:
+        """Adds to the seconds of a phase, and says in the progress bar what takes them."""
+        start = time.perf_counter()
+        if description:
+            self._describe(description)
+        try:
+            yield
+        finally:
+            if description:
+                self._describe("")
+            self._seconds[phase] += time.perf_counter() - start
+            self.logger.record(f"time/{phase}_seconds", self._seconds[phase])
+
+    def _describe(self, text: str) -> None:
+        if self._progress_bar is not None:
+            self._progress_bar.describe(text)
+
+    def _show_epoch(self, epoch: int, holdout_mse: float) -> None:
+        self._describe(f"fitting model, epoch {epoch}, error {holdout_mse:.2g}")
+
+    def _log_fit(self, report: FitReport) -> None:
+        self._describe("")
+        for name, value in vars(report).items():
+            self.logger.record(f"dynamics/{name}", value)
+        if self.verbose >= 1:
+            print(
+                f"Model fitted at step {self.num_timesteps}: {report.n_epochs} epochs on {report.n_train} transitions in "
+                f"{report.seconds:.1f} s, holdout MSE {report.holdout_mse:.3g}"
+            )
+
+    def _log_termination(self, transitions: Transitions) -> None:
+        """Precision and recall on the real data of whatever predicts terminations; a rule that does not fit is refused."""
+        predicted = self.dynamics.predict_termination(transitions)
+        for name, value in termination_scores(predicted, transitions.terminated).items():
+            self.logger.record(f"dynamics/termination_{name}", value)
+        n_wrong = int((predicted != transitions.terminated).sum())
+        # A state within a rounding error of the limit may fall on either side in float32
+        if isinstance(self._auto_termination, dict) and n_wrong > 1 + len(transitions) // 1000:
+            raise ValueError(
+                f"termination_fn='auto' took the rule of the known task, but it disagrees with {n_wrong} of "
+                f"{len(transitions)} real transitions: a wrapper probably changes observations or terminations. Pass "
+                "termination_fn='learned' or a function of your own."
+            )
+
+    def _log_imagination(self, stats: RolloutStats, length: int, starts: th.Tensor) -> None:
+        with th.no_grad():
+            step = self.dynamics.step(starts, self._sample_imagined_action(starts), self._generator, uncertainty=True)
+        assert step.epistemic_std is not None and step.aleatoric_std is not None
+        assert self.replay_buffer is not None
+        n_real = self.replay_buffer.size()
+        self.logger.record("dynamics/epistemic_std", step.epistemic_std.mean().item())
+        self.logger.record("dynamics/aleatoric_std", step.aleatoric_std.mean().item())
+        self.logger.record("imagination/rollout_length", length)
+        self.logger.record("imagination/n_transitions", stats.n_transitions)
+        self.logger.record("imagination/termination_fraction", stats.n_terminated / stats.n_branches)
+        self.logger.record("imagination/diverged_fraction", stats.n_diverged / stats.n_branches)
+        self.logger.record("imagination/reward_mean", step.reward.mean().item())
+        self.logger.record("imagination/real_reward_mean", float(self.replay_buffer.rewards[:n_real].mean()))
+        self.logger.record("imagination/model_buffer_size", len(self.model_buffer))
+        self.logger.record("imagination/real_buffer_size", n_real * self.n_envs)
+
+    # ---------------------------------------------------------------- save and load
+
+    def _excluded_save_params(self) -> list[str]:
+        own = ["dynamics", "model_buffer", "_generator", "_rollout_length", "_progress_bar"]
+        return [*super()._excluded_save_params(), *own]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, variables = super()._get_torch_save_params()
+        state_dicts = [*state_dicts, "dynamics", "dynamics.optimizer"]
+        if isinstance(self.dynamics.termination_fn, LearnedTermination):
+            state_dicts.append("dynamics.termination_fn.optimizer")
+        return state_dicts, variables
