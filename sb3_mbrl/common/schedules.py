@@ -19,7 +19,7 @@ class RolloutSchedule:
             schedule = (0, 0, schedule, schedule)
         if isinstance(schedule, str) or not isinstance(schedule, Sequence) or len(schedule) != 4:
             raise ValueError(f"rollout_schedule must be {accepted}, got {schedule!r}.")
-        if not all(isinstance(value, (int, float)) and value == int(value) for value in schedule):
+        if not all(isinstance(value, (int, float)) and float(value).is_integer() for value in schedule):
             raise ValueError(f"rollout_schedule must hold integers, {accepted}; got {tuple(schedule)}.")
         self.start, self.end, self.min_length, self.max_length = (int(value) for value in schedule)
         if not 0 <= self.start <= self.end:

@@ -1,0 +1,16 @@
+"""Learned transition models: networks, fitting, termination, branched rollouts."""
+
+from sb3_mbrl.dynamics.ensemble import ModelStep, Prediction, ProbabilisticEnsemble
+from sb3_mbrl.dynamics.fitting import FitReport
+from sb3_mbrl.dynamics.rollouts import branched_rollouts
+from sb3_mbrl.dynamics.termination import LearnedTermination, known_termination
+
+__all__ = [
+    "FitReport",
+    "LearnedTermination",
+    "ModelStep",
+    "Prediction",
+    "ProbabilisticEnsemble",
+    "branched_rollouts",
+    "known_termination",
+]

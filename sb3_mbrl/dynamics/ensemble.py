@@ -92,6 +92,9 @@ class ProbabilisticEnsemble(nn.Module):
         stretched over the layers if there are not five
     :param probabilistic: predict a variance and train by likelihood; False gives a deterministic ensemble,
         trained by squared error
+    :param nll_beta: weight of a row's likelihood by its predicted variance to this power, in [0, 1] (Seitzer et al. 2022,
+        https://arxiv.org/abs/2203.09168, who recommend 0.5). 0 is the plain likelihood of the paper: with it one
+        surprising new transition swamps the optimiser of a confident model
     :param learn_logvar_bounds: learn the bounds of the log-variance, as the paper's code does; other
         implementations freeze them
     :param normalize_targets: z-score the change of the observation and the reward too. The paper's code does not:
@@ -120,6 +123,7 @@ class ProbabilisticEnsemble(nn.Module):
         learning_rate: float = 1e-3,
         weight_decay: float | Sequence[float] | None = None,
         probabilistic: bool = True,
+        nll_beta: float = 0.5,
         learn_logvar_bounds: bool = True,
         normalize_targets: bool = True,
         reward_fn: RewardFn | None = None,
@@ -137,6 +141,8 @@ class ProbabilisticEnsemble(nn.Module):
             )
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}.")
+        if not 0.0 <= nll_beta <= 1.0:
+            raise ValueError(f"nll_beta must lie in [0, 1], got {nll_beta}.")
         if len(net_arch) == 0 or min(net_arch) < 1:
             raise ValueError(f"net_arch must list at least one hidden layer of at least one unit, got {list(net_arch)}.")
         self.observation_space = observation_space
@@ -148,6 +154,7 @@ class ProbabilisticEnsemble(nn.Module):
         self.learning_rate = learning_rate
         self.weight_decay = _per_layer(weight_decay, n_layers=len(net_arch) + 1)
         self.probabilistic = probabilistic
+        self.nll_beta = nll_beta
         self.learn_logvar_bounds = learn_logvar_bounds
         self.normalize_targets = normalize_targets
         self.reward_fn = reward_fn
@@ -240,7 +247,8 @@ class ProbabilisticEnsemble(nn.Module):
 
     def loss(self, inputs: th.Tensor, targets: th.Tensor) -> th.Tensor:
         """
-        Gaussian negative log-likelihood (up to constants), averaged over rows and outputs, summed over members;
+        Gaussian negative log-likelihood (up to constants; see ``nll_beta``), averaged over rows and outputs, summed over
+        members;
         the bounds of the log-variance are pulled together with weight 0.01 (Chua et al. 2018, appendix A.1).
         Squared error for a deterministic ensemble.
 
@@ -252,8 +260,10 @@ class ProbabilisticEnsemble(nn.Module):
         error = (mean - targets) ** 2
         if not self.probabilistic:
             return error.mean(dim=(1, 2)).sum()
-        nll = (error * th.exp(-logvar) + logvar).mean(dim=(1, 2)).sum()
-        return nll + 0.01 * (self.max_logvar.sum() - self.min_logvar.sum())
+        nll = error * th.exp(-logvar) + logvar
+        if self.nll_beta > 0:
+            nll = nll * th.exp(self.nll_beta * logvar.detach())
+        return nll.mean(dim=(1, 2)).sum() + 0.01 * (self.max_logvar.sum() - self.min_logvar.sum())
 
     # ---------------------------------------------------------------- data
 
@@ -373,6 +383,10 @@ class ProbabilisticEnsemble(nn.Module):
             all members
         :return: next observation, reward and termination of each row
         """
+        if isinstance(members, str) and members not in ("random", "expectation"):
+            raise ValueError(f"members must be 'random', 'expectation' or a tensor of members, got {members!r}.")
+        if isinstance(members, th.Tensor) and members.shape != obs.shape[:1]:
+            raise ValueError(f"members must have shape ({len(obs)},), one for each row, got {tuple(members.shape)}.")
         expectation = isinstance(members, str) and members == "expectation"
         if isinstance(members, str) and not expectation:
             members = self.sample_members(len(obs), generator)
@@ -420,9 +434,12 @@ class ProbabilisticEnsemble(nn.Module):
             "reward_fn": "user" if self.reward_fn is not None else None,
             "termination_fn": "user" if kind is None else kind,
         }
+        if isinstance(self.termination_fn, LearnedTermination):
+            config["termination_kwargs"] = {name: getattr(self.termination_fn, name) for name in ("net_arch", "learning_rate")}
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors.update({f"optimizer.{index}.{key}": value.contiguous() for key, value in state.items()})
+        for prefix, optimizer in self._optimizers().items():
+            for index, state in optimizer.state_dict()["state"].items():
+                tensors.update({f"{prefix}.{index}.{key}": value.contiguous() for key, value in state.items()})
         write_atomically(path, save_tensors(tensors, metadata={"format": FILE_FORMAT, "config": json.dumps(config)}))
 
     @classmethod
@@ -446,13 +463,14 @@ class ProbabilisticEnsemble(nn.Module):
         try:
             with safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
         except SafetensorError as error:
             raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
         if metadata.get("format") != FILE_FORMAT:
             raise ValueError(f"{path} was not written by ProbabilisticEnsemble.save: format {metadata.get('format')!r}.")
         config = json.loads(metadata["config"])
         saved_reward, saved_termination = config.pop("reward_fn"), config.pop("termination_fn")
+        termination_kwargs = config.pop("termination_kwargs", {})
         if saved_reward == "user" and reward_fn is None:
             raise ValueError(f"{path} was saved with a reward_fn of yours: pass it again, load(path, reward_fn=...).")
         if saved_termination == "user" and termination_fn is None:
@@ -463,15 +481,24 @@ class ProbabilisticEnsemble(nn.Module):
             termination_fn = termination_from_json(saved_termination)
         elif termination_fn is None and saved_termination == "learned":
             dims = [int(np.prod(config[name].shape)) for name in ("observation_space", "action_space")]
-            termination_fn = LearnedTermination(*dims)
-        model = cls(**config, reward_fn=reward_fn, termination_fn=termination_fn, device=device)
-        optimizer_state: dict[int, dict[str, th.Tensor]] = {}
-        for name in [name for name in tensors if name.startswith("optimizer.")]:
-            _, index, key = name.split(".")
-            optimizer_state.setdefault(int(index), {})[key] = tensors.pop(name)
+            termination_fn = LearnedTermination(*dims, **termination_kwargs)
+        # The initial weights, soon overwritten, must not be drawn from the global stream
+        model = cls(**config, reward_fn=reward_fn, termination_fn=termination_fn, generator=th.Generator(), device=device)
+        for prefix, optimizer in model._optimizers().items():
+            state: dict[int, dict[str, th.Tensor]] = {}
+            for name in [name for name in tensors if name.startswith(f"{prefix}.")]:
+                _, index, key = name.split(".")
+                state.setdefault(int(index), {})[key] = tensors.pop(name)
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
         model.load_state_dict(tensors)
-        model.optimizer.load_state_dict({**model.optimizer.state_dict(), "state": optimizer_state})
         return model
+
+    def _optimizers(self) -> dict[str, th.optim.Optimizer]:
+        """Whose states a file carries, by the prefix of their tensors."""
+        optimizers: dict[str, th.optim.Optimizer] = {"optimizer": self.optimizer}
+        if isinstance(self.termination_fn, LearnedTermination):
+            optimizers["termination_optimizer"] = self.termination_fn.optimizer
+        return optimizers
 
 
 _SAVED_ARGUMENTS = (
@@ -482,6 +509,7 @@ _SAVED_ARGUMENTS = (
     "learning_rate",
     "weight_decay",
     "probabilistic",
+    "nll_beta",
     "learn_logvar_bounds",
     "normalize_targets",
 )

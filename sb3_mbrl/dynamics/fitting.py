@@ -30,7 +30,7 @@ class FitReport:
     :param seconds: wall-clock time
     :param n_train: rows trained on
     :param n_holdout: rows held out
-    :param train_loss: loss of the last epoch, summed over members
+    :param train_loss: loss of the last minibatch, summed over members
     :param holdout_mse: mean squared error over all outputs
     :param holdout_mse_worst_dim: the same of the worst output
     :param holdout_nll: Gaussian negative log-likelihood up to constants, mean over outputs;
@@ -113,7 +113,14 @@ def fit(
             n_gradient_steps += 1
         epoch += 1
 
-        gained = snapshot.take_where_better(_member_mse(model, inputs[holdout], targets[holdout]), min_improvement)
+        mse = _member_mse(model, inputs[holdout], targets[holdout])
+        if not th.isfinite(mse).all():
+            model.holdout_mse.copy_(mse)  # optimiser and variances are lost, even where a snapshot of the weights is not
+            raise ValueError(
+                "The dynamics model diverged: its holdout error is not finite. Look at the range of the observations and "
+                "rewards, scale them, or lower the learning rate of the model."
+            )
+        gained = snapshot.take_where_better(mse, min_improvement)
         epochs_without_gain = 0 if gained else epochs_without_gain + 1
         if on_epoch is not None:
             on_epoch(epoch, snapshot.mse.mean().item())
@@ -126,11 +133,6 @@ def fit(
 
     snapshot.restore()
     model.holdout_mse.copy_(_member_mse(model, inputs[holdout], targets[holdout]))
-    if not model.is_fitted:
-        raise ValueError(
-            "The dynamics model diverged: its holdout error is not finite. Look at the range of the observations and "
-            "rewards, scale them, or lower the learning rate of the model."
-        )
     errors = _holdout_errors(model, inputs[holdout], targets[holdout])
     return FitReport(
         n_epochs=epoch,
@@ -150,11 +152,11 @@ class _Snapshot:
         self.parameters = [*model.weights, *model.biases]
         self.best = [parameter.detach().clone() for parameter in self.parameters]
         # A warm model must not be measured against its error on another holdout: every fit starts afresh
-        self.mse = th.full_like(model.holdout_mse, 1e10)
+        self.mse = th.full_like(model.holdout_mse, float("inf"))
 
     def take_where_better(self, mse: th.Tensor, min_improvement: float) -> bool:
         """Keep the members whose error fell by more than ``min_improvement``; True if there was one."""
-        better = (self.mse - mse) / self.mse > min_improvement
+        better = mse < (1.0 - min_improvement) * self.mse
         self.mse = th.where(better, mse, self.mse)
         for best, parameter in zip(self.best, self.parameters, strict=True):
             best[better] = parameter.detach()[better]

@@ -537,6 +537,8 @@ class LearnedTermination(nn.Module):
         generator: th.Generator | None = None,
     ) -> None:
         super().__init__()
+        self.net_arch = tuple(net_arch)
+        self.learning_rate = learning_rate
         input_dim = 2 * observation_dim + action_dim
         generator = th.Generator().manual_seed(0) if generator is None else generator
         layers: list[nn.Module] = []

@@ -1,5 +1,6 @@
 """MBPO: model-based policy optimization, https://arxiv.org/abs/1906.08253. Results: docs/modules/mbpo.md."""
 
+import inspect
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,8 +9,8 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch as th
 from stable_baselines3 import SAC
-from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
@@ -21,7 +22,7 @@ from sb3_mbrl.common.callbacks import ModelProgressBarCallback
 from sb3_mbrl.common.schedules import RolloutSchedule
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
 from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble, check_spaces
-from sb3_mbrl.dynamics.fitting import FitReport
+from sb3_mbrl.dynamics.fitting import FitReport, fit
 from sb3_mbrl.dynamics.rollouts import RolloutStats, branched_rollouts
 from sb3_mbrl.dynamics.termination import (
     LearnedTermination,
@@ -179,6 +180,9 @@ class MBPO(SAC):
 
     def _setup_model(self) -> None:
         self._check_arguments()
+        if self.n_steps > 1 and self.replay_buffer_class is NStepReplayBuffer:
+            # SB3's own choice, read from a zip: SB3 would take it for the user's and warn that n_steps is ignored
+            self.replay_buffer_class = None
         super()._setup_model()
         self._rollout_length = RolloutSchedule(self.rollout_schedule)
         assert self._generator is not None
@@ -215,12 +219,16 @@ class MBPO(SAC):
             raise ValueError(
                 f"termination_fn must be 'auto', 'learned', a function or None (never terminates), got {self.termination_fn!r}."
             )
-        reserved = {"observation_space", "action_space", "reward_fn", "termination_fn", "generator", "device"}
-        if reserved & set(self.dynamics_kwargs):
-            raise ValueError(
-                f"dynamics_kwargs must not contain {sorted(reserved & set(self.dynamics_kwargs))}: they follow from "
-                "MBPO's own arguments."
-            )
+        own = {"observation_space", "action_space", "reward_fn", "termination_fn", "device", "generator"}
+        own |= {"model", "transitions"}
+        for name, callee in (("dynamics_kwargs", ProbabilisticEnsemble), ("fit_kwargs", fit)):
+            accepted = [parameter for parameter in inspect.signature(callee).parameters if parameter not in own]
+            refused = [argument for argument in getattr(self, name) if argument not in accepted]
+            if refused:
+                raise ValueError(
+                    f"{name} does not accept {refused} (what follows from MBPO's own arguments is set there); it accepts "
+                    f"{accepted}."
+                )
         if self.optimize_memory_usage:
             raise ValueError(
                 "optimize_memory_usage=True loses the last observation of each episode, from which the model would learn "
@@ -371,15 +379,25 @@ class MBPO(SAC):
         infos: list[dict[str, Any]],
     ) -> None:
         assert isinstance(new_obs, np.ndarray)
-        for name, values in (("observation", new_obs), ("reward", reward)):
+        self._check_finite(new_obs, reward, dones, infos)
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+
+    def _check_finite(self, obs: np.ndarray, reward: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
+        if self._vec_normalize_env is not None:  # what is stored; normalised observations hide infinity behind a clip
+            obs = self._vec_normalize_env.get_original_obs()  # type: ignore[assignment]
+            reward = self._vec_normalize_env.get_original_reward()
+        last_obs = obs.copy()
+        for i in np.flatnonzero(dones):
+            last_obs[i] = infos[i].get("terminal_observation", obs[i])
+        for name, values in (("observation", obs), ("last observation", last_obs), ("reward", reward)):
             finite = np.isfinite(values).reshape(self.n_envs, -1).all(axis=1)
             if not finite.all():
+                self._last_obs = None  # what follows is not its successor: the next learn() resets the environment
                 raise ValueError(
                     f"Environment {int(np.argmin(finite))} returned a {name} that is NaN or infinite at step "
                     f"{self.num_timesteps}. It was not stored; the model and the replay buffer are intact. Mend the "
                     "environment (stable_baselines3.common.vec_env.VecCheckNan helps to find the cause)."
                 )
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
     # ---------------------------------------------------------------- learn
 
@@ -404,15 +422,21 @@ class MBPO(SAC):
     ) -> tuple[int, BaseCallback]:
         if reset_num_timesteps:
             self._last_fit_timestep = None  # num_timesteps starts again at 0
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        start = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        if not np.isfinite(self._last_obs).all():  # type: ignore[arg-type]
+            self._last_obs = None
+            raise ValueError("The environment was reset to an observation that is NaN or infinite. Mend its reset().")
+        return start
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         self._progress_bar = ModelProgressBarCallback() if progress_bar else None
-        if self._progress_bar is None:
-            return super()._init_callback(callback)
-        own = CallbackList([super()._init_callback(callback), self._progress_bar])
-        own.init_callback(self)
-        return own
+        if self._progress_bar is not None:
+            if isinstance(callback, list):
+                callback = CallbackList(callback)
+            elif not isinstance(callback, BaseCallback):
+                callback = ConvertCallback(callback)
+            callback = CallbackList([callback, self._progress_bar])
+        return super()._init_callback(callback)
 
     # ---------------------------------------------------------------- monitoring
 

@@ -1,0 +1,177 @@
+"""
+Learning curves: one CSV per algorithm, environment and seed in ``benchmarks/results/``.
+
+    python -m benchmarks.curves --algo mbpo --env Hopper-v5 --seeds 0 1 2 --steps 15000 --jobs 2
+    python -m benchmarks.curves --algo sac --env Hopper-v5 --seeds 0 1 2 --steps 15000
+
+``mbpo`` takes the tuned values of ``sb3_mbrl/zoo``, ``sac`` SB3's defaults, ``sac-utd`` SAC with MBPO's update-to-data
+ratio, warm-up and target entropy: what the model adds is the gap between ``mbpo`` and ``sac-utd``.
+Each job is one process with one thread. The steps count everything, random warm-up included; an evaluation is the mean
+over deterministic episodes on an environment of its own. An interrupted run goes on from its last checkpoint.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from typing import Any
+
+import gymnasium as gym
+import mujoco
+import stable_baselines3
+import torch as th
+from stable_baselines3 import SAC
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+import sb3_mbrl
+from sb3_mbrl import MBPO
+from sb3_mbrl.zoo import load_hyperparams
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+COLUMNS = "env_steps,wall_seconds,cpu_seconds,return_mean,return_std"
+SHARED_WITH_SAC = ("learning_starts", "gradient_steps", "target_entropy")
+
+
+def make_algorithm(algo: str, env_id: str, seed: int) -> OffPolicyAlgorithm:
+    """
+    :param algo: ``"mbpo"``, ``"sac"`` or ``"sac-utd"``
+    :param env_id: Gymnasium id
+    :param seed: of the algorithm and the environment
+    """
+    tuned = load_hyperparams("mbpo", env_id)
+    if algo == "mbpo":
+        return MBPO(env=env_id, seed=seed, device="cpu", **tuned)
+    if algo == "sac-utd":
+        shared = {key: tuned[key] for key in SHARED_WITH_SAC if key in tuned}
+        return SAC("MlpPolicy", env_id, seed=seed, device="cpu", **shared)
+    return SAC("MlpPolicy", env_id, seed=seed, device="cpu")
+
+
+class CurveCallback(BaseCallback):
+    """
+    Appends an evaluation to the CSV every ``eval_freq`` environment steps.
+
+    :param path: the CSV, header written
+    :param env_id: environment to evaluate on
+    :param eval_freq: environment steps
+    :param n_episodes: per evaluation
+    :param spent: wall and CPU seconds of earlier parts of this run
+    """
+
+    def __init__(self, path: pathlib.Path, env_id: str, eval_freq: int, n_episodes: int, spent: tuple[float, float]):
+        super().__init__()
+        self.path, self.eval_freq, self.n_episodes = path, eval_freq, n_episodes
+        self.eval_env = make_vec_env(env_id, seed=10_000)
+        self.wall, self.cpu = time.perf_counter() - spent[0], time.process_time() - spent[1]
+
+    def _on_rollout_start(self) -> None:
+        # Here the last transition is stored and trained on; on_step would come before both
+        steps = self.model.num_timesteps
+        if steps == 0 or steps % self.eval_freq:
+            return
+        start, start_cpu = time.perf_counter(), time.process_time()
+        mean, std = evaluate_policy(self.model, self.eval_env, self.n_episodes)
+        with open(self.path, "a") as file:
+            wall, cpu = start - self.wall, start_cpu - self.cpu
+            file.write(f"{steps},{wall:.1f},{cpu:.1f},{mean:.2f},{std:.2f}\n")
+        # The time of evaluations is not the algorithm's
+        self.wall += time.perf_counter() - start
+        self.cpu += time.process_time() - start_cpu
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def header(args: argparse.Namespace, hyperparams: dict[str, Any]) -> str:
+    """What a reader needs to run the curve again."""
+    about = {
+        "command": f"python -m benchmarks.curves --algo {args.algo} --env {args.env} --seeds {args.seeds[0]} --steps {args.steps}",
+        "hyperparams": hyperparams,
+        "eval_episodes": args.eval_episodes,
+        "processor": _processor(),
+        "threads": th.get_num_threads(),
+        "python": platform.python_version(),
+        "sb3_mbrl": sb3_mbrl.__version__,
+        "stable_baselines3": stable_baselines3.__version__,
+        "torch": th.__version__,
+        "gymnasium": gym.__version__,
+        "mujoco": mujoco.__version__,
+    }
+    return f"# {json.dumps(about)}\n{COLUMNS}\n"
+
+
+def _processor() -> str:
+    try:
+        info = pathlib.Path("/proc/cpuinfo").read_text()
+        return next(line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def run_one(args: argparse.Namespace) -> None:
+    """One curve, in this process, with one thread; goes on where an interrupted one stopped."""
+    th.set_num_threads(1)
+    seed = args.seeds[0]
+    name = f"{args.algo}_{args.env}_{seed}"
+    path, checkpoints = RESULTS / f"{name}.csv", RESULTS / "checkpoints" / name
+    spent = (0.0, 0.0)
+    if args.algo == "mbpo" and checkpoints.exists() and path.exists():
+        model: OffPolicyAlgorithm = MBPO.load_checkpoint(checkpoints, env=args.env, device="cpu")
+        lines = path.read_text().splitlines()
+        # Evaluations after the checkpoint will be made again
+        kept = [row for row in lines if not row[0].isdigit() or int(row.split(",")[0]) < model.num_timesteps]
+        path.write_text("\n".join(kept) + "\n")
+        if kept[-1][0].isdigit():
+            spent = (float(kept[-1].split(",")[1]), float(kept[-1].split(",")[2]))
+    else:
+        model = make_algorithm(args.algo, args.env, seed)
+        RESULTS.mkdir(exist_ok=True)
+        path.write_text(header(args, load_hyperparams("mbpo", args.env) if args.algo != "sac" else {}))
+    curve = CurveCallback(path, args.env, args.eval_freq, args.eval_episodes, spent)
+    while model.num_timesteps < args.steps:
+        part = min(args.checkpoint_freq, args.steps - model.num_timesteps)
+        model.learn(part, callback=curve, log_interval=1_000_000, reset_num_timesteps=False)
+        if isinstance(model, MBPO):
+            model.save_checkpoint(checkpoints)
+        print(f"{name}: step {model.num_timesteps}", flush=True)
+    curve._on_rollout_start()  # the last point
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algo", choices=["mbpo", "sac", "sac-utd"], required=True)
+    parser.add_argument("--env", required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--eval-freq", type=int, default=500)
+    parser.add_argument("--eval-episodes", type=int, default=5)
+    parser.add_argument("--checkpoint-freq", type=int, default=1_000)
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time, one thread each")
+    args = parser.parse_args()
+    if len(args.seeds) == 1:
+        run_one(args)
+        return
+    waiting, running = list(args.seeds), []
+    while waiting or running:
+        while waiting and len(running) < args.jobs:
+            own = ["--seeds", str(waiting.pop(0))]
+            common = ["--algo", args.algo, "--env", args.env, "--steps", str(args.steps)]
+            common += ["--eval-freq", str(args.eval_freq), "--eval-episodes", str(args.eval_episodes)]
+            common += ["--checkpoint-freq", str(args.checkpoint_freq)]
+            env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+            running.append(subprocess.Popen([sys.executable, "-m", "benchmarks.curves", *common, *own], env=env))
+        running[0].wait()
+        running = [process for process in running if process.poll() is None]
+
+
+if __name__ == "__main__":
+    main()

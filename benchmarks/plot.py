@@ -1,0 +1,77 @@
+"""
+Plots and a table from the CSVs of ``benchmarks/results/``, for the docs.
+
+    python -m benchmarks.plot
+"""
+
+import json
+import pathlib
+from collections import defaultdict
+
+import numpy as np
+from matplotlib.figure import Figure
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+FIGURES = pathlib.Path(__file__).parent.parent / "docs" / "_static"
+LABELS = {"mbpo": "MBPO", "sac": "SAC", "sac-utd": "SAC at MBPO's update-to-data ratio"}
+
+
+def load_curves() -> dict[str, dict[str, list[np.ndarray]]]:
+    """
+    :return: environment -> algorithm -> one array a seed, columns as in the CSV (steps, wall, CPU, mean, std)
+    """
+    curves: dict[str, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
+    for path in sorted(RESULTS.glob("*.csv")):
+        algo, env_id, _ = path.stem.split("_")
+        curves[env_id][algo].append(np.genfromtxt(path, delimiter=",", skip_header=2, ndmin=2))
+    return curves
+
+
+def interpolate(seeds: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps that every seed reached, and the returns there, (seeds, steps)."""
+    steps = seeds[0][:, 0]
+    steps = steps[steps <= min(seed[-1, 0] for seed in seeds)]
+    return steps, np.array([np.interp(steps, seed[:, 0], seed[:, 3]) for seed in seeds])
+
+
+def plot(env_id: str, algos: dict[str, list[np.ndarray]]) -> Figure:
+    """Mean over seeds, each seed as a thin line."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for color, algo in enumerate(label for label in LABELS if label in algos):
+        steps, returns = interpolate(algos[algo])
+        axes.plot(steps, returns.mean(axis=0), color=f"C{color}", label=f"{LABELS[algo]} ({len(returns)} seeds)")
+        for seed in algos[algo]:
+            axes.plot(seed[:, 0], seed[:, 3], color=f"C{color}", alpha=0.3, linewidth=0.8)
+    axes.set(xlabel="environment steps, warm-up included", ylabel="mean return of an evaluation", title=env_id)
+    axes.legend()
+    return figure
+
+
+def table(curves: dict[str, dict[str, list[np.ndarray]]]) -> str:
+    """Markdown: the last common evaluation of each algorithm on each environment, a number a seed."""
+    lines = ["| environment | steps | algorithm | mean return | seeds | s per step |", "|---|---|---|---|---|---|"]
+    for env_id, algos in curves.items():
+        for algo in (label for label in LABELS if label in algos):
+            steps, returns = interpolate(algos[algo])
+            each = ", ".join(f"{value:.0f}" for value in returns[:, -1])
+            cost = np.mean([seed[-1, 2] / seed[-1, 0] for seed in algos[algo]])
+            lines.append(
+                f"| {env_id} | {steps[-1]:.0f} | {LABELS[algo]} | {returns[:, -1].mean():.0f} | {each} | {cost:.3f} |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    curves = load_curves()
+    FIGURES.mkdir(exist_ok=True)
+    for env_id, algos in curves.items():
+        plot(env_id, algos).savefig(FIGURES / f"{env_id}.png", dpi=120)
+    print(table(curves))
+    first = next(RESULTS.glob("*.csv")).read_text().splitlines()[0]
+    about = json.loads(first.removeprefix("# "))
+    print(f"\n{about['processor']}, one thread a run, torch {about['torch']}, SB3 {about['stable_baselines3']}")
+
+
+if __name__ == "__main__":
+    main()

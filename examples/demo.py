@@ -1,0 +1,72 @@
+"""
+MBPO beside SAC on a MuJoCo task, at the same number of environment steps (``make demo``).
+
+Trains MBPO on InvertedPendulum-v5 until it solves the task (a mean return of 1000) or the steps are used up, then SAC,
+with its defaults, for as many steps. Leaves a plot, ``demo/returns.png``, and a TensorBoard log, ``demo/tensorboard``.
+"""
+
+import argparse
+import pathlib
+import time
+
+from matplotlib.figure import Figure
+from stable_baselines3 import SAC
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnRewardThreshold
+from stable_baselines3.common.env_util import make_vec_env
+
+from sb3_mbrl import MBPO
+from sb3_mbrl.zoo import load_hyperparams
+
+ENV_ID = "InvertedPendulum-v5"
+SOLVED = 1000.0
+FOLDER = pathlib.Path("demo")
+
+
+def evaluation(eval_freq: int, stop: BaseCallback | None = None) -> EvalCallback:
+    """Five deterministic episodes on an environment of their own; ``stop`` is asked at each new best."""
+    return EvalCallback(make_vec_env(ENV_ID, seed=1_000), stop, eval_freq=eval_freq, n_eval_episodes=5, verbose=0)
+
+
+def curve(callback: EvalCallback) -> tuple[list[int], list[float]]:
+    """Environment steps and mean returns of the evaluations."""
+    returns = [sum(episodes) / len(episodes) for episodes in callback.evaluations_results]
+    return callback.evaluations_timesteps, returns
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--timesteps", type=int, default=5_000, help="environment steps at most")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    log, eval_freq = str(FOLDER / "tensorboard"), 250
+
+    mbpo = MBPO(env=ENV_ID, seed=args.seed, tensorboard_log=log, **load_hyperparams("mbpo", ENV_ID))
+    mbpo_eval = evaluation(eval_freq, StopTrainingOnRewardThreshold(SOLVED, verbose=0))
+    # The log files are named by their step: without this, the curve of the evaluations would be all that is saved
+    mbpo_eval.log_path = str(FOLDER / "evaluations_mbpo")
+    start = time.perf_counter()
+    mbpo.learn(args.timesteps, callback=mbpo_eval, progress_bar=True)
+    seconds = time.perf_counter() - start
+    steps = mbpo.num_timesteps
+    mbpo.save(FOLDER / "mbpo")
+
+    sac = SAC("MlpPolicy", ENV_ID, seed=args.seed, tensorboard_log=log)
+    sac_eval = evaluation(eval_freq)
+    sac.learn(steps, callback=sac_eval, progress_bar=True)
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, callback in (("MBPO", mbpo_eval), ("SAC", sac_eval)):
+        axes.plot(*curve(callback), marker="o", label=name)
+    axes.set(xlabel="environment steps", ylabel="mean return of 5 episodes", title=ENV_ID)
+    axes.legend()
+    figure.savefig(FOLDER / "returns.png", dpi=150)
+
+    print(f"{ENV_ID}, mean return of 5 episodes after {steps} environment steps:")
+    print(f"  MBPO {mbpo_eval.last_mean_reward:7.1f}   ({seconds:.0f} s of training)")
+    print(f"  SAC  {sac_eval.last_mean_reward:7.1f}")
+    print(f"Plot: {FOLDER / 'returns.png'}   TensorBoard: tensorboard --logdir {log}")
+
+
+if __name__ == "__main__":
+    main()

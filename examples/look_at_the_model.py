@@ -1,0 +1,60 @@
+"""
+Is the learned model any good? Three checks, while MBPO trains (in TensorBoard and as PNG files) and afterwards, on an
+episode that the model has never seen. The figures are in ``model_checks/``.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch as th
+
+from sb3_mbrl.common.buffers import real_transitions
+from sb3_mbrl.dynamics.callbacks import ModelDiagnosticsCallback
+from sb3_mbrl.dynamics.diagnostics import (
+    collect_trajectories,
+    concatenate,
+    one_step_error,
+    open_loop_error,
+    plot_one_step,
+    plot_open_loop,
+    plot_state_distribution,
+    state_distribution,
+)
+from sb3_mbrl.mbpo import MBPO
+
+NAMES = ["cos(angle)", "sin(angle)", "velocity"]
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--timesteps", type=int, default=3_000)
+timesteps = parser.parse_args().timesteps
+
+folder = Path("model_checks")
+model = MBPO("MlpPolicy", "Pendulum-v1", learning_starts=min(500, timesteps // 2), gradient_steps=5, seed=0)
+callback = ModelDiagnosticsCallback(diag_freq=max(250, timesteps // 4), log_dir=folder, verbose=1)
+model.learn(timesteps, callback=callback, progress_bar=True)
+
+# New episodes of the trained policy
+env = model.get_env()
+assert env is not None
+trajectories = collect_trajectories(env, model.predict, n_steps=1_000, device=model.device)
+real = concatenate(trajectories)
+one_step = one_step_error(model.dynamics, real)
+open_loop = open_loop_error(model.dynamics, trajectories, horizon=20, generator=th.Generator(model.device).manual_seed(0))
+# Imagination branches from all that happened since the start, not from these episodes alone
+assert model.replay_buffer is not None
+past = real_transitions(model.replay_buffer, model.device)
+states = state_distribution(past.next_observations, model.model_buffer.contents().next_observations)
+
+print(f"\n{'':12} {'RMSE':>8} {'/ no model':>10} {'R²':>6} {'in 50 %':>8} {'in 90 %':>8} {'20 steps':>9} {'KS':>6}")
+for i, name in enumerate([*NAMES, "reward"]):
+    columns = (one_step.rmse, one_step.relative, one_step.r2, one_step.coverage_50, one_step.coverage_90)
+    rmse, relative, r2, half, most = (column[i].item() for column in columns)
+    ks = f"{states.ks[i].item():6.2f}" if i < len(NAMES) else ""
+    last = open_loop.expectation[-1, i].item()
+    print(f"{name:12} {rmse:8.4f} {relative:10.3f} {r2:6.3f} {half:8.0%} {most:8.0%} {last:9.3f} {ks}")
+print(f"{states.outside_any:.1%} of the imagined states lie outside the range observed.")
+
+plot_one_step(one_step, NAMES).savefig(folder / "one_step.png")
+plot_open_loop(open_loop, NAMES).savefig(folder / "open_loop.png")
+plot_state_distribution(states, NAMES).savefig(folder / "state_distribution.png")
+print(f"Figures: {folder}/one_step.png, {folder}/open_loop.png, {folder}/state_distribution.png")

@@ -1,0 +1,32 @@
+"""One YAML file an algorithm, one entry an environment."""
+
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+# RL Zoo's own keys, which are not arguments of an algorithm's constructor
+ZOO_KEYS = ("n_timesteps", "n_envs", "env_wrapper", "normalize", "frame_stack", "callback", "vec_env_wrapper", "env_kwargs")
+
+
+def load_hyperparams(algo: str, env_id: str) -> dict[str, Any]:
+    """
+    The tuned constructor arguments of an algorithm for an environment::
+
+        from sb3_mbrl import MBPO
+        from sb3_mbrl.zoo import load_hyperparams
+
+        MBPO(env="Hopper-v5", **load_hyperparams("mbpo", "Hopper-v5"))
+
+    :param algo: ``"mbpo"``
+    :param env_id: Gymnasium id; an id without an entry gets the entry ``default``
+    :return: constructor arguments, ``policy`` included, ``n_timesteps`` and RL Zoo's other own keys left out
+    :raises ValueError: no such algorithm
+    """
+    file = files(__package__).joinpath(f"{algo}.yml")
+    if not file.is_file():
+        available = sorted(path.name.removesuffix(".yml") for path in files(__package__).iterdir() if path.name.endswith(".yml"))
+        raise ValueError(f"There are no hyperparameters for {algo!r}; there are for {available}.")
+    entries = yaml.safe_load(file.read_text())
+    entry = entries.get(env_id, entries["default"])
+    return {key: value for key, value in entry.items() if key not in ZOO_KEYS}

@@ -1,0 +1,43 @@
+"""The tuned values reach the constructor."""
+
+import gymnasium as gym
+import pytest
+import yaml
+
+from sb3_mbrl import MBPO
+from sb3_mbrl.zoo import hyperparams, load_hyperparams
+
+ENTRIES = yaml.safe_load((hyperparams.files("sb3_mbrl.zoo.hyperparams") / "mbpo.yml").read_text())
+
+
+@pytest.mark.parametrize("env_id", [env_id for env_id in ENTRIES if env_id != "default"])
+def test_every_entry_builds_its_algorithm(env_id: str) -> None:
+    env = gym.make(env_id, **ENTRIES[env_id].get("env_kwargs", {}))
+    model = MBPO(env=env, **load_hyperparams("mbpo", env_id))
+    assert model.gradient_steps == ENTRIES[env_id]["gradient_steps"]
+
+
+def test_values_are_the_papers() -> None:
+    hopper, cheetah = load_hyperparams("mbpo", "Hopper-v5"), load_hyperparams("mbpo", "HalfCheetah-v5")
+    assert (hopper["gradient_steps"], hopper["target_entropy"], hopper["learning_starts"]) == (20, -1.0, 5000)
+    assert hopper["rollout_schedule"] == [20_000, 150_000, 1, 15]
+    assert (cheetah["gradient_steps"], cheetah["target_entropy"]) == (40, -3.0)
+
+
+def test_humanoid_is_observed_as_in_the_paper() -> None:
+    env = gym.make("Humanoid-v5", **ENTRIES["Humanoid-v5"]["env_kwargs"])
+    assert env.observation_space.shape == (45,)
+
+
+def test_zoo_keys_do_not_reach_the_constructor() -> None:
+    assert "n_timesteps" not in load_hyperparams("mbpo", "Hopper-v5")
+    assert "env_kwargs" not in load_hyperparams("mbpo", "Ant-v5")
+
+
+def test_unknown_environment_gets_the_default() -> None:
+    assert load_hyperparams("mbpo", "MyEnv-v0") == load_hyperparams("mbpo", "default")
+
+
+def test_unknown_algorithm_is_refused() -> None:
+    with pytest.raises(ValueError, match="there are for"):
+        load_hyperparams("nope", "Hopper-v5")
