@@ -30,8 +30,8 @@ timesteps = parser.parse_args().timesteps
 
 folder = Path("model_checks")
 model = MBPO("MlpPolicy", "Pendulum-v1", learning_starts=min(500, timesteps // 2), gradient_steps=5, seed=0)
-callback = ModelDiagnosticsCallback(diag_freq=max(250, timesteps // 4), log_dir=folder, verbose=1)
-model.learn(timesteps, callback=callback, progress_bar=True)
+checks = ModelDiagnosticsCallback(diag_freq=max(250, timesteps // 4), log_dir=folder, verbose=1)
+model.learn(timesteps, callback=checks, progress_bar=True)
 
 # New episodes of the trained policy
 env = model.get_env()
@@ -49,12 +49,11 @@ print(f"\n{'':12} {'RMSE':>8} {'/ no model':>10} {'R²':>6} {'in 50 %':>8} {'in 
 for i, name in enumerate([*NAMES, "reward"]):
     columns = (one_step.rmse, one_step.relative, one_step.r2, one_step.coverage_50, one_step.coverage_90)
     rmse, relative, r2, half, most = (column[i].item() for column in columns)
-    ks = f"{states.ks[i].item():6.2f}" if i < len(NAMES) else ""
-    last = open_loop.expectation[-1, i].item()
+    last, ks = open_loop.expectation[-1, i].item(), f"{states.ks[i].item():6.2f}" if i < len(NAMES) else ""
     print(f"{name:12} {rmse:8.4f} {relative:10.3f} {r2:6.3f} {half:8.0%} {most:8.0%} {last:9.3f} {ks}")
 print(f"{states.outside_any:.1%} of the imagined states lie outside the range observed.")
 
 plot_one_step(one_step, NAMES).savefig(folder / "one_step.png")
 plot_open_loop(open_loop, NAMES).savefig(folder / "open_loop.png")
 plot_state_distribution(states, NAMES).savefig(folder / "state_distribution.png")
-print(f"Figures: {folder}/one_step.png, {folder}/open_loop.png, {folder}/state_distribution.png")
+print(f"The figures are in {folder}/.")

@@ -193,7 +193,7 @@ def real_transitions(buffer: ReplayBuffer, device: th.device | str) -> Transitio
     n = buffer.size()
 
     def flat(array: np.ndarray) -> th.Tensor:
-        return th.as_tensor(array[:n].reshape(n * buffer.n_envs, -1), dtype=th.float32, device=device)
+        return th.as_tensor(array[:n].reshape(n * buffer.n_envs, int(np.prod(array.shape[2:]))), dtype=th.float32, device=device)
 
     return Transitions(
         flat(buffer.observations),
@@ -212,8 +212,8 @@ def initial_rows(buffer: ReplayBuffer) -> np.ndarray:
     n = buffer.size()
     begins = np.zeros((n, buffer.n_envs), dtype=bool)
     # The first row of a buffer that has not wrapped around begins an episode; of one that has, nobody knows
-    begins[0] = True if not buffer.full else buffer.dones[n - 1] > 0.5
-    begins[1:] = buffer.dones[: n - 1] > 0.5
+    begins[:1] = True if not buffer.full else buffer.dones[n - 1] > 0.5
+    begins[1:] = buffer.dones[:n][:-1] > 0.5
     if buffer.full:
         begins[buffer.pos] = False  # the oldest row follows, in the array, the newest
     return np.flatnonzero(begins.reshape(-1))

@@ -92,7 +92,8 @@ def collect_trajectories(
     device: th.device | str = "cpu",
 ) -> list[Transitions]:
     """
-    Let a policy act in an environment, which is reset first; what it sees is new to the model.
+    Let a policy act in an environment, which is reset first (take another than the one in which training will go on);
+    what it sees is new to the model.
 
     :param env: vectorised environment; the statistics of a ``VecNormalize`` are used and not updated
     :param predict: ``model.predict`` of an SB3 algorithm or policy, or a function with its arguments:

@@ -63,6 +63,7 @@ def fit(
     max_holdout: int = 5000,
     bootstrap: bool = True,
     patience: int = 5,
+    patience_steps: int = 100,
     min_improvement: float = 0.01,
     max_epochs: int | None = None,
     max_gradient_steps: int | None = None,
@@ -81,7 +82,9 @@ def fit(
     :param max_holdout: at most this many rows are held out
     :param bootstrap: each member trains on its own draw with replacement; False: each on all training rows,
         in its own order
-    :param patience: stop after *more than* this many epochs in a row in which no member improved
+    :param patience: stop after *more than* this many epochs in a row in which no member improved ...
+    :param patience_steps: ... which were at least this many gradient steps. The paper's rule (0) is made for thousands of
+        rows; of a few hundred, five epochs are ten steps, too few to recover from a shift of the data
     :param min_improvement: relative gain of a member's holdout MSE that counts as an improvement
     :param max_epochs: stop after this many epochs
     :param max_gradient_steps: stop at the end of the epoch in which this many gradient steps are reached
@@ -102,7 +105,7 @@ def fit(
     rows = _rows_per_member(train, model.ensemble_size, bootstrap, generator)
 
     snapshot = _Snapshot(model)
-    epoch, n_gradient_steps, epochs_without_gain, loss = 0, 0, 0, th.zeros(())
+    epoch, n_gradient_steps, last_gain, loss = 0, 0, (0, 0), th.zeros(())
     while True:
         rows = _shuffle_each(rows, generator)
         for batch in rows.split(batch_size, dim=1):
@@ -121,10 +124,10 @@ def fit(
                 "rewards, scale them, or lower the learning rate of the model."
             )
         gained = snapshot.take_where_better(mse, min_improvement)
-        epochs_without_gain = 0 if gained else epochs_without_gain + 1
+        last_gain = (epoch, n_gradient_steps) if gained else last_gain
         if on_epoch is not None:
             on_epoch(epoch, snapshot.mse.mean().item())
-        if epochs_without_gain > patience:
+        if epoch - last_gain[0] > patience and n_gradient_steps - last_gain[1] >= patience_steps:
             break
         if max_epochs is not None and epoch >= max_epochs:
             break

@@ -19,6 +19,7 @@ from stable_baselines3.sac.policies import MlpPolicy, SACPolicy
 
 from sb3_mbrl.common.buffers import MixedReplayBuffer, ModelReplayBuffer, initial_rows, normalize_obs, real_transitions
 from sb3_mbrl.common.callbacks import ModelProgressBarCallback
+from sb3_mbrl.common.checkpoints import ExactCheckpoints, restore_generator
 from sb3_mbrl.common.schedules import RolloutSchedule
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
 from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble, check_spaces
@@ -38,7 +39,7 @@ MIN_FIT_TRANSITIONS = 32
 """Fewer real transitions than this say nothing about the dynamics: until then all batches are real."""
 
 
-class MBPO(SAC):
+class MBPO(ExactCheckpoints, SAC):
     """
     Model-Based Policy Optimization (Janner et al. 2019): SAC that learns mostly from short rollouts imagined by an
     ensemble of learned dynamics, branched from real states.
@@ -213,6 +214,10 @@ class MBPO(SAC):
         for name in ("model_train_freq", "rollouts_per_step", "model_retain_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.model_updates_per_step is not None and not 0 < self.model_updates_per_step < np.inf:
+            raise ValueError(
+                f"model_updates_per_step must be positive, or None for no limit; got {self.model_updates_per_step}."
+            )
         if self.branch_from not in ("all", "initial"):
             raise ValueError(f"branch_from must be 'all' or 'initial', got {self.branch_from!r}.")
         if not (self.termination_fn is None or callable(self.termination_fn) or self.termination_fn in ("auto", "learned")):
@@ -286,7 +291,7 @@ class MBPO(SAC):
             self._fit_dynamics()
             self._imagine()
             self._last_fit_timestep = self.num_timesteps
-        with self._timed("updating"), self._mixed_batches():
+        with self._timed("updating"), self._mixed_batches(), _without_weight_gradients_in_the_actor_loss(self.critic):
             super().train(gradient_steps, batch_size)
 
     def _fit_is_due(self) -> bool:
@@ -514,3 +519,49 @@ class MBPO(SAC):
         if isinstance(self.dynamics.termination_fn, LearnedTermination):
             state_dicts.append("dynamics.termination_fn.optimizer")
         return state_dicts, variables
+
+    def _checkpoint_extras(self) -> dict[str, Any]:
+        assert self._generator is not None
+        buffer = self.model_buffer
+        return {
+            "generator": self._generator.get_state(),
+            "imagined": buffer.rows[: len(buffer)].clone(),  # a view would be saved with the rows that are not written yet
+            "capacity": buffer.capacity,
+            "pos": buffer.pos,
+            "full": buffer.full,
+        }
+
+    def _restore_checkpoint_extras(self, extras: dict[str, Any]) -> None:
+        assert self._generator is not None
+        restore_generator(self._generator, extras["generator"])
+        buffer = self.model_buffer
+        buffer.resize(extras["capacity"])
+        if len(extras["imagined"]) > 0:
+            buffer.rows = extras["imagined"].new_empty(buffer.capacity, extras["imagined"].shape[1])
+            buffer.rows[: len(extras["imagined"])] = extras["imagined"]
+        buffer.pos, buffer.full = extras["pos"], extras["full"]
+
+
+@contextmanager
+def _without_weight_gradients_in_the_actor_loss(critic: th.nn.Module) -> Iterator[None]:
+    """
+    SAC's actor loss needs the critic's gradient in the actions alone; SB3 computes those in its weights too and throws
+    them away, a tenth of an update. The actions of the actor loss are the ones that require a gradient.
+    """
+    trainable = [parameter for parameter in critic.parameters() if parameter.requires_grad]
+
+    def freeze(module: th.nn.Module, args: tuple[th.Tensor, th.Tensor]) -> None:
+        if args[1].requires_grad:
+            for parameter in trainable:
+                parameter.requires_grad_(False)
+
+    def unfreeze(module: th.nn.Module, args: tuple[th.Tensor, th.Tensor], output: tuple[th.Tensor, ...]) -> None:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+    handles = [critic.register_forward_pre_hook(freeze), critic.register_forward_hook(unfreeze)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -83,6 +83,10 @@ def test_policy_names(tiny, name):
         ({"fit_kwargs": {"generator": None}}, r"fit_kwargs does not accept \['generator'\]"),
         *[({name: 0}, f"{name} must be at least 1, got 0") for name in ("model_train_freq", "rollouts_per_step")],
         ({"model_retain_steps": -5}, "model_retain_steps must be at least 1, got -5"),
+        *[
+            ({"model_updates_per_step": budget}, f"model_updates_per_step must be positive.*None.*got {budget}")
+            for budget in (-1.0, 0.0, NAN, INF)
+        ],
         ({"branch_from": "middle"}, "branch_from must be 'all' or 'initial', got 'middle'"),
         ({"termination_fn": "sometimes"}, "termination_fn must be 'auto', 'learned', a function or None.*got 'sometimes'"),
         ({"optimize_memory_usage": True}, "optimize_memory_usage=True.*smaller buffer_size"),

@@ -262,6 +262,14 @@ class TestLoad:
         assert np.array_equal(sac.predict(OBS, deterministic=True)[0], trained.predict(OBS, deterministic=True)[0])
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_compiled_policy(make_mbpo, tmp_path):
+    model = make_mbpo()
+    expected = predict(model)
+    model.policy = th.compile(model.policy)
+    assert np.array_equal(predict(MBPO.load(saved(model, tmp_path))), expected)
+
+
 class TestUserFunctions:
     @pytest.mark.parametrize("function", [is_far, lambda obs, action, next_obs: next_obs[:, 0].abs() > 1.2])
     def test_termination_survives(self, make_mbpo, tmp_path, function):

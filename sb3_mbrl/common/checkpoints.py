@@ -1,0 +1,459 @@
+"""Saves that are whole or not there, and checkpoints from which a run goes on bit for bit."""
+
+import io
+import json
+import os
+import pathlib
+import pickle
+import random
+import re
+import shutil
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any, TypeVar
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.save_util import open_path
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn
+from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
+
+from sb3_mbrl.common.env_state import restore_env_state, save_env_state
+from sb3_mbrl.common.files import sync_folder, write_atomically
+
+SelfExactCheckpoints = TypeVar("SelfExactCheckpoints", bound="ExactCheckpoints")
+
+_FORMAT = "sb3_mbrl.checkpoint.1"
+_ALGORITHM_ENTRY = "_sb3_mbrl_algorithm"
+"""Entry of a saved zip that names the algorithm; Stable-Baselines3 passes over it."""
+
+
+class ExactCheckpoints(OffPolicyAlgorithm):
+    """
+    For off-policy algorithms, before the SB3 class in the list of bases: ``class MBPO(ExactCheckpoints, SAC)``.
+    Adds :meth:`save_checkpoint` and :meth:`load_checkpoint`, makes ``save`` atomic and ``load`` refuse, with words,
+    what another algorithm has saved.
+    """
+
+    _checkpoint_due: str | pathlib.Path | None = None
+    _goes_on = False
+
+    # ---------------------------------------------------------------- for the algorithm to fill in
+
+    def _checkpoint_extras(self) -> dict[str, Any]:
+        """State that neither ``save`` nor the replay buffer holds: tensors, numbers and strings, in dicts and lists."""
+        return {}
+
+    def _restore_checkpoint_extras(self, extras: dict[str, Any]) -> None:
+        """
+        :param extras: what :meth:`_checkpoint_extras` returned, tensors on the device of the model
+        """
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def save_checkpoint(self, folder: str | pathlib.Path) -> None:
+        """
+        Save everything the run consists of: the model, the replay buffer, what is particular to the algorithm,
+        wrappers (``VecNormalize``) and environments in the middle of their episodes, and all random streams. ``N`` steps,
+        ``save_checkpoint``, :meth:`load_checkpoint` in a new process and ``N`` steps equal ``2N`` steps bit for bit on
+        the CPU.
+
+        Call it between two calls of ``learn``, or use :class:`ExactCheckpointCallback`: within a step of the environment,
+        where other callbacks run, the last transition is not in the replay buffer yet. Environments in a
+        ``SubprocVecEnv`` and those with a simulator that Python cannot look into (Box2D) are not stored: they are reset
+        when the checkpoint is loaded. Callbacks and loggers are not part of a checkpoint either.
+
+        Atomic: killed at any moment, the folder holds the last complete checkpoint. Older ones are then deleted.
+
+        :param folder: created if needed; other files in it are left alone
+        """
+        with _new_version(pathlib.Path(folder)) as version:
+            self.save(version / "model.zip")
+            if self.replay_buffer is not None:
+                _write_replay_buffer(version / "replay_buffer.pkl", self.replay_buffer)
+            extras = io.BytesIO()
+            th.save(self._checkpoint_extras(), extras)
+            write_atomically(version / "extras.pth", extras.getvalue())
+            env_state = None if self.env is None else save_env_state(self.env)
+            write_atomically(version / "environment.pkl", pickle.dumps(env_state))
+            write_atomically(version / "random.pkl", pickle.dumps(self._random_state()))
+            # Last, since it tells the sizes and checksums of the others
+            manifest = {
+                "format": _FORMAT,
+                "algorithm": _algorithm_name(type(self)),
+                "num_timesteps": self.num_timesteps,
+                "n_envs": self.n_envs,
+                "files": {path.name: _fingerprint(path) for path in sorted(version.iterdir())},
+            }
+            write_atomically(version / "manifest.json", json.dumps(manifest, indent=4).encode())
+        self._checkpoint_due = None
+
+    @classmethod
+    def load_checkpoint(
+        cls: type[SelfExactCheckpoints],
+        folder: str | pathlib.Path,
+        env: GymEnv | str | None = None,
+        device: th.device | str = "auto",
+        force_reset: bool = False,
+        **kwargs: Any,
+    ) -> SelfExactCheckpoints:
+        """
+        Load the newest checkpoint of a folder; go on with ``learn(n, reset_num_timesteps=False)``. The random streams of
+        this process (Python, NumPy, PyTorch) are set to where they were. It unpickles: load only what you trust.
+
+        :param folder: where :meth:`save_checkpoint` saved
+        :param env: an environment made and wrapped like the one that was saved (untrained ``VecNormalize`` included: its
+            statistics are restored), or its name. None is enough to predict
+        :param device: Device on which the code should run
+        :param force_reset: start with new episodes instead of in the middle of the saved ones
+        :param kwargs: further arguments of ``load``, among them attributes to change
+        :return: the algorithm
+        :raises ValueError: no checkpoint there; it is damaged, or of another algorithm; ``env`` has other spaces, another
+            number of environments or other wrappers
+        """
+        version, manifest = _newest_version(pathlib.Path(folder))
+        _check_algorithm(cls, manifest["algorithm"], version)
+        if isinstance(env, str):
+            env = maybe_make_env(env, verbose=0)  # as the constructor does, so that it has the same wrappers
+        if env is not None:
+            env = cls._wrap_env(env)
+            if env.num_envs != manifest["n_envs"]:
+                raise ValueError(
+                    f"The checkpoint was saved with {manifest['n_envs']} environments, the one given has {env.num_envs}. Pass "
+                    f"a VecEnv of {manifest['n_envs']}, e.g. make_vec_env(..., n_envs={manifest['n_envs']})."
+                )
+        model = cls.load(version / "model.zip", env=env, device=device, force_reset=False, **kwargs)
+        if "replay_buffer.pkl" in manifest["files"]:
+            model._adopt_replay_buffer(_unpickle(version / "replay_buffer.pkl"))
+        model._restore_checkpoint_extras(th.load(version / "extras.pth", map_location=model.device, weights_only=True))
+        if model.env is not None:
+            model._restore_env(_unpickle(version / "environment.pkl"), force_reset)
+        # Last: everything above may draw, and SB3's load seeds all streams anew
+        model._restore_random_state(_unpickle(version / "random.pkl"))
+        model._goes_on = True
+        return model
+
+    def _adopt_replay_buffer(self, replay_buffer: ReplayBuffer) -> None:
+        self.replay_buffer = replay_buffer
+        replay_buffer.device = self.device
+        if isinstance(replay_buffer, HerReplayBuffer) and self.env is not None:
+            replay_buffer.set_env(self.env)
+
+    def _restore_env(self, state: dict[str, Any] | None, force_reset: bool) -> None:
+        assert self.env is not None
+        # As at construction, where the algorithm and the environment share them (and their generators)
+        self.action_space, self.observation_space = self.env.action_space, self.env.observation_space
+        if state is not None and restore_env_state(self.env, state, tasks=not force_reset):
+            return
+        self._last_obs = None  # SB3's sign that learn() has to reset
+        if self.seed is not None:  # or the run would see its first episodes again
+            self.env.seed(self.seed + self.num_timesteps)
+
+    def _random_state(self) -> dict[str, Any]:
+        return {
+            "python": random.getstate(),
+            "numpy": np.random.get_state(),
+            "torch": th.get_rng_state(),
+            "cuda": th.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            "action_space": self.action_space._np_random,
+            "observation_space": self.observation_space._np_random,
+        }
+
+    def _restore_random_state(self, state: dict[str, Any]) -> None:
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])
+        th.set_rng_state(state["torch"])
+        if self.device.type == "cuda" and len(state["cuda"]) == th.cuda.device_count():
+            th.cuda.set_rng_state_all(state["cuda"])
+        self.action_space._np_random = state["action_space"]
+        self.observation_space._np_random = state["observation_space"]
+
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
+        # After the updates and before gSDE draws its noise: here a run can be cut without a trace
+        if self._checkpoint_due is not None:
+            self.save_checkpoint(self._checkpoint_due)
+        return super().collect_rollouts(*args, **kwargs)
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        keep_noise = self._goes_on and not reset_num_timesteps and self.num_timesteps > 0
+        action_noise = deepcopy(self.action_noise)
+        start = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        if keep_noise:  # SB3 resets it at each learn(); the run that goes on would not have
+            self.action_noise = action_noise
+        self._goes_on = False
+        return start
+
+    # ---------------------------------------------------------------- save and load
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save all the attributes of the object and the model parameters in a zip-file, as SB3 does; atomic where ``path`` is
+        a path.
+
+        :param path: path to the file where the rl agent should be saved
+        :param exclude: name of parameters that should be excluded in addition to the default ones
+        :param include: name of parameters that might be excluded but should be included anyway
+        """
+        content = io.BytesIO()
+        super().save(content, exclude, include)
+        with zipfile.ZipFile(content, "a") as archive:
+            archive.writestr(_ALGORITHM_ENTRY, _algorithm_name(type(self)))
+        if isinstance(path, (str, pathlib.Path)):
+            write_atomically(_zip_path(pathlib.Path(path)), content.getvalue())
+        else:
+            open_path(path, "w").write(content.getvalue())
+
+    @classmethod
+    def load(
+        cls: type[SelfExactCheckpoints],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfExactCheckpoints:
+        """
+        Load the model from a zip-file, as SB3 does.
+
+        :param path: path to the file (or a file-like) where to load the agent from
+        :param env: the new environment to run the loaded model on (can be None if you only need prediction)
+        :param device: Device on which the code should run.
+        :param custom_objects: Dictionary of objects to replace upon loading
+        :param print_system_info: Whether to print system info from the saved model and the current system info
+        :param force_reset: Force call to ``reset()`` before training to avoid unexpected behavior
+        :param kwargs: extra arguments to change the model when loading
+        :return: new model instance with loaded parameters
+        :raises ValueError: the file is damaged, or was saved by another algorithm
+        """
+        _check_algorithm(cls, _algorithm_in_zip(path), path)
+        try:
+            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        except KeyError as error:
+            if error.args != ("policy.optimizer",):
+                raise
+            # SB3 takes any mismatch of state dicts for an old DQN, and stumbles over that
+            raise ValueError(
+                f"{path} does not fit the arguments that it is loaded with, or another version of {cls.__name__} saved "
+                f"it: {error.__context__}"
+            ) from error
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_checkpoint_due", "_goes_on"]
+
+
+class ExactCheckpointCallback(BaseCallback):
+    """
+    Saves a checkpoint from which the run goes on bit for bit, where a rollout and its updates are complete. Each replaces
+    the one before. After a crash of a run of ``n`` steps::
+
+        model = MBPO.load_checkpoint("folder", env=env)
+        model.learn(n - model.num_timesteps, callback, reset_num_timesteps=False)
+
+    :param save_freq: environment steps between two checkpoints (at least; rollouts are not cut)
+    :param folder: where they go
+    :param verbose: Verbosity level: 0 for no output, 2 for a line per checkpoint
+    """
+
+    model: ExactCheckpoints
+
+    def __init__(self, save_freq: int, folder: str | pathlib.Path, verbose: int = 0):
+        super().__init__(verbose)
+        if save_freq < 1:
+            raise ValueError(f"save_freq must be at least 1 environment step, got {save_freq}.")
+        self.save_freq = save_freq
+        self.folder = folder
+        self._last_save = 0
+
+    def _init_callback(self) -> None:
+        if not isinstance(self.model, ExactCheckpoints):
+            raise ValueError(
+                f"{type(self.model).__name__} has no save_checkpoint; use stable_baselines3.common.callbacks."
+                "CheckpointCallback."
+            )
+
+    def _on_training_start(self) -> None:
+        self._last_save = self.model.num_timesteps
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps - self._last_save >= self.save_freq:
+            # Not now: the transition of this step is stored after the callbacks
+            self.model._checkpoint_due = self.folder
+            self._last_save = self.num_timesteps
+            if self.verbose >= 2:
+                print(f"Checkpoint at step {self.num_timesteps} in {self.folder}")
+        return True
+
+    def _on_training_end(self) -> None:
+        if self.model._checkpoint_due is not None:
+            self.model.save_checkpoint(self.model._checkpoint_due)
+
+
+def restore_generator(generator: th.Generator, state: th.Tensor) -> None:
+    """
+    :param generator: set to ``state``; left as it is if that comes from another kind of device
+    :param state: of :meth:`torch.Generator.get_state`
+    """
+    if state.numel() == generator.get_state().numel():
+        generator.set_state(state.cpu())
+
+
+# ---------------------------------------------------------------- which algorithm
+
+
+def _algorithm_name(cls: type) -> str:
+    """A subclass by a user counts as the algorithm it derives from."""
+    algorithms = [base for base in cls.__mro__ if issubclass(base, ExactCheckpoints) and base is not ExactCheckpoints]
+    return algorithms[-1].__name__
+
+
+def _algorithm_in_zip(path: str | pathlib.Path | io.BufferedIOBase) -> str:
+    file = open_path(path, "r", suffix="zip")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if archive.testzip() is not None:
+                raise zipfile.BadZipFile
+            known = _ALGORITHM_ENTRY in archive.namelist()
+            return archive.read(_ALGORITHM_ENTRY).decode() if known else "another library (Stable-Baselines3 itself?)"
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise ValueError(f"{path} is damaged, cut short or wasn't a zip-file. Load another save of the model.") from error
+    finally:
+        if isinstance(path, (str, pathlib.Path)):
+            file.close()
+
+
+def _check_algorithm(cls: type, saved: str, path: Any) -> None:
+    if saved != _algorithm_name(cls):
+        raise ValueError(f"{path} was saved by {saved}, not by {_algorithm_name(cls)}: load it with the class that saved it.")
+
+
+def _zip_path(path: pathlib.Path) -> pathlib.Path:
+    """Where SB3 saves to, with its warnings."""
+    if path.suffix == "":
+        path = pathlib.Path(f"{path}.zip")
+    while path.is_dir():
+        warnings.warn(f"Path '{path}' is a folder. Will save instead to {path}_2")
+        path = pathlib.Path(f"{path}_2")
+    if not path.parent.exists():
+        warnings.warn(f"Path '{path.parent}' does not exist. Will create it.")
+    return path
+
+
+# ---------------------------------------------------------------- versions in a folder
+
+
+@contextmanager
+def _new_version(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A new folder for the files of a checkpoint, which takes the place of the older versions once it is complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    older = _versions(folder)
+    beside = folder / ".saving"
+    shutil.rmtree(beside, ignore_errors=True)  # of a save that was killed
+    beside.mkdir()
+    try:
+        yield beside
+        sync_folder(beside)
+        beside.rename(folder / f"checkpoint-{max(older, default=0) + 1:08d}")
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    sync_folder(folder)
+    for version in older.values():
+        shutil.rmtree(version, ignore_errors=True)
+
+
+def _versions(folder: pathlib.Path) -> dict[int, pathlib.Path]:
+    folders = (path for path in folder.iterdir() if re.fullmatch(r"checkpoint-\d{8,}", path.name) and path.is_dir())
+    return {int(path.name.removeprefix("checkpoint-")): path for path in folders}
+
+
+def _newest_version(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
+    """:raises ValueError: there is none, or it is not as it was saved"""
+    versions = _versions(folder) if folder.is_dir() else {}
+    if len(versions) == 0:
+        raise ValueError(f"There is no checkpoint in {folder}. Pass the folder that was given to save_checkpoint.")
+    version = versions[max(versions)]
+    try:
+        manifest = json.loads((version / "manifest.json").read_text())
+        if manifest["format"] != _FORMAT:
+            raise ValueError(f"format {manifest['format']!r} instead of {_FORMAT!r}")
+        changed = [name for name, saved in manifest["files"].items() if _fingerprint(version / name) != saved]
+        if changed:
+            raise ValueError(f"{', '.join(changed)} not as saved")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{version} is damaged or was not written by save_checkpoint ({type(error).__name__}: {error}). Restore it from a "
+            "copy."
+        ) from error
+    return version, manifest
+
+
+def _fingerprint(path: pathlib.Path) -> dict[str, int]:
+    checksum = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            checksum = zlib.crc32(chunk, checksum)
+    return {"size": path.stat().st_size, "crc32": checksum}
+
+
+def _unpickle(path: pathlib.Path) -> Any:
+    try:
+        with open(path, "rb") as file:
+            return pickle.load(file)
+    except (AttributeError, ImportError) as error:
+        raise ValueError(
+            f"{path} holds an object of a class that is not here ({error}). Import the module that defines it, or define it "
+            "in this script, before loading."
+        ) from error
+
+
+# ---------------------------------------------------------------- replay buffer
+
+
+class _ReplayBufferPickler(pickle.Pickler):
+    """Leaves out the rows that were never written, whatever else a subclass holds."""
+
+    def __init__(self, file: Any, replay_buffer: ReplayBuffer):
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self.capacity = replay_buffer.buffer_size
+        self.filled = replay_buffer.size()
+
+    def reducer_override(self, obj: Any) -> Any:
+        if self.filled == self.capacity or type(obj) is not np.ndarray or obj.ndim == 0 or len(obj) != self.capacity:
+            return NotImplemented
+        if obj.dtype.kind not in "biufc" or obj[self.filled :].any():
+            return NotImplemented
+        return _with_empty_rows, (obj[: self.filled], self.capacity)
+
+
+def _with_empty_rows(filled: np.ndarray, n_rows: int) -> np.ndarray:
+    array = np.zeros((n_rows, *filled.shape[1:]), dtype=filled.dtype)  # takes no memory before it is written
+    array[: len(filled)] = filled
+    return array
+
+
+def _write_replay_buffer(path: pathlib.Path, replay_buffer: ReplayBuffer) -> None:
+    with open(path, "wb") as file:
+        _ReplayBufferPickler(file, replay_buffer).dump(replay_buffer)
+        file.flush()
+        os.fsync(file.fileno())
