@@ -93,7 +93,7 @@ class CurveCallback(BaseCallback):
 def header(args: argparse.Namespace, hyperparams: dict[str, Any]) -> str:
     """What a reader needs to run the curve again."""
     about = {
-        "command": f"python -m benchmarks.curves --algo {args.algo} --env {args.env} --seeds {args.seeds[0]} --steps {args.steps}",
+        "command": f"--algo {args.algo} --env {args.env} --seeds {args.seeds[0]} --steps {args.steps}",
         "hyperparams": hyperparams,
         "eval_episodes": args.eval_episodes,
         "processor": _processor(),

@@ -22,9 +22,10 @@ SOLVED = 1000.0
 FOLDER = pathlib.Path("demo")
 
 
-def evaluation(eval_freq: int, stop: BaseCallback | None = None) -> EvalCallback:
-    """Five deterministic episodes on an environment of their own; ``stop`` is asked at each new best."""
-    return EvalCallback(make_vec_env(ENV_ID, seed=1_000), stop, eval_freq=eval_freq, n_eval_episodes=5, verbose=0)
+def evaluation(name: str, stop: BaseCallback | None = None) -> EvalCallback:
+    """Five deterministic episodes every 250 steps, on an environment of their own; ``stop`` is asked at each new best."""
+    env = make_vec_env(ENV_ID, seed=1_000)
+    return EvalCallback(env, stop, eval_freq=250, n_eval_episodes=5, log_path=str(FOLDER / name), verbose=0)
 
 
 def curve(callback: EvalCallback) -> tuple[list[int], list[float]]:
@@ -38,20 +39,18 @@ def main() -> None:
     parser.add_argument("--timesteps", type=int, default=5_000, help="environment steps at most")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    log, eval_freq = str(FOLDER / "tensorboard"), 250
+    log = str(FOLDER / "tensorboard")
 
     mbpo = MBPO(env=ENV_ID, seed=args.seed, tensorboard_log=log, **load_hyperparams("mbpo", ENV_ID))
-    mbpo_eval = evaluation(eval_freq, StopTrainingOnRewardThreshold(SOLVED, verbose=0))
-    # The log files are named by their step: without this, the curve of the evaluations would be all that is saved
-    mbpo_eval.log_path = str(FOLDER / "evaluations_mbpo")
+    mbpo_eval = evaluation("mbpo", StopTrainingOnRewardThreshold(SOLVED, verbose=0))
     start = time.perf_counter()
     mbpo.learn(args.timesteps, callback=mbpo_eval, progress_bar=True)
     seconds = time.perf_counter() - start
     steps = mbpo.num_timesteps
-    mbpo.save(FOLDER / "mbpo")
+    mbpo.save(FOLDER / "mbpo" / "model")
 
     sac = SAC("MlpPolicy", ENV_ID, seed=args.seed, tensorboard_log=log)
-    sac_eval = evaluation(eval_freq)
+    sac_eval = evaluation("sac")
     sac.learn(steps, callback=sac_eval, progress_bar=True)
 
     figure = Figure(figsize=(6, 4), layout="constrained")

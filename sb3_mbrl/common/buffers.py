@@ -3,6 +3,7 @@
 import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -163,8 +164,9 @@ def normalize_obs(obs: th.Tensor, env: VecNormalize | None) -> th.Tensor:
     """
     if env is None or not env.norm_obs:
         return obs
-    mean = th.as_tensor(env.obs_rms.mean, dtype=th.float32, device=obs.device)  # type: ignore[union-attr]
-    std = th.as_tensor(np.sqrt(env.obs_rms.var + env.epsilon), dtype=th.float32, device=obs.device)  # type: ignore[union-attr]
+    assert isinstance(env.obs_rms, RunningMeanStd)  # a flat Box: one for all dimensions
+    mean = th.as_tensor(env.obs_rms.mean, dtype=th.float32, device=obs.device)
+    std = th.as_tensor(np.sqrt(env.obs_rms.var + env.epsilon), dtype=th.float32, device=obs.device)
     return ((obs - mean) / std).clamp(-env.clip_obs, env.clip_obs)
 
 
@@ -193,7 +195,8 @@ def real_transitions(buffer: ReplayBuffer, device: th.device | str) -> Transitio
     n = buffer.size()
 
     def flat(array: np.ndarray) -> th.Tensor:
-        return th.as_tensor(array[:n].reshape(n * buffer.n_envs, int(np.prod(array.shape[2:]))), dtype=th.float32, device=device)
+        rows = array[:n].reshape(n * buffer.n_envs, int(np.prod(array.shape[2:])))
+        return th.as_tensor(rows, dtype=th.float32, device=device)
 
     return Transitions(
         flat(buffer.observations),

@@ -250,13 +250,14 @@ class ExactCheckpoints(OffPolicyAlgorithm):
         _check_algorithm(cls, _algorithm_in_zip(path), path)
         try:
             return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
-        except KeyError as error:
-            if error.args != ("policy.optimizer",):
+        except (KeyError, RuntimeError) as error:
+            # SB3 takes a mismatch of the names of state dicts for an old DQN, and stumbles over that
+            stumbled = error.args == ("policy.optimizer",)
+            if not stumbled and "in loading state_dict" not in str(error):
                 raise
-            # SB3 takes any mismatch of state dicts for an old DQN, and stumbles over that
             raise ValueError(
                 f"{path} does not fit the arguments that it is loaded with, or another version of {cls.__name__} saved "
-                f"it: {error.__context__}"
+                f"it: {error.__context__ if stumbled else error}"
             ) from error
 
     def _excluded_save_params(self) -> list[str]:
@@ -332,11 +333,13 @@ def _algorithm_in_zip(path: str | pathlib.Path | io.BufferedIOBase) -> str:
     file = open_path(path, "r", suffix="zip")
     try:
         with zipfile.ZipFile(file) as archive:
-            if archive.testzip() is not None:
+            names = archive.namelist()
+            # Of a zip that is cut short, one of the .pth inside, a zip itself, can pass for the whole
+            if "_stable_baselines3_version" not in names or archive.testzip() is not None:
                 raise zipfile.BadZipFile
-            known = _ALGORITHM_ENTRY in archive.namelist()
+            known = _ALGORITHM_ENTRY in names
             return archive.read(_ALGORITHM_ENTRY).decode() if known else "another library (Stable-Baselines3 itself?)"
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged, cut short or wasn't a zip-file. Load another save of the model.") from error
     finally:
         if isinstance(path, (str, pathlib.Path)):

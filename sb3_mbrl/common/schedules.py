@@ -1,6 +1,8 @@
 """Schedules in environment steps."""
 
 from collections.abc import Sequence
+from numbers import Real
+from typing import Any
 
 
 class RolloutSchedule:
@@ -15,17 +17,16 @@ class RolloutSchedule:
 
     def __init__(self, schedule: int | Sequence[int]):
         accepted = "an integer of at least 1 or (start_step, end_step, min_length, max_length)"
-        if isinstance(schedule, (int, float)):
-            schedule = (0, 0, schedule, schedule)
-        if isinstance(schedule, str) or not isinstance(schedule, Sequence) or len(schedule) != 4:
+        values: Any = (0, 0, schedule, schedule) if isinstance(schedule, Real) else schedule
+        if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != 4:
             raise ValueError(f"rollout_schedule must be {accepted}, got {schedule!r}.")
-        if not all(isinstance(value, (int, float)) and float(value).is_integer() for value in schedule):
-            raise ValueError(f"rollout_schedule must hold integers, {accepted}; got {tuple(schedule)}.")
-        self.start, self.end, self.min_length, self.max_length = (int(value) for value in schedule)
+        if not all(isinstance(value, Real) and float(value).is_integer() for value in values):
+            raise ValueError(f"rollout_schedule must hold integers, {accepted}; got {schedule!r}.")
+        self.start, self.end, self.min_length, self.max_length = (int(value) for value in values)
         if not 0 <= self.start <= self.end:
-            raise ValueError(f"rollout_schedule must start before it ends, at 0 or later: {accepted}; got {tuple(schedule)}.")
+            raise ValueError(f"rollout_schedule must start before it ends, at 0 or later: {accepted}; got {schedule!r}.")
         if self.min_length < 1 or self.max_length < 1:
-            raise ValueError(f"Rollouts are at least one step long: rollout_schedule is {accepted}; got {tuple(schedule)}.")
+            raise ValueError(f"Rollouts are at least one step long: rollout_schedule is {accepted}; got {schedule!r}.")
 
     def __call__(self, num_timesteps: int) -> int:
         """

@@ -3,6 +3,7 @@
 import json
 import pathlib
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -170,7 +171,7 @@ class ProbabilisticEnsemble(nn.Module):
         self.input_normalizer = Normalizer(input_dim)
         self.target_normalizer = Normalizer(self.output_dim)
         self.weights = nn.ParameterList(
-            _initial_weight(ensemble_size, n_in, n_out, generator) for n_in, n_out in zip(dims[:-1], dims[1:], strict=True)
+            _initial_weight(ensemble_size, n_in, n_out, generator) for n_in, n_out in pairwise(dims)
         )
         self.biases = nn.ParameterList(nn.Parameter(th.zeros(ensemble_size, 1, n_out)) for n_out in dims[1:])
         self.max_logvar = nn.Parameter(th.full((self.output_dim,), 0.5), requires_grad=learn_logvar_bounds)
@@ -182,8 +183,7 @@ class ProbabilisticEnsemble(nn.Module):
         self.to(get_device(device))
 
         groups: list[dict[str, Any]] = [
-            {"params": [weight], "weight_decay": decay}
-            for weight, decay in zip(self.weights, self.weight_decay, strict=True)
+            {"params": [weight], "weight_decay": decay} for weight, decay in zip(self.weights, self.weight_decay, strict=True)
         ]
         groups.append({"params": list(self.biases)})
         if probabilistic and learn_logvar_bounds:
@@ -472,16 +472,16 @@ class ProbabilisticEnsemble(nn.Module):
         saved_reward, saved_termination = config.pop("reward_fn"), config.pop("termination_fn")
         termination_kwargs = config.pop("termination_kwargs", {})
         if saved_reward == "user" and reward_fn is None:
-            raise ValueError(f"{path} was saved with a reward_fn of yours: pass it again, load(path, reward_fn=...).")
+            raise ValueError(f"{path} was saved with a reward_fn of yours: pass it again to load.")
         if saved_termination == "user" and termination_fn is None:
-            raise ValueError(f"{path} was saved with a termination_fn of yours: pass it again, load(path, termination_fn=...).")
+            raise ValueError(f"{path} was saved with a termination_fn of yours: pass it again to load.")
         config["observation_space"] = _space_from_json(config["observation_space"])
         config["action_space"] = _space_from_json(config["action_space"])
         if termination_fn is None and isinstance(saved_termination, dict):
             termination_fn = termination_from_json(saved_termination)
         elif termination_fn is None and saved_termination == "learned":
-            dims = [int(np.prod(config[name].shape)) for name in ("observation_space", "action_space")]
-            termination_fn = LearnedTermination(*dims, **termination_kwargs)
+            obs_dim, action_dim = (int(np.prod(config[name].shape)) for name in ("observation_space", "action_space"))
+            termination_fn = LearnedTermination(obs_dim, action_dim, **termination_kwargs)
         # The initial weights, soon overwritten, must not be drawn from the global stream
         model = cls(**config, reward_fn=reward_fn, termination_fn=termination_fn, generator=th.Generator(), device=device)
         for prefix, optimizer in model._optimizers().items():

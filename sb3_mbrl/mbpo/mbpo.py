@@ -222,7 +222,8 @@ class MBPO(ExactCheckpoints, SAC):
             raise ValueError(f"branch_from must be 'all' or 'initial', got {self.branch_from!r}.")
         if not (self.termination_fn is None or callable(self.termination_fn) or self.termination_fn in ("auto", "learned")):
             raise ValueError(
-                f"termination_fn must be 'auto', 'learned', a function or None (never terminates), got {self.termination_fn!r}."
+                "termination_fn must be 'auto', 'learned', a function or None (the task never terminates), got "
+                f"{self.termination_fn!r}."
             )
         own = {"observation_space", "action_space", "reward_fn", "termination_fn", "device", "generator"}
         own |= {"model", "transitions"}
@@ -260,7 +261,7 @@ class MBPO(ExactCheckpoints, SAC):
             self._auto_termination = "learned" if known is None else termination_to_json(known)
         if self.termination_fn == "auto" and isinstance(self._auto_termination, dict):
             return termination_from_json(self._auto_termination)
-        obs_dim, action_dim = (int(np.prod(space.shape)) for space in (self.observation_space, self.action_space))
+        obs_dim, action_dim = (int(np.prod(space.shape or ())) for space in (self.observation_space, self.action_space))
         return LearnedTermination(obs_dim, action_dim, generator=self._generator)
 
     @staticmethod
@@ -299,11 +300,13 @@ class MBPO(ExactCheckpoints, SAC):
         if self.replay_buffer.size() * self.n_envs < MIN_FIT_TRANSITIONS:
             return False
         # A stored clock, not a modulo: num_timesteps jumps by the number of environments
-        return self._last_fit_timestep is None or self.num_timesteps - self._last_fit_timestep >= self.model_train_freq
+        return self._steps_to_make_up_for() >= self.model_train_freq
 
-    def _steps_since_fit(self) -> int:
-        """Environment steps to make up for; the first time, one interval."""
-        return self.model_train_freq if self._last_fit_timestep is None else self.num_timesteps - self._last_fit_timestep
+    def _steps_to_make_up_for(self) -> int:
+        """Environment steps since the last fit; an interval if nothing has been imagined yet (new, or just loaded)."""
+        if self._last_fit_timestep is None or len(self.model_buffer) == 0:
+            return self.model_train_freq
+        return self.num_timesteps - self._last_fit_timestep
 
     def _fit_dynamics(self) -> None:
         assert self.replay_buffer is not None
@@ -313,7 +316,7 @@ class MBPO(ExactCheckpoints, SAC):
         budget = {}
         if self.dynamics.is_fitted and self.model_updates_per_step is not None:
             # A warm model needs little for a few new transitions; a new one must not start its life underfit
-            budget["max_gradient_steps"] = int(self.model_updates_per_step * self._steps_since_fit())
+            budget["max_gradient_steps"] = int(self.model_updates_per_step * self._steps_to_make_up_for())
         with self._timed("fitting"):
             fit_kwargs = {"on_epoch": self._show_epoch, **budget, **self.fit_kwargs}
             report = self.dynamics.fit(transitions, self._generator, **fit_kwargs)
@@ -322,7 +325,7 @@ class MBPO(ExactCheckpoints, SAC):
 
     def _imagine(self) -> None:
         """Branch short rollouts of the current policy from real states into the model buffer (algorithm 2, lines 6-8)."""
-        n_branches = self.rollouts_per_step * min(self._steps_since_fit(), self.model_retain_steps)
+        n_branches = self.rollouts_per_step * min(self._steps_to_make_up_for(), self.model_retain_steps)
         length = self._rollout_length(self.num_timesteps)
         self.model_buffer.resize(self._model_buffer_capacity())
         starts = self._start_states(n_branches)

@@ -226,7 +226,7 @@ def test_every_row_of_an_epoch_is_trained_on_once(monkeypatch):
 
 def test_a_refit_goes_on_from_weights_and_optimiser_and_is_soon_done():
     model, heard = ensemble(learning_rate=1e-2), []
-    data, kwargs = transitions(300), {"on_epoch": lambda *args: heard.append(args), "min_improvement": 0.05}
+    data, kwargs = transitions(300), {"on_epoch": lambda *args: heard.append(args), "min_improvement": 0.1}
     cold = fit(model, data[:250], seeded(0), **kwargs)
     steps = model.optimizer.state[model.weights[0]]["step"].item()
     assert steps == cold.n_gradient_steps

@@ -45,7 +45,11 @@ CASES = {
     "mujoco": ("InvertedPendulum-v5", make_vec_env, {}),
     "normalized": ("InvertedPendulum-v5", normalized, {"learning_rate": LinearSchedule(1e-3, 1e-4, 1.0)}),
     "gsde": ("Pendulum-v1", short, {"use_sde": True, "sde_sample_freq": 4, "train_freq": 6}),
-    "learned_termination": ("InvertedPendulum-v5", make_vec_env, {"termination_fn": "learned", "buffer_size": 90}),
+    "learned_termination": (
+        "InvertedPendulum-v5",
+        make_vec_env,
+        {"termination_fn": "learned", "buffer_size": 90, "model_train_freq": 80},
+    ),
     "noise": (
         "Pendulum-v1",
         short,
@@ -149,9 +153,8 @@ def test_saving_leaves_no_trace(tmp_path):
 
 def test_subproc_starts_with_new_episodes(tmp_path):
     def make():
-        return VecNormalize(make_vec_env("Pendulum-v1", 2, vec_env_cls=SubprocVecEnv, vec_env_kwargs={"start_method": "fork"}))
+        return VecNormalize(make_vec_env("Pendulum-v1", 2, vec_env_cls=SubprocVecEnv))
 
-    env = make_env("normalized")
     model = MBPO("MlpPolicy", VecNormalize(make_vec_env("Pendulum-v1", 2)), **SETTINGS).learn(CUT)
     model.save_checkpoint(tmp_path)
     env = make()
@@ -199,11 +202,13 @@ def test_settings_can_be_changed(tmp_path):
 
 def test_sac_zip(tmp_path):
     SAC("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [8]}).save(tmp_path / "sac")
-    with pytest.raises(ValueError, match="sac was saved by another library .*not by MBPO: load it with the class that saved it"):
+    with pytest.raises(
+        ValueError, match=r"sac was saved by another library .*not by MBPO: load it with the class that saved it"
+    ):
         MBPO.load(tmp_path / "sac", env=make_env("pendulum"))
 
 
 def test_arguments_that_do_not_fit_the_zip(tmp_path):
     MBPO("MlpPolicy", make_env("mujoco"), **SETTINGS, termination_fn="learned").save(tmp_path / "model")
-    with pytest.raises(ValueError, match="does not fit the arguments .*termination_fn.optimizer"):
+    with pytest.raises(ValueError, match=r"(?s)does not fit the arguments .*termination_fn"):
         MBPO.load(tmp_path / "model", termination_fn=lambda obs, action, next_obs: obs[:, 0] > 1)

@@ -25,7 +25,8 @@ def load_hyperparams(algo: str, env_id: str) -> dict[str, Any]:
     """
     file = files(__package__).joinpath(f"{algo}.yml")
     if not file.is_file():
-        available = sorted(path.name.removesuffix(".yml") for path in files(__package__).iterdir() if path.name.endswith(".yml"))
+        names = [path.name for path in files(__package__).iterdir()]
+        available = sorted(name.removesuffix(".yml") for name in names if name.endswith(".yml"))
         raise ValueError(f"There are no hyperparameters for {algo!r}; there are for {available}.")
     entries = yaml.safe_load(file.read_text())
     entry = entries.get(env_id, entries["default"])
