@@ -186,24 +186,24 @@ def normalize_reward(reward: th.Tensor, env: VecNormalize | None) -> th.Tensor:
 
 def real_transitions(buffer: ReplayBuffer, device: th.device | str) -> Transitions:
     """
-    Everything in SB3's buffer, oldest last or first, straight from its arrays: ``sample()`` would give n-step sums.
+    Everything in SB3's buffer, oldest first, straight from its arrays: ``sample()`` would give n-step sums.
 
     :param buffer: SB3's replay buffer, flat Box observations, any number of environments
     :param device: where the tensors go
     :return: one row per stored transition, raw observations and rewards; time limits do not count as terminations
     """
-    n = buffer.size()
 
     def flat(array: np.ndarray) -> th.Tensor:
-        rows = array[:n].reshape(n * buffer.n_envs, int(np.prod(array.shape[2:])))
-        return th.as_tensor(rows, dtype=th.float32, device=device)
+        rows = _oldest_first(buffer, array)
+        return th.tensor(rows.reshape(-1, int(np.prod(array.shape[2:]))), dtype=th.float32, device=device)
 
+    terminated = _oldest_first(buffer, buffer.dones) * (1 - _oldest_first(buffer, buffer.timeouts))
     return Transitions(
         flat(buffer.observations),
         flat(buffer.actions),
         flat(buffer.next_observations),
         flat(buffer.rewards).squeeze(1),
-        flat(buffer.dones * (1 - buffer.timeouts)).squeeze(1) > 0.5,
+        th.tensor(terminated.reshape(-1) > 0.5, device=device),
     )
 
 
@@ -212,11 +212,16 @@ def initial_rows(buffer: ReplayBuffer) -> np.ndarray:
     :param buffer: SB3's replay buffer
     :return: rows of :func:`real_transitions` at which an episode begins
     """
-    n = buffer.size()
-    begins = np.zeros((n, buffer.n_envs), dtype=bool)
-    # The first row of a buffer that has not wrapped around begins an episode; of one that has, nobody knows
-    begins[:1] = True if not buffer.full else buffer.dones[n - 1] > 0.5
-    begins[1:] = buffer.dones[:n][:-1] > 0.5
-    if buffer.full:
-        begins[buffer.pos] = False  # the oldest row follows, in the array, the newest
+    done = _oldest_first(buffer, buffer.dones) > 0.5
+    begins = np.zeros_like(done)
+    # The oldest row begins an episode, unless older ones have been overwritten: then nobody knows
+    begins[:1] = not buffer.full
+    begins[1:] = done[:-1]
     return np.flatnonzero(begins.reshape(-1))
+
+
+def _oldest_first(buffer: ReplayBuffer, array: np.ndarray) -> np.ndarray:
+    """The filled part of one of the buffer's arrays, (n, n_envs, ...)."""
+    if not buffer.full:
+        return array[: buffer.pos]
+    return np.concatenate([array[buffer.pos :], array[: buffer.pos]])

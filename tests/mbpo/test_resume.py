@@ -14,6 +14,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_mbrl.common.checkpoints import ExactCheckpointCallback
+from sb3_mbrl.dynamics.termination import LearnedTermination
 from sb3_mbrl.mbpo import MBPO
 
 SETTINGS = {
@@ -104,9 +105,15 @@ def everything(model):
     return flat(state)
 
 
+def train_heads_briefly(replace=setattr):
+    """Two epochs instead of fifty; nothing else in these runs takes as long."""
+    replace(LearnedTermination.fit, "__defaults__", (None, 2, 256))
+
+
 def go_on(case, folder, result):
     """What the new process does."""
     th.set_num_threads(1)
+    train_heads_briefly()
     model = MBPO.load_checkpoint(folder, env=make_env(case), device="cpu")
     assert CUT <= model.num_timesteps < CUT + 12
     model.learn(END - model.num_timesteps, reset_num_timesteps=False)
@@ -122,6 +129,11 @@ if __name__ == "__main__":
 import pytest  # noqa: E402  the process above does without
 
 
+@pytest.fixture(autouse=True)
+def brief(monkeypatch):
+    train_heads_briefly(monkeypatch.setattr)
+
+
 def in_a_new_process(case, tmp_path):
     command = [sys.executable, "-W", "error", __file__, case, str(tmp_path / "checkpoint"), str(tmp_path / "result")]
     subprocess.run(command, check=True)
@@ -133,7 +145,7 @@ def assert_same(a, b):
     assert [name for name in a if a[name] != b[name]] == []
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if case != "mujoco"])  # for which see the next test
 def test_equals_the_run_that_was_never_cut(case, tmp_path):
     model = make_model(case)
     model.learn(END, ExactCheckpointCallback(CUT, tmp_path / "checkpoint"))

@@ -316,7 +316,7 @@ class TestReplayBuffer:
         for name in ("observations", "actions", "next_observations", "rewards", "dones", "timeouts"):
             assert np.array_equal(getattr(loaded.replay_buffer, name), getattr(trained.replay_buffer, name))
         loaded.learn(100, reset_num_timesteps=False)
-        assert loaded._last_fit_timestep == 191
+        assert loaded._last_fit_timestep == 161
         assert len(loaded.model_buffer) > 0
 
     def test_without_it_the_model_is_not_refitted_to_a_handful_of_transitions(self, trained, tmp_path):
@@ -354,9 +354,9 @@ class TestGoingOn:
         loaded = MBPO.load(saved(trained, tmp_path), env=trained.get_env())
         loaded.replay_buffer = trained.replay_buffer
         loaded.learn(25, reset_num_timesteps=False)
-        assert loaded._last_fit_timestep == 91
-        loaded.learn(25, reset_num_timesteps=False)
-        assert loaded._last_fit_timestep == 141
+        assert loaded._last_fit_timestep == 111  # at once: the zip holds no imagined transitions
+        loaded.learn(50, reset_num_timesteps=False)
+        assert loaded._last_fit_timestep == 161
 
 
 class TestSetEnv:
