@@ -121,10 +121,8 @@ class ExactCheckpoints(OffPolicyAlgorithm):
         """
         version, manifest = _newest_version(pathlib.Path(folder))
         _check_algorithm(cls, manifest["algorithm"], version)
-        if isinstance(env, str):
-            env = maybe_make_env(env, verbose=0)  # as the constructor does, so that it has the same wrappers
         if env is not None:
-            env = cls._wrap_env(env)
+            env = cls._wrap_env(maybe_make_env(env, verbose=0))
             if env.num_envs != manifest["n_envs"]:
                 raise ValueError(
                     f"The checkpoint was saved with {manifest['n_envs']} environments, the one given has {env.num_envs}. Pass "
@@ -227,7 +225,7 @@ class ExactCheckpoints(OffPolicyAlgorithm):
     def load(
         cls: type[SelfExactCheckpoints],
         path: str | pathlib.Path | io.BufferedIOBase,
-        env: GymEnv | None = None,
+        env: GymEnv | str | None = None,
         device: th.device | str = "auto",
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
@@ -238,7 +236,7 @@ class ExactCheckpoints(OffPolicyAlgorithm):
         Load the model from a zip-file, as SB3 does.
 
         :param path: path to the file (or a file-like) where to load the agent from
-        :param env: the new environment to run the loaded model on (can be None if you only need prediction)
+        :param env: the new environment to run the loaded model on, or its name (can be None if you only need prediction)
         :param device: Device on which the code should run.
         :param custom_objects: Dictionary of objects to replace upon loading
         :param print_system_info: Whether to print system info from the saved model and the current system info
@@ -248,6 +246,8 @@ class ExactCheckpoints(OffPolicyAlgorithm):
         :raises ValueError: the file is damaged, or was saved by another algorithm
         """
         _check_algorithm(cls, _algorithm_in_zip(path), path)
+        if isinstance(env, str):
+            env = maybe_make_env(env, verbose=0)
         try:
             return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         except (KeyError, RuntimeError) as error:

@@ -54,8 +54,8 @@ class MBPO(ExactCheckpoints, SAC):
     :param gradient_steps: SAC updates per call of ``train``, the update-to-data ratio at one environment and
         ``train_freq=1`` (paper: 20; 40 for HalfCheetah, 10 for InvertedPendulum). Nothing multiplies it
     :param model_train_freq: environment steps between two refits of the model, each followed by imagination (paper: 250)
-    :param model_updates_per_step: budget of a refit: at most this many gradient steps of the model per environment step
-        since the last one. The first fit runs to its end. None: every refit does (paper)
+    :param model_updates_per_step: budget of a fit: at most this many gradient steps of the model per environment step
+        since the last one; of the first fit, since the beginning. None: every fit runs to its end (paper)
     :param rollouts_per_step: imagined branches per environment step (paper: 400)
     :param rollout_schedule: imagined steps per branch: an integer, or ``(start, end, min_length, max_length)`` in
         environment steps, warm-up included (paper: linear from epoch 20 to 150, ``(20_000, 150_000, 1, 15)``
@@ -314,9 +314,9 @@ class MBPO(ExactCheckpoints, SAC):
         if self.dynamics.is_fitted and len(transitions) < self.learning_starts:
             return  # loaded without its replay buffer: a refit on the few new transitions would forget the rest
         budget = {}
-        if self.dynamics.is_fitted and self.model_updates_per_step is not None:
-            # A warm model needs little for a few new transitions; a new one must not start its life underfit
-            budget["max_gradient_steps"] = int(self.model_updates_per_step * self._steps_to_make_up_for())
+        if self.model_updates_per_step is not None:
+            steps = self._steps_to_make_up_for() if self.dynamics.is_fitted else self.num_timesteps
+            budget["max_gradient_steps"] = int(np.ceil(self.model_updates_per_step * steps))
         with self._timed("fitting"):
             fit_kwargs = {"on_epoch": self._show_epoch, **budget, **self.fit_kwargs}
             report = self.dynamics.fit(transitions, self._generator, **fit_kwargs)

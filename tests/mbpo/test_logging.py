@@ -198,7 +198,7 @@ def test_evaluation_and_checkpoints(make_mbpo, tmp_path):
     checkpoint = MBPO.load(tmp_path / "checkpoints" / "rl_model_120_steps", env=model.get_env())
     checkpoint.load_replay_buffer(tmp_path / "checkpoints" / "rl_model_replay_buffer_120_steps")
     assert (checkpoint.num_timesteps, checkpoint.replay_buffer.size(), checkpoint._last_fit_timestep) == (120, 119, 91)
-    assert checkpoint.learn(40, reset_num_timesteps=False)._last_fit_timestep == 141
+    assert checkpoint.learn(40, reset_num_timesteps=False)._last_fit_timestep == 121
     events = EventAccumulator(str(tmp_path / "logs" / "MBPO_1")).Reload()
     assert len(events.Scalars("eval/mean_reward")) >= 2
 

@@ -213,7 +213,7 @@ class TestLoad:
             {"learning_rate": lambda left: 1e-3 * left},
             {"termination_fn": None, "dynamics_kwargs": {"probabilistic": False}},
         ],
-        ids=str,
+        ids=lambda settings: "-".join(settings),
     )
     def test_settings_survive_and_learning_goes_on(self, make_mbpo, tmp_path, settings):
         model = make_mbpo(**settings).learn(60)
