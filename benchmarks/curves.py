@@ -30,29 +30,32 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
 
 import sb3_mbrl
 from sb3_mbrl import MBPO
-from sb3_mbrl.zoo import load_hyperparams
+from sb3_mbrl.zoo import load_env_kwargs, load_hyperparams
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 COLUMNS = "env_steps,wall_seconds,cpu_seconds,return_mean,return_std"
 SHARED_WITH_SAC = ("learning_starts", "gradient_steps", "target_entropy")
 
 
-def make_algorithm(algo: str, env_id: str, seed: int) -> OffPolicyAlgorithm:
+def hyperparams(algo: str, env_id: str) -> dict[str, Any]:
     """
     :param algo: ``"mbpo"``, ``"sac"`` or ``"sac-utd"``
     :param env_id: Gymnasium id
-    :param seed: of the algorithm and the environment
+    :return: what differs from the defaults of the algorithm
     """
     tuned = load_hyperparams("mbpo", env_id)
     if algo == "mbpo":
-        return MBPO(env=env_id, seed=seed, device="cpu", **tuned)
-    if algo == "sac-utd":
-        shared = {key: tuned[key] for key in SHARED_WITH_SAC if key in tuned}
-        return SAC("MlpPolicy", env_id, seed=seed, device="cpu", **shared)
-    return SAC("MlpPolicy", env_id, seed=seed, device="cpu")
+        return tuned
+    return {"policy": "MlpPolicy", **{key: tuned[key] for key in SHARED_WITH_SAC if algo == "sac-utd" and key in tuned}}
+
+
+def make_env(env_id: str, seed: int) -> VecEnv:
+    """One environment, as the hyperparameters are tuned for."""
+    return make_vec_env(env_id, seed=seed, env_kwargs=load_env_kwargs("mbpo", env_id))
 
 
 class CurveCallback(BaseCallback):
@@ -69,14 +72,20 @@ class CurveCallback(BaseCallback):
     def __init__(self, path: pathlib.Path, env_id: str, eval_freq: int, n_episodes: int, spent: tuple[float, float]):
         super().__init__()
         self.path, self.eval_freq, self.n_episodes = path, eval_freq, n_episodes
-        self.eval_env = make_vec_env(env_id, seed=10_000)
+        self.eval_env = make_env(env_id, seed=10_000)
+        self.last = 0
         self.wall, self.cpu = time.perf_counter() - spent[0], time.process_time() - spent[1]
 
     def _on_rollout_start(self) -> None:
         # Here the last transition is stored and trained on; on_step would come before both
+        self.evaluate()
+
+    def evaluate(self) -> None:
+        """Does nothing where no evaluation is due."""
         steps = self.model.num_timesteps
-        if steps == 0 or steps % self.eval_freq:
+        if steps == self.last or steps % self.eval_freq:
             return
+        self.last = steps
         start, start_cpu = time.perf_counter(), time.process_time()
         mean, std = evaluate_policy(self.model, self.eval_env, self.n_episodes)
         with open(self.path, "a") as file:
@@ -90,11 +99,11 @@ class CurveCallback(BaseCallback):
         return True
 
 
-def header(args: argparse.Namespace, hyperparams: dict[str, Any]) -> str:
+def header(args: argparse.Namespace) -> str:
     """What a reader needs to run the curve again."""
     about = {
         "command": f"--algo {args.algo} --env {args.env} --seeds {args.seeds[0]} --steps {args.steps}",
-        "hyperparams": hyperparams,
+        "hyperparams": hyperparams(args.algo, args.env),
         "eval_episodes": args.eval_episodes,
         "processor": _processor(),
         "threads": th.get_num_threads(),
@@ -122,27 +131,29 @@ def run_one(args: argparse.Namespace) -> None:
     seed = args.seeds[0]
     name = f"{args.algo}_{args.env}_{seed}"
     path, checkpoints = RESULTS / f"{name}.csv", RESULTS / "checkpoints" / name
-    spent = (0.0, 0.0)
+    env, spent = make_env(args.env, seed), (0.0, 0.0)
+    model: OffPolicyAlgorithm
     if args.algo == "mbpo" and checkpoints.exists() and path.exists():
-        model: OffPolicyAlgorithm = MBPO.load_checkpoint(checkpoints, env=args.env, device="cpu")
+        model = MBPO.load_checkpoint(checkpoints, env=env, device="cpu")
         lines = path.read_text().splitlines()
-        # Evaluations after the checkpoint will be made again
-        kept = [row for row in lines if not row[0].isdigit() or int(row.split(",")[0]) < model.num_timesteps]
+        # Evaluations after the checkpoint will be made again; the last one before it was made where it was saved
+        kept = [row for row in lines if not row[0].isdigit() or int(row.split(",")[0]) <= model.num_timesteps]
         path.write_text("\n".join(kept) + "\n")
-        if kept[-1][0].isdigit():
-            spent = (float(kept[-1].split(",")[1]), float(kept[-1].split(",")[2]))
+        spent = (float(kept[-1].split(",")[1]), float(kept[-1].split(",")[2]))
     else:
-        model = make_algorithm(args.algo, args.env, seed)
+        algorithm = MBPO if args.algo == "mbpo" else SAC
+        model = algorithm(env=env, seed=seed, device="cpu", **hyperparams(args.algo, args.env))
         RESULTS.mkdir(exist_ok=True)
-        path.write_text(header(args, load_hyperparams("mbpo", args.env) if args.algo != "sac" else {}))
+        path.write_text(header(args))
     curve = CurveCallback(path, args.env, args.eval_freq, args.eval_episodes, spent)
+    curve.last = model.num_timesteps
     while model.num_timesteps < args.steps:
         part = min(args.checkpoint_freq, args.steps - model.num_timesteps)
         model.learn(part, callback=curve, log_interval=1_000_000, reset_num_timesteps=False)
+        curve.evaluate()
         if isinstance(model, MBPO):
             model.save_checkpoint(checkpoints)
         print(f"{name}: step {model.num_timesteps}", flush=True)
-    curve._on_rollout_start()  # the last point
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
@@ -154,7 +165,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--eval-freq", type=int, default=500)
     parser.add_argument("--eval-episodes", type=int, default=5)
-    parser.add_argument("--checkpoint-freq", type=int, default=1_000)
+    parser.add_argument("--checkpoint-freq", type=int, default=1_000, help="a multiple of --eval-freq")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time, one thread each")
     args = parser.parse_args()
     if len(args.seeds) == 1:

@@ -50,14 +50,14 @@ def plot(env_id: str, algos: dict[str, list[np.ndarray]]) -> Figure:
 
 def table(curves: dict[str, dict[str, list[np.ndarray]]]) -> str:
     """Markdown: the last common evaluation of each algorithm on each environment, a number a seed."""
-    lines = ["| environment | steps | algorithm | mean return | seeds | s per step |", "|---|---|---|---|---|---|"]
+    lines = ["| environment | steps | algorithm | mean return | each seed | CPU minutes |", "|---|---|---|---|---|---|"]
     for env_id, algos in curves.items():
         for algo in (label for label in LABELS if label in algos):
             steps, returns = interpolate(algos[algo])
             each = ", ".join(f"{value:.0f}" for value in returns[:, -1])
-            cost = np.mean([seed[-1, 2] / seed[-1, 0] for seed in algos[algo]])
+            minutes = np.mean([np.interp(steps[-1], seed[:, 0], seed[:, 2]) for seed in algos[algo]]) / 60
             lines.append(
-                f"| {env_id} | {steps[-1]:.0f} | {LABELS[algo]} | {returns[:, -1].mean():.0f} | {each} | {cost:.3f} |"
+                f"| {env_id} | {steps[-1]:.0f} | {LABELS[algo]} | {returns[:, -1].mean():.0f} | {each} | {minutes:.0f} |"
             )
     return "\n".join(lines)
 

@@ -39,10 +39,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--to-the-end", action="store_true", help="fit by the published stopping rule alone, without a budget")
     args = parser.parse_args()
     th.set_num_threads(args.threads)
 
     tuned = {**load_hyperparams("mbpo", args.env), "learning_starts": args.random_steps}
+    if args.to_the_end:
+        tuned["model_updates_per_step"] = None
     model, clock = MBPO(env=args.env, seed=args.seed, device="cpu", **tuned), Clock(args.random_steps)
     model.learn(args.random_steps + args.steps, callback=clock, log_interval=1_000_000)
     wall = time.perf_counter() - clock.wall

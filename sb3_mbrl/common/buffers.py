@@ -76,10 +76,9 @@ class ModelReplayBuffer:
         if capacity == self.capacity:
             return
         kept = self._ordered()[-capacity:]
-        self.capacity, self.pos, self.full = capacity, 0, False
-        self.rows = th.empty(0, sum(self.widths), device=self.device)
-        if len(kept) > 0:
-            self.add(self._unpack(kept))
+        self.capacity, self.pos, self.full = capacity, len(kept) % capacity, len(kept) == capacity
+        self.rows = th.empty(capacity if len(kept) > 0 else 0, sum(self.widths), device=self.device)
+        self.rows[: len(kept)] = kept
 
     def _ordered(self) -> th.Tensor:
         if not self.full:

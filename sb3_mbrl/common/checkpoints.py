@@ -24,7 +24,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn
-from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_mbrl.common.env_state import restore_env_state, save_env_state
 from sb3_mbrl.common.files import sync_folder, write_atomically
@@ -142,8 +141,6 @@ class ExactCheckpoints(OffPolicyAlgorithm):
     def _adopt_replay_buffer(self, replay_buffer: ReplayBuffer) -> None:
         self.replay_buffer = replay_buffer
         replay_buffer.device = self.device
-        if isinstance(replay_buffer, HerReplayBuffer) and self.env is not None:
-            replay_buffer.set_env(self.env)
 
     def _restore_env(self, state: dict[str, Any] | None, force_reset: bool) -> None:
         assert self.env is not None
@@ -178,7 +175,12 @@ class ExactCheckpoints(OffPolicyAlgorithm):
         # After the updates and before gSDE draws its noise: here a run can be cut without a trace
         if self._checkpoint_due is not None:
             self.save_checkpoint(self._checkpoint_due)
-        return super().collect_rollouts(*args, **kwargs)
+        rollout = super().collect_rollouts(*args, **kwargs)
+        if not rollout.continue_training:
+            # A callback stopped before the last transition was stored: what follows is not the successor of _last_obs, so
+            # the next learn() starts a new episode
+            self._last_obs = None
+        return rollout
 
     def _setup_learn(
         self,

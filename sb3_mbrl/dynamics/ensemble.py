@@ -3,6 +3,7 @@
 import json
 import pathlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +20,13 @@ from sb3_mbrl.common.files import write_atomically
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
 from sb3_mbrl.dynamics.fitting import FitReport, fit
 from sb3_mbrl.dynamics.normalizer import Normalizer
-from sb3_mbrl.dynamics.termination import LearnedTermination, NeverTerminates, termination_from_json, termination_to_json
+from sb3_mbrl.dynamics.termination import (
+    LearnedTermination,
+    NeverTerminates,
+    termination_from_json,
+    termination_scores,
+    termination_to_json,
+)
 
 ACTIVATIONS: dict[str, Callable[[th.Tensor], th.Tensor]] = {
     "silu": F.silu,
@@ -288,6 +295,8 @@ class ProbabilisticEnsemble(nn.Module):
         """
         inputs = th.cat([transitions.observations, transitions.actions], dim=-1)
         change = transitions.next_observations - transitions.observations
+        if self.reward_fn is not None:  # known: its column is constant, and weighs on no error
+            return inputs, F.pad(change, (0, 1))
         return inputs, th.cat([change, transitions.rewards.unsqueeze(-1)], dim=-1)
 
     def fit(self, transitions: Transitions, generator: th.Generator | None = None, **kwargs: Any) -> FitReport:
@@ -300,16 +309,27 @@ class ProbabilisticEnsemble(nn.Module):
         :return: errors and cost of this fit
         :raises ValueError: non-finite data, or terminations that nothing can predict
         """
-        if isinstance(self.termination_fn, NeverTerminates) and bool(transitions.terminated.any()):
-            raise ValueError(
-                f"{int(transitions.terminated.sum())} of {len(transitions)} transitions terminated, but termination_fn says "
-                "that the task never terminates: the model would imagine a life after death. Pass "
-                'termination_fn="learned", or a function f(obs, action, next_obs) -> (B,) bool.'
-            )
-        report = fit(self, transitions, generator, **kwargs)
         if isinstance(self.termination_fn, LearnedTermination):
-            self.termination_fn.fit(self._in_env_scale(transitions), generator)
-        return report
+            report = fit(self, transitions, generator, **kwargs)
+            scores = self.termination_fn.fit(self._in_env_scale(transitions), generator)
+        else:
+            scores = self._check_termination(transitions)
+            report = fit(self, transitions, generator, **kwargs)
+        return replace(report, termination_precision=scores["precision"], termination_recall=scores["recall"])
+
+    def _check_termination(self, transitions: Transitions) -> dict[str, float]:
+        """Precision and recall of a termination function that is given; one that predicts nothing is refused."""
+        scores = termination_scores(self.predict_termination(transitions), transitions.terminated)
+        n_terminated = int(transitions.terminated.sum())
+        never = isinstance(self.termination_fn, NeverTerminates)
+        if scores["recall"] == 0.0 and (never or n_terminated >= 10):
+            raise ValueError(
+                f"{n_terminated} of {len(transitions)} transitions terminated, but termination_fn "
+                + ("says that the task never terminates" if never else "predicts not one of them")
+                + ': the model would imagine a life after death. Pass termination_fn="learned", or a function '
+                "f(obs, action, next_obs) -> (B,) bool."
+            )
+        return scores
 
     def _in_env_scale(self, transitions: Transitions) -> Transitions:
         return Transitions(

@@ -38,6 +38,9 @@ class FitReport:
     :param holdout_nll_worst_dim: the same of the worst output
     :param reward_mse: mean squared error of the reward, in its own units
     :param elite_spread: worst elite's MSE divided by the best elite's
+    :param termination_precision: share of the predicted terminations that are true (1 if none is predicted), over all rows;
+        of a learned head, over its held-out rows
+    :param termination_recall: share of the terminations that are predicted (1 if there is none)
     """
 
     n_epochs: int
@@ -52,6 +55,8 @@ class FitReport:
     holdout_nll_worst_dim: float
     reward_mse: float
     elite_spread: float
+    termination_precision: float = 1.0
+    termination_recall: float = 1.0
 
 
 def fit(
@@ -87,7 +92,7 @@ def fit(
         rows; of a few hundred, five epochs are ten steps, too few to recover from a shift of the data
     :param min_improvement: relative gain of a member's holdout MSE that counts as an improvement
     :param max_epochs: stop after this many epochs
-    :param max_gradient_steps: stop at the end of the epoch in which this many gradient steps are reached
+    :param max_gradient_steps: stop after this many gradient steps, within an epoch if need be
     :param on_epoch: called after each epoch, e.g. to show that the fit is alive
     :return: errors and cost
     :raises ValueError: no transitions, or NaN or infinity among them, or a fit that diverged
@@ -114,6 +119,8 @@ def fit(
             loss.backward()
             model.optimizer.step()
             n_gradient_steps += 1
+            if n_gradient_steps == max_gradient_steps:
+                break
         epoch += 1
 
         mse = _member_mse(model, inputs[holdout], targets[holdout])
@@ -131,7 +138,7 @@ def fit(
             break
         if max_epochs is not None and epoch >= max_epochs:
             break
-        if max_gradient_steps is not None and n_gradient_steps >= max_gradient_steps:
+        if n_gradient_steps == max_gradient_steps:
             break
 
     snapshot.restore()

@@ -22,12 +22,14 @@ class RolloutStats:
     :param n_transitions: transitions kept
     :param n_terminated: branches that ended in a termination
     :param n_diverged: branches cut because the model's prediction was not finite
+    :param reward_sum: of the transitions kept
     """
 
     n_branches: int = 0
     n_transitions: int = 0
     n_terminated: int = 0
     n_diverged: int = 0
+    reward_sum: float = 0.0
 
 
 @th.no_grad()
@@ -64,7 +66,9 @@ def branched_rollouts(
             step = dynamics.step(obs, action, generator, "random" if members is None else members, deterministic)
             finite = th.isfinite(step.next_obs).all(dim=1) & th.isfinite(step.reward)
             imagined = Transitions(obs, action, step.next_obs, step.reward, step.terminated)
-            add(imagined if finite.all() else imagined[finite])
+            imagined = imagined if finite.all() else imagined[finite]
+            add(imagined)
+            stats.reward_sum += imagined.rewards.sum().item()
 
             goes_on = finite & ~step.terminated
             stats.n_transitions += int(finite.sum())

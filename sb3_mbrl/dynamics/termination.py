@@ -711,7 +711,7 @@ def _linear(fan_in: int, fan_out: int, generator: th.Generator) -> nn.Linear:
     :param generator: draws the weights
     :return: a linear layer initialised as torch does, uniform in ±1/sqrt(fan_in), but not from the global stream
     """
-    layer = nn.utils.skip_init(nn.Linear, fan_in, fan_out)
+    layer = nn.utils.skip_init(nn.Linear, fan_in, fan_out, device=generator.device)
     limit = 1 / math.sqrt(fan_in)
     with th.no_grad():
         layer.weight.uniform_(-limit, limit, generator=generator)

@@ -11,6 +11,7 @@ import torch as th
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.logger import TensorBoardOutputFormat
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
@@ -29,7 +30,6 @@ from sb3_mbrl.dynamics.termination import (
     LearnedTermination,
     known_termination,
     termination_from_json,
-    termination_scores,
     termination_to_json,
 )
 
@@ -65,6 +65,7 @@ class MBPO(ExactCheckpoints, SAC):
     :param branch_from: ``"all"`` branches from any real state, ``"initial"`` from first states of episodes (with a
         ``rollout_schedule`` as long as an episode: full-length imagination, the baseline that the paper argues against)
     :param deterministic_rollout: the model predicts means instead of samples
+    :param one_member_per_branch: a branch keeps its elite (TS-infinity) instead of drawing one at each step (TS1, paper)
     :param reward_fn: the reward ``f(obs (B, O), action (B, A), next_obs (B, O)) -> (B,)`` on torch tensors, actions in the
         environment's scale; learned if None
     :param termination_fn: ``"auto"``: the environment's own rule where it is a known Gymnasium task, otherwise learned;
@@ -118,6 +119,7 @@ class MBPO(ExactCheckpoints, SAC):
         real_ratio: float = 0.05,
         branch_from: str = "all",
         deterministic_rollout: bool = False,
+        one_member_per_branch: bool = False,
         reward_fn: RewardFn | None = None,
         termination_fn: TerminationFn | str | None = "auto",
         dynamics_kwargs: Mapping[str, Any] | None = None,
@@ -162,6 +164,7 @@ class MBPO(ExactCheckpoints, SAC):
         self.real_ratio = real_ratio
         self.branch_from = branch_from
         self.deterministic_rollout = deterministic_rollout
+        self.one_member_per_branch = one_member_per_branch
         self.reward_fn = reward_fn
         self.termination_fn = termination_fn
         self.dynamics_kwargs = dict(dynamics_kwargs or {})
@@ -171,6 +174,7 @@ class MBPO(ExactCheckpoints, SAC):
         # What "auto" found, so that a model loaded without an environment has the same termination
         self._auto_termination: dict[str, Any] | str | None = None
         self._last_fit_timestep: int | None = None
+        self._n_fitted = 0  # transitions of the last fit
         self._seconds = {"fitting": 0.0, "imagining": 0.0, "updating": 0.0}
         self._progress_bar: ModelProgressBarCallback | None = None
 
@@ -256,13 +260,26 @@ class MBPO(ExactCheckpoints, SAC):
         assert self._generator is not None
         if callable(self.termination_fn) or self.termination_fn is None:
             return self.termination_fn  # type: ignore[return-value]
-        if self.termination_fn == "auto" and self._auto_termination is None:
-            known = known_termination(self.env) if self.env is not None else None
-            self._auto_termination = "learned" if known is None else termination_to_json(known)
+        if self.termination_fn == "auto":
+            self._find_termination()
         if self.termination_fn == "auto" and isinstance(self._auto_termination, dict):
             return termination_from_json(self._auto_termination)
         obs_dim, action_dim = (int(np.prod(space.shape or ())) for space in (self.observation_space, self.action_space))
         return LearnedTermination(obs_dim, action_dim, generator=self._generator)
+
+    def _find_termination(self) -> None:
+        """What ``"auto"`` means here. A learned head stays one, since it is among the saved parameters."""
+        known = known_termination(self.env) if self.env is not None else None
+        if known is not None and self._auto_termination != "learned":
+            self._auto_termination = termination_to_json(known)
+        elif self._auto_termination is None:
+            self._auto_termination = "learned"
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        super().set_env(env, force_reset)
+        self._find_termination()
+        if self.termination_fn == "auto" and isinstance(self._auto_termination, dict):
+            self.dynamics.termination_fn = termination_from_json(self._auto_termination)
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -311,8 +328,10 @@ class MBPO(ExactCheckpoints, SAC):
     def _fit_dynamics(self) -> None:
         assert self.replay_buffer is not None
         transitions = real_transitions(self.replay_buffer, self.device)
-        if self.dynamics.is_fitted and len(transitions) < self.learning_starts:
+        if len(transitions) < self._n_fitted / 2 and not self.replay_buffer.full:
             return  # loaded without its replay buffer: a refit on the few new transitions would forget the rest
+        self._n_fitted = len(transitions)
+        self._check_auto_termination(transitions)
         budget = {}
         if self.model_updates_per_step is not None:
             steps = self._steps_to_make_up_for() if self.dynamics.is_fitted else self.num_timesteps
@@ -321,7 +340,19 @@ class MBPO(ExactCheckpoints, SAC):
             fit_kwargs = {"on_epoch": self._show_epoch, **budget, **self.fit_kwargs}
             report = self.dynamics.fit(transitions, self._generator, **fit_kwargs)
         self._log_fit(report)
-        self._log_termination(transitions)
+
+    def _check_auto_termination(self, transitions: Transitions) -> None:
+        """The rule that ``"auto"`` found is refused if the real data contradict it."""
+        if not isinstance(self._auto_termination, dict):
+            return
+        n_wrong = int((self.dynamics.predict_termination(transitions) != transitions.terminated).sum())
+        # A state within a rounding error of the limit may fall on either side in float32
+        if n_wrong > 1 + len(transitions) // 1000:
+            raise ValueError(
+                f"termination_fn='auto' took the rule of the known task, but it disagrees with {n_wrong} of "
+                f"{len(transitions)} real transitions: a wrapper probably changes observations or terminations. Pass "
+                "termination_fn='learned' or a function of your own."
+            )
 
     def _imagine(self) -> None:
         """Branch short rollouts of the current policy from real states into the model buffer (algorithm 2, lines 6-8)."""
@@ -339,6 +370,7 @@ class MBPO(ExactCheckpoints, SAC):
                 self.model_buffer.add,
                 self._generator,
                 self.deterministic_rollout,
+                self.one_member_per_branch,
             )
         self._log_imagination(stats, length, starts[:1024])
 
@@ -391,6 +423,7 @@ class MBPO(ExactCheckpoints, SAC):
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
     def _check_finite(self, obs: np.ndarray, reward: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
+        normalized = self._vec_normalize_env is not None
         if self._vec_normalize_env is not None:  # what is stored; normalised observations hide infinity behind a clip
             obs = self._vec_normalize_env.get_original_obs()  # type: ignore[assignment]
             reward = self._vec_normalize_env.get_original_reward()
@@ -404,7 +437,8 @@ class MBPO(ExactCheckpoints, SAC):
                 raise ValueError(
                     f"Environment {int(np.argmin(finite))} returned a {name} that is NaN or infinite at step "
                     f"{self.num_timesteps}. It was not stored; the model and the replay buffer are intact. Mend the "
-                    "environment (stable_baselines3.common.vec_env.VecCheckNan helps to find the cause)."
+                    "environment (stable_baselines3.common.vec_env.VecCheckNan helps to find the cause)"
+                    + (", and load the statistics of VecNormalize anew: they have seen it." if normalized else ".")
                 )
 
     # ---------------------------------------------------------------- learn
@@ -471,26 +505,11 @@ class MBPO(ExactCheckpoints, SAC):
 
     def _log_fit(self, report: FitReport) -> None:
         self._describe("")
-        for name, value in vars(report).items():
-            self.logger.record(f"dynamics/{name}", value)
+        self._log({f"dynamics/{name}": value for name, value in vars(report).items()})
         if self.verbose >= 1:
             print(
                 f"Model fitted at step {self.num_timesteps}: {report.n_epochs} epochs on {report.n_train} transitions in "
                 f"{report.seconds:.1f} s, holdout MSE {report.holdout_mse:.3g}"
-            )
-
-    def _log_termination(self, transitions: Transitions) -> None:
-        """Precision and recall on the real data of whatever predicts terminations; a rule that does not fit is refused."""
-        predicted = self.dynamics.predict_termination(transitions)
-        for name, value in termination_scores(predicted, transitions.terminated).items():
-            self.logger.record(f"dynamics/termination_{name}", value)
-        n_wrong = int((predicted != transitions.terminated).sum())
-        # A state within a rounding error of the limit may fall on either side in float32
-        if isinstance(self._auto_termination, dict) and n_wrong > 1 + len(transitions) // 1000:
-            raise ValueError(
-                f"termination_fn='auto' took the rule of the known task, but it disagrees with {n_wrong} of "
-                f"{len(transitions)} real transitions: a wrapper probably changes observations or terminations. Pass "
-                "termination_fn='learned' or a function of your own."
             )
 
     def _log_imagination(self, stats: RolloutStats, length: int, starts: th.Tensor) -> None:
@@ -499,16 +518,28 @@ class MBPO(ExactCheckpoints, SAC):
         assert step.epistemic_std is not None and step.aleatoric_std is not None
         assert self.replay_buffer is not None
         n_real = self.replay_buffer.size()
-        self.logger.record("dynamics/epistemic_std", step.epistemic_std.mean().item())
-        self.logger.record("dynamics/aleatoric_std", step.aleatoric_std.mean().item())
-        self.logger.record("imagination/rollout_length", length)
-        self.logger.record("imagination/n_transitions", stats.n_transitions)
-        self.logger.record("imagination/termination_fraction", stats.n_terminated / stats.n_branches)
-        self.logger.record("imagination/diverged_fraction", stats.n_diverged / stats.n_branches)
-        self.logger.record("imagination/reward_mean", step.reward.mean().item())
-        self.logger.record("imagination/real_reward_mean", float(self.replay_buffer.rewards[:n_real].mean()))
-        self.logger.record("imagination/model_buffer_size", len(self.model_buffer))
-        self.logger.record("imagination/real_buffer_size", n_real * self.n_envs)
+        self._log(
+            {
+                "dynamics/epistemic_std": step.epistemic_std.mean().item(),
+                "dynamics/aleatoric_std": step.aleatoric_std.mean().item(),
+                "imagination/rollout_length": length,
+                "imagination/n_transitions": stats.n_transitions,
+                "imagination/termination_fraction": stats.n_terminated / stats.n_branches,
+                "imagination/diverged_fraction": stats.n_diverged / stats.n_branches,
+                "imagination/reward_mean": stats.reward_sum / max(stats.n_transitions, 1),
+                "imagination/real_reward_mean": float(self.replay_buffer.rewards[:n_real].mean()),
+                "imagination/model_buffer_size": len(self.model_buffer),
+                "imagination/real_buffer_size": n_real * self.n_envs,
+            }
+        )
+
+    def _log(self, values: dict[str, float]) -> None:
+        """TensorBoard gets every fit, at its own step; the table, which SB3 prints every few episodes, the latest one."""
+        for key, value in values.items():
+            self.logger.record(key, value, exclude="tensorboard")
+        for output in self.logger.output_formats:
+            if isinstance(output, TensorBoardOutputFormat):
+                output.write(values, dict.fromkeys(values, ()), self.num_timesteps)
 
     # ---------------------------------------------------------------- save and load
 
@@ -568,3 +599,5 @@ def _without_weight_gradients_in_the_actor_loss(critic: th.nn.Module) -> Iterato
     finally:
         for handle in handles:
             handle.remove()
+        for parameter in trainable:  # an interrupt may have come between the two hooks
+            parameter.requires_grad_(True)

@@ -1,5 +1,5 @@
 """Tuned hyperparameters, in RL Zoo's format."""
 
-from sb3_mbrl.zoo.hyperparams import load_hyperparams
+from sb3_mbrl.zoo.hyperparams import load_env_kwargs, load_hyperparams
 
-__all__ = ["load_hyperparams"]
+__all__ = ["load_env_kwargs", "load_hyperparams"]

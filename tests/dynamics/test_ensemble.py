@@ -407,10 +407,16 @@ def test_a_reward_function_lets_gradients_through():
 
 def test_a_learned_termination_is_fitted_on_actions_in_the_environments_scale(monkeypatch):
     head, seen = LearnedTermination(OBS_DIM, ACTION_DIM, (8,)), []
-    monkeypatch.setattr(head, "fit", lambda rows, generator: seen.append(rows))
+
+    def spy(rows, generator):
+        seen.append(rows)
+        return {"precision": 0.5, "recall": 0.25}
+
+    monkeypatch.setattr(head, "fit", spy)
     data = transitions()
     model = ensemble(termination_fn=head)
-    model.fit(data, seeded(), max_epochs=1)
+    report = model.fit(data, seeded(), max_epochs=1)
+    assert (report.termination_precision, report.termination_recall) == (0.5, 0.25)
     th.testing.assert_close(seen[0].actions, model.unscale_action(data.actions))
     assert seen[0].observations is data.observations
 

@@ -120,10 +120,26 @@ def test_members_are_ranked_by_the_holdout_error_of_what_was_restored():
     assert report.holdout_mse == pytest.approx(mse[model.elites].mean().item(), rel=1e-5)
 
 
-@pytest.mark.parametrize(("budget", "n_epochs"), [({"max_epochs": 3}, 3), ({"max_gradient_steps": 9}, 3)])
-def test_a_budget_caps_a_fit_at_the_end_of_an_epoch(budget, n_epochs):
+@pytest.mark.parametrize(("budget", "n_steps"), [({"max_epochs": 3}, 12), ({"max_gradient_steps": 9}, 9)])
+def test_a_budget_caps_a_fit(budget, n_steps):
     report = fit(ensemble(), transitions(), seeded(), batch_size=40, **budget)  # 4 steps an epoch
-    assert (report.n_epochs, report.n_gradient_steps) == (n_epochs, 4 * n_epochs)
+    assert (report.n_epochs, report.n_gradient_steps) == (3, n_steps)
+
+
+def test_the_holdout_is_drawn_anew_in_each_fit(monkeypatch):
+    splits, generator = [], seeded()
+    split = fitting._split
+
+    def spy(*args):
+        splits.append(split(*args))
+        return splits[-1]
+
+    monkeypatch.setattr(fitting, "_split", spy)
+    model = ensemble()
+    for _ in range(2):
+        fit(model, transitions(), generator, max_epochs=1)
+    (_, first), (_, second) = splits
+    assert set(first.tolist()) != set(second.tolist())
 
 
 def test_on_epoch_hears_every_epoch_and_the_best_error_so_far():

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch as th
@@ -48,7 +50,7 @@ def test_every_branch_goes_on_for_the_given_length_from_its_start():
     assert rows.rewards.tolist() == [0, 10, 1, 11, 2, 12]
     assert not rows.terminated.any()
     assert len(added) == 3
-    assert stats == RolloutStats(n_branches=2, n_transitions=6)
+    assert dataclasses.replace(stats, reward_sum=0.0) == RolloutStats(n_branches=2, n_transitions=6)
 
 
 def test_a_branch_stops_at_its_termination_and_the_terminal_transition_is_kept():
@@ -57,13 +59,13 @@ def test_a_branch_stops_at_its_termination_and_the_terminal_transition_is_kept()
     assert of_second.observations[:, 0].tolist() == [10, 11]
     assert of_second.terminated.tolist() == [False, True]
     assert rows.observations[rows.observations[:, 1] == 0, 0].tolist() == [0, 1, 2, 3]
-    assert stats == RolloutStats(n_branches=2, n_transitions=6, n_terminated=1)
+    assert dataclasses.replace(stats, reward_sum=0.0) == RolloutStats(n_branches=2, n_transitions=6, n_terminated=1)
 
 
 def test_when_all_branches_have_ended_nothing_more_is_imagined():
     stats, _, added = roll(Counting(ends_at=2), starts(0, 1), length=100)
     assert [len(rows) for rows in added] == [2, 1]
-    assert stats == RolloutStats(n_branches=2, n_transitions=3, n_terminated=2)
+    assert dataclasses.replace(stats, reward_sum=0.0) == RolloutStats(n_branches=2, n_transitions=3, n_terminated=2)
 
 
 @pytest.mark.parametrize("kind", ["diverges_at", "bad_reward_at"])
@@ -72,13 +74,13 @@ def test_a_prediction_that_is_not_finite_is_dropped_and_ends_its_branch(kind):
     assert rows.observations[rows.observations[:, 1] == 1, 0].tolist() == [10]
     assert rows.observations[rows.observations[:, 1] == 0, 0].tolist() == [0, 1, 2, 3]
     assert all(th.isfinite(tensor).all() for tensor in vars(rows).values())
-    assert stats == RolloutStats(n_branches=2, n_transitions=5, n_diverged=1)
+    assert dataclasses.replace(stats, reward_sum=0.0) == RolloutStats(n_branches=2, n_transitions=5, n_diverged=1)
 
 
 def test_a_diverged_prediction_does_not_count_as_a_termination():
     stats, rows, _ = roll(Counting(diverges_at=12, ends_at=12), starts(10), length=4)
     assert not rows.terminated.any()
-    assert stats == RolloutStats(n_branches=1, n_transitions=1, n_diverged=1)
+    assert dataclasses.replace(stats, reward_sum=0.0) == RolloutStats(n_branches=1, n_transitions=1, n_diverged=1)
 
 
 def test_the_policy_sees_only_branches_that_go_on():
@@ -157,7 +159,8 @@ def test_rolling_out_in_chunks_gives_the_same_rows(monkeypatch, chunk):
     whole_stats, whole, _ = roll(model, START, 3, **options)
     monkeypatch.setattr(rollouts, "CHUNK", chunk)
     stats, rows, _ = roll(model, START, 3, **options)
-    assert stats == whole_stats
+    assert stats.reward_sum == pytest.approx(whole_stats.reward_sum, rel=1e-5)
+    assert dataclasses.replace(stats, reward_sum=0.0) == dataclasses.replace(whole_stats, reward_sum=0.0)
     assert 0 < stats.n_terminated < 40
     order, whole_order = as_rows(rows)[:, 0].argsort(stable=True), as_rows(whole)[:, 0].argsort(stable=True)
     th.testing.assert_close(as_rows(rows)[order], as_rows(whole)[whole_order])

@@ -322,7 +322,7 @@ class TestReplayBuffer:
     def test_without_it_the_model_is_not_refitted_to_a_handful_of_transitions(self, trained, tmp_path):
         loaded = MBPO.load(saved(trained, tmp_path), env=trained.get_env(), learning_starts=100)
         before = deepcopy(loaded.dynamics.state_dict())
-        loaded.learn(90, reset_num_timesteps=False)
+        loaded.learn(40, reset_num_timesteps=False)
         assert_equal_states(before, loaded.dynamics.state_dict())
         assert len(loaded.model_buffer) > 0
         loaded.learn(60, reset_num_timesteps=False)

@@ -225,12 +225,12 @@ class TestModelOptions:
         model = make_mbpo(model_retain_steps=60).learn(240)
         assert len(model.model_buffer) == model.model_buffer.capacity == 10 * 60
 
-    @pytest.mark.parametrize("per_step, n_steps", [(None, 3), (2.0, 3), (0.02, 1)])
-    def test_budget_of_a_refit(self, make_mbpo, per_step, n_steps):
-        # The first fit runs its 3 epochs; a refit on 73 rows has one gradient step an epoch
+    @pytest.mark.parametrize("per_step, n_steps", [(None, 3), (2.0, 3), (0.04, 2)])
+    def test_budget_of_a_fit(self, make_mbpo, per_step, n_steps):
+        # An epoch, of three at most, is one gradient step; 41 environment steps come before the first fit, 50 before the next
         model = make_mbpo(model_updates_per_step=per_step)
         model.learn(60)
-        assert model.logger.name_to_value["dynamics/n_gradient_steps"] == 3
+        assert model.logger.name_to_value["dynamics/n_gradient_steps"] == n_steps
         model.learn(55, reset_num_timesteps=False)
         assert model.logger.name_to_value["dynamics/n_gradient_steps"] == n_steps
 

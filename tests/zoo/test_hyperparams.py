@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from sb3_mbrl import MBPO
-from sb3_mbrl.zoo import hyperparams, load_hyperparams
+from sb3_mbrl.zoo import hyperparams, load_env_kwargs, load_hyperparams
 
 ENTRIES = yaml.safe_load((hyperparams.files("sb3_mbrl.zoo.hyperparams") / "mbpo.yml").read_text())
 
@@ -41,3 +41,24 @@ def test_unknown_environment_gets_the_default() -> None:
 def test_unknown_algorithm_is_refused() -> None:
     with pytest.raises(ValueError, match="there are for"):
         load_hyperparams("nope", "Hopper-v5")
+
+
+@pytest.mark.parametrize(
+    ("env_id", "target_entropy", "learning_starts", "model_retain_steps"),
+    [
+        ("Hopper-v5", -1.0, 5000, 1000),
+        ("Walker2d-v5", -3.0, 5000, 1000),
+        ("HalfCheetah-v5", -3.0, 5000, 1000),
+        ("Ant-v5", -4.0, 5000, 1000),
+        ("Humanoid-v5", -2.0, 5000, 5000),
+        ("InvertedPendulum-v5", -0.05, 500, 250),
+        ("InvertedDoublePendulum-v5", -0.5, 500, 250),
+    ],
+)
+def test_entropy_warm_up_and_retention(
+    env_id: str, target_entropy: float, learning_starts: int, model_retain_steps: int
+) -> None:
+    env = gym.make(env_id, **load_env_kwargs("mbpo", env_id))
+    model = MBPO(env=env, **load_hyperparams("mbpo", env_id))
+    assert (model.target_entropy, model.learning_starts) == (target_entropy, learning_starts)
+    assert model.model_retain_steps == model_retain_steps

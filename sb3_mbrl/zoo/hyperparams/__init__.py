@@ -18,16 +18,33 @@ def load_hyperparams(algo: str, env_id: str) -> dict[str, Any]:
 
         MBPO(env="Hopper-v5", **load_hyperparams("mbpo", "Hopper-v5"))
 
+    Ant and Humanoid are tuned without contact forces in the observation: make them with :func:`load_env_kwargs`.
+
     :param algo: ``"mbpo"``
     :param env_id: Gymnasium id; an id without an entry gets the entry ``default``
     :return: constructor arguments, ``policy`` included, ``n_timesteps`` and RL Zoo's other own keys left out
     :raises ValueError: no such algorithm
     """
+    return {key: value for key, value in _load_entry(algo, env_id).items() if key not in ZOO_KEYS}
+
+
+def load_env_kwargs(algo: str, env_id: str) -> dict[str, Any]:
+    """
+    The arguments of the environment that the hyperparameters are tuned for: ``gym.make(env_id, **kwargs)``.
+
+    :param algo: ``"mbpo"``
+    :param env_id: Gymnasium id
+    :return: keyword arguments of the environment, mostly none
+    :raises ValueError: no such algorithm
+    """
+    return _load_entry(algo, env_id).get("env_kwargs", {})
+
+
+def _load_entry(algo: str, env_id: str) -> dict[str, Any]:
     file = files(__package__).joinpath(f"{algo}.yml")
     if not file.is_file():
         names = [path.name for path in files(__package__).iterdir()]
         available = sorted(name.removesuffix(".yml") for name in names if name.endswith(".yml"))
         raise ValueError(f"There are no hyperparameters for {algo!r}; there are for {available}.")
     entries = yaml.safe_load(file.read_text())
-    entry = entries.get(env_id, entries["default"])
-    return {key: value for key, value in entry.items() if key not in ZOO_KEYS}
+    return dict(entries.get(env_id, entries["default"]))
