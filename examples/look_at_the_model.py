@@ -15,11 +15,9 @@ from sb3_mbrl.dynamics.diagnostics import (
     concatenate,
     one_step_error,
     open_loop_error,
-    plot_one_step,
-    plot_open_loop,
-    plot_state_distribution,
     state_distribution,
 )
+from sb3_mbrl.dynamics.figures import plot_one_step, plot_open_loop, plot_state_distribution
 from sb3_mbrl.mbpo import MBPO
 
 NAMES = ["cos(angle)", "sin(angle)", "velocity"]

@@ -2,8 +2,9 @@
 
 from sb3_mbrl.dynamics.ensemble import ModelStep, Prediction, ProbabilisticEnsemble
 from sb3_mbrl.dynamics.fitting import FitReport
+from sb3_mbrl.dynamics.learned_termination import LearnedTermination
 from sb3_mbrl.dynamics.rollouts import branched_rollouts
-from sb3_mbrl.dynamics.termination import LearnedTermination, known_termination
+from sb3_mbrl.dynamics.termination import known_termination
 
 __all__ = [
     "FitReport",

@@ -19,12 +19,10 @@ from sb3_mbrl.dynamics.diagnostics import (
     concatenate,
     one_step_error,
     open_loop_error,
-    plot_one_step,
-    plot_open_loop,
-    plot_state_distribution,
     state_distribution,
     trajectories_from_buffer,
 )
+from sb3_mbrl.dynamics.figures import plot_one_step, plot_open_loop, plot_state_distribution
 
 if TYPE_CHECKING:
     import matplotlib.figure

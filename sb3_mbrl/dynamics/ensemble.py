@@ -19,14 +19,9 @@ from torch import nn
 from sb3_mbrl.common.files import write_atomically
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
 from sb3_mbrl.dynamics.fitting import FitReport, fit
+from sb3_mbrl.dynamics.learned_termination import LearnedTermination
 from sb3_mbrl.dynamics.normalizer import Normalizer
-from sb3_mbrl.dynamics.termination import (
-    LearnedTermination,
-    NeverTerminates,
-    termination_from_json,
-    termination_scores,
-    termination_to_json,
-)
+from sb3_mbrl.dynamics.termination import NeverTerminates, termination_from_json, termination_scores, termination_to_json
 
 ACTIVATIONS: dict[str, Callable[[th.Tensor], th.Tensor]] = {
     "silu": F.silu,

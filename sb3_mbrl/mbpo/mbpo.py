@@ -25,9 +25,9 @@ from sb3_mbrl.common.schedules import RolloutSchedule
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
 from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble, check_spaces
 from sb3_mbrl.dynamics.fitting import FitReport, fit
+from sb3_mbrl.dynamics.learned_termination import LearnedTermination
 from sb3_mbrl.dynamics.rollouts import RolloutStats, branched_rollouts
 from sb3_mbrl.dynamics.termination import (
-    LearnedTermination,
     known_termination,
     termination_from_json,
     termination_to_json,

@@ -21,19 +21,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sb3_mbrl.common.types import Transitions
 from sb3_mbrl.dynamics.callbacks import ModelDiagnosticsCallback
 from sb3_mbrl.dynamics.diagnostics import (
-    MAX_PANELS,
     collect_trajectories,
     concatenate,
     kolmogorov_smirnov,
     one_step_error,
     open_loop_error,
-    plot_one_step,
-    plot_open_loop,
-    plot_state_distribution,
     state_distribution,
     trajectories_from_buffer,
 )
 from sb3_mbrl.dynamics.ensemble import ModelStep
+from sb3_mbrl.dynamics.figures import MAX_PANELS, plot_one_step, plot_open_loop, plot_state_distribution
 from sb3_mbrl.mbpo import MBPO
 
 

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from sb3_mbrl.common.types import Transitions
 from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble
-from sb3_mbrl.dynamics.termination import Bound, LearnedTermination, TerminatesOutside
+from sb3_mbrl.dynamics.learned_termination import LearnedTermination
+from sb3_mbrl.dynamics.termination import Bound, TerminatesOutside
 
 OBS_DIM, ACTION_DIM = 3, 2
 OBS_SPACE = spaces.Box(-np.inf, np.inf, (OBS_DIM,), np.float32)

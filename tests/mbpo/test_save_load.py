@@ -13,7 +13,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.sac.policies import SACPolicy
 
-from sb3_mbrl.dynamics.termination import LearnedTermination
+from sb3_mbrl.dynamics.learned_termination import LearnedTermination
 from sb3_mbrl.mbpo import MBPO
 
 OBS = np.linspace(-1.0, 1.0, 20, dtype=np.float32).reshape(10, 2)

@@ -13,7 +13,8 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_mbrl.common.buffers import initial_rows, real_transitions
-from sb3_mbrl.dynamics.termination import LearnedTermination, NeverTerminates
+from sb3_mbrl.dynamics.learned_termination import LearnedTermination
+from sb3_mbrl.dynamics.termination import NeverTerminates
 from sb3_mbrl.mbpo import MBPO
 
 
