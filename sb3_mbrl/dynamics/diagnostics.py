@@ -577,8 +577,3 @@ def _median(values: th.Tensor) -> float:
 
 def _worst(values: th.Tensor) -> float:
     return values.nan_to_num(nan=-math.inf).max().item() if not values.isnan().all() else math.nan
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Figures
-# ---------------------------------------------------------------------------------------------------------------------
