@@ -277,8 +277,10 @@ class MBPO(ExactCheckpoints, SAC):
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         super().set_env(env, force_reset)
+        if self.termination_fn != "auto":
+            return
         self._find_termination()
-        if self.termination_fn == "auto" and isinstance(self._auto_termination, dict):
+        if isinstance(self._auto_termination, dict):
             self.dynamics.termination_fn = termination_from_json(self._auto_termination)
 
     @staticmethod
@@ -306,8 +308,10 @@ class MBPO(ExactCheckpoints, SAC):
         :param batch_size: rows per update
         """
         if self._fit_is_due():
-            self._fit_dynamics()
-            self._imagine()
+            assert self.replay_buffer is not None
+            transitions = real_transitions(self.replay_buffer, self.device)
+            self._fit_dynamics(transitions)
+            self._imagine(transitions.observations)
             self._last_fit_timestep = self.num_timesteps
         with self._timed("updating"), self._mixed_batches(), _without_weight_gradients_in_the_actor_loss(self.critic):
             super().train(gradient_steps, batch_size)
@@ -325,9 +329,8 @@ class MBPO(ExactCheckpoints, SAC):
             return self.model_train_freq
         return self.num_timesteps - self._last_fit_timestep
 
-    def _fit_dynamics(self) -> None:
+    def _fit_dynamics(self, transitions: Transitions) -> None:
         assert self.replay_buffer is not None
-        transitions = real_transitions(self.replay_buffer, self.device)
         if len(transitions) < self._n_fitted / 2 and not self.replay_buffer.full:
             return  # loaded without its replay buffer: a refit on the few new transitions would forget the rest
         self._n_fitted = len(transitions)
@@ -354,12 +357,12 @@ class MBPO(ExactCheckpoints, SAC):
                 "termination_fn='learned' or a function of your own."
             )
 
-    def _imagine(self) -> None:
+    def _imagine(self, states: th.Tensor) -> None:
         """Branch short rollouts of the current policy from real states into the model buffer (algorithm 2, lines 6-8)."""
         n_branches = self.rollouts_per_step * min(self._steps_to_make_up_for(), self.model_retain_steps)
         length = self._rollout_length(self.num_timesteps)
         self.model_buffer.resize(self._model_buffer_capacity())
-        starts = self._start_states(n_branches)
+        starts = self._start_states(states, n_branches)
         self.policy.set_training_mode(False)
         with self._timed("imagining", f"imagining {n_branches} x {length} steps"):
             stats = branched_rollouts(
@@ -374,11 +377,10 @@ class MBPO(ExactCheckpoints, SAC):
             )
         self._log_imagination(stats, length, starts[:1024])
 
-    def _start_states(self, n: int) -> th.Tensor:
+    def _start_states(self, states: th.Tensor, n: int) -> th.Tensor:
         """Real states to branch from, uniformly, (n, O) raw."""
-        assert self.replay_buffer is not None
-        states = real_transitions(self.replay_buffer, self.device).observations
         if self.branch_from == "initial":
+            assert self.replay_buffer is not None
             initial = initial_rows(self.replay_buffer)
             states = states[th.as_tensor(initial, device=self.device)] if len(initial) > 0 else states
         return states[th.randint(len(states), (n,), generator=self._generator, device=self.device)]

@@ -117,3 +117,14 @@ def test_a_termination_function_that_predicts_nothing_is_refused(make_mbpo):
 
     with pytest.raises(ValueError, match="predicts not one of them"):
         make_mbpo("Line-v0", learning_starts=300, termination_fn=never).learn(400)
+
+
+def test_a_function_of_the_user_stays_when_the_environment_is_set():
+    def never_but_far(obs, action, next_obs):
+        return next_obs[:, 0].abs() > 0.4
+
+    env = gym.make("InvertedPendulum-v5")
+    model = MBPO("MlpPolicy", env, termination_fn=never_but_far, dynamics_kwargs={"net_arch": [8]})
+    model.set_env(gym.make("InvertedPendulum-v5"))
+    assert model._auto_termination is None
+    assert model.dynamics.termination_fn is never_but_far

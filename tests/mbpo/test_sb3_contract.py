@@ -11,6 +11,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_mbrl.common.buffers import real_transitions
+
 OWN_ARGUMENTS = {"model_train_freq", "rollouts_per_step", "real_ratio", "dynamics_kwargs", "fit_kwargs"}
 
 
@@ -177,8 +179,9 @@ def test_fits_and_rollouts_leave_no_trace(make_mbpo, env_id, settings):
 
     model.policy.set_training_mode(False)
     before = [value.clone() for value in everything()]
-    model._fit_dynamics()
-    model._imagine()
+    transitions = real_transitions(model.replay_buffer, "cpu")
+    model._fit_dynamics(transitions)
+    model._imagine(transitions.observations)
     assert all(th.equal(old, new) for old, new in zip(before, everything(), strict=True))
 
 

@@ -185,7 +185,7 @@ class TestModelOptions:
         rows = real_transitions(model.replay_buffer, "cpu")
         initial = initial_rows(model.replay_buffer)
         assert initial.tolist() == [0, 30, 60, 90, 120]
-        starts = model._start_states(200)
+        starts = model._start_states(rows.observations, 200)
         assert {tuple(row) for row in starts.tolist()} == {tuple(row) for row in rows.observations[initial].tolist()}
         assert model.logger.name_to_value["imagination/rollout_length"] == 30
         assert model.logger.name_to_value["imagination/n_transitions"] == 10 * 50 * 30
@@ -193,7 +193,10 @@ class TestModelOptions:
     def test_branches_from_all_states(self, make_mbpo):
         model = make_mbpo(make_vec_env("PointMass-v0", 2)).learn(60)
         stored = {tuple(row) for row in model.replay_buffer.observations[:30].reshape(-1, 2).tolist()}
-        drawn = {tuple(row) for row in model._start_states(2_000).tolist()}
+        drawn = {
+            tuple(row)
+            for row in model._start_states(real_transitions(model.replay_buffer, "cpu").observations, 2_000).tolist()
+        }
         assert drawn == stored
         assert len(drawn) == 60
 
