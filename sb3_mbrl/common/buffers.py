@@ -2,11 +2,13 @@
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_mbrl.common.actions import one_hot
 from sb3_mbrl.common.types import Transitions
 
 
@@ -189,17 +191,21 @@ def real_transitions(buffer: ReplayBuffer, device: th.device | str) -> Transitio
 
     :param buffer: SB3's replay buffer, flat Box observations, any number of environments
     :param device: where the tensors go
-    :return: one row per stored transition, raw observations and rewards; time limits do not count as terminations
+    :return: one row per stored transition, raw observations and rewards, discrete actions one-hot; time limits do not count
+        as terminations
     """
 
     def flat(array: np.ndarray) -> th.Tensor:
         rows = _oldest_first(buffer, array)
         return th.tensor(rows.reshape(-1, int(np.prod(array.shape[2:]))), dtype=th.float32, device=device)
 
+    actions = flat(buffer.actions)
+    if isinstance(buffer.action_space, spaces.Discrete):
+        actions = one_hot(actions.cpu().numpy(), buffer.action_space).to(device)
     terminated = _oldest_first(buffer, buffer.dones) * (1 - _oldest_first(buffer, buffer.timeouts))
     return Transitions(
         flat(buffer.observations),
-        flat(buffer.actions),
+        actions,
         flat(buffer.next_observations),
         flat(buffer.rewards).squeeze(1),
         th.tensor(terminated.reshape(-1) > 0.5, device=device),

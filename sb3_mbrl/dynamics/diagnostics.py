@@ -7,7 +7,7 @@ the states it imagines against the real ones. The figures are in
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch as th
@@ -16,26 +16,11 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_mbrl.common.types import Transitions
-from sb3_mbrl.dynamics.ensemble import ModelStep
+from sb3_mbrl.dynamics.model import ModelStep, SteppableModel
 from sb3_mbrl.dynamics.termination import termination_scores
 
 CHUNK = 4_096
 """Rows given to the model at a time."""
-
-
-class SteppableModel(Protocol):
-    """Whatever steps a batch: :class:`~sb3_mbrl.dynamics.ensemble.ProbabilisticEnsemble` or a model of yours."""
-
-    def step(
-        self,
-        obs: th.Tensor,
-        action: th.Tensor,
-        generator: th.Generator | None = None,
-        members: th.Tensor | Literal["random", "expectation"] = "random",
-        deterministic: bool = False,
-        uncertainty: bool = False,
-    ) -> ModelStep:
-        """See :meth:`~sb3_mbrl.dynamics.ensemble.ProbabilisticEnsemble.step`."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -16,10 +16,13 @@ from safetensors.torch import save as save_tensors
 from stable_baselines3.common.utils import get_device
 from torch import nn
 
+from sb3_mbrl.common.actions import action_bounds, action_dim
 from sb3_mbrl.common.files import write_atomically
+from sb3_mbrl.common.random import Generators, randint, randn
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
 from sb3_mbrl.dynamics.fitting import FitReport, fit
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination
+from sb3_mbrl.dynamics.model import Members, ModelStep
 from sb3_mbrl.dynamics.normalizer import Normalizer
 from sb3_mbrl.dynamics.termination import NeverTerminates, termination_from_json, termination_scores, termination_to_json
 
@@ -55,36 +58,17 @@ class Prediction(NamedTuple):
         return self.variance.mean(dim=0).sqrt()
 
 
-class ModelStep(NamedTuple):
-    """
-    One imagined step of ``B`` rows.
-
-    :param next_obs: raw next observation, (B, O)
-    :param reward: (B,)
-    :param terminated: the task ended, (B,) bool
-    :param epistemic_std: disagreement of the elites' means per output, (B, O + 1) with the reward last;
-        None unless asked for
-    :param aleatoric_std: mean predicted noise per output, (B, O + 1) with the reward last; None unless asked for
-    """
-
-    next_obs: th.Tensor
-    reward: th.Tensor
-    terminated: th.Tensor
-    epistemic_std: th.Tensor | None = None
-    aleatoric_std: th.Tensor | None = None
-
-
 class ProbabilisticEnsemble(nn.Module):
     """
     Ensemble of Gaussian networks that predicts the change of the observation and the reward
     (Chua et al. 2018, https://arxiv.org/abs/1805.12114; the numbers are those of the MBPO paper's code).
     All members are evaluated at once: one parameter tensor per layer, (members, inputs, outputs).
 
-    Observations are raw, actions scaled to [-1, 1], everything float32 on ``device``.
-    A user's ``reward_fn`` and ``termination_fn`` receive actions in the scale of ``action_space``.
+    Observations are raw, actions scaled to [-1, 1] (one-hot if they are discrete), everything float32 on ``device``.
+    A user's ``reward_fn`` and ``termination_fn`` receive actions in the scale of ``action_space`` (one-hot too).
 
     :param observation_space: flat Box, O dimensions
-    :param action_space: Box with finite bounds, A dimensions (flattened)
+    :param action_space: Box with finite bounds, A dimensions (flattened), or Discrete with A actions
     :param ensemble_size: number of members (MBPO: 7)
     :param n_elites: members that step the model: those with the lowest holdout error (MBPO: 5)
     :param net_arch: hidden units per layer (MBPO: four layers of 200; 400 for Humanoid)
@@ -136,7 +120,6 @@ class ProbabilisticEnsemble(nn.Module):
     ):
         super().__init__()
         check_spaces(observation_space, action_space)
-        assert isinstance(action_space, spaces.Box)
         if not 1 <= n_elites <= ensemble_size:
             raise ValueError(
                 f"n_elites must lie between 1 and ensemble_size={ensemble_size}, got {n_elites}: "
@@ -164,7 +147,7 @@ class ProbabilisticEnsemble(nn.Module):
         self.termination_fn = NeverTerminates() if termination_fn is None else termination_fn
 
         self.observation_dim = int(np.prod(observation_space.shape))  # type: ignore[arg-type]
-        self.action_dim = int(np.prod(action_space.shape))
+        self.action_dim = action_dim(action_space)
         self.output_dim = self.observation_dim + 1  # the change of the observation, then the reward
 
         input_dim = self.observation_dim + self.action_dim
@@ -180,8 +163,9 @@ class ProbabilisticEnsemble(nn.Module):
         self.min_logvar = nn.Parameter(th.full((self.output_dim,), -10.0), requires_grad=learn_logvar_bounds)
         # The elites follow from these errors; as a float buffer they are saved with the weights
         self.register_buffer("holdout_mse", th.full((ensemble_size,), float("inf")))
-        self.register_buffer("action_low", th.as_tensor(action_space.low, dtype=th.float32).flatten(), persistent=False)
-        self.register_buffer("action_high", th.as_tensor(action_space.high, dtype=th.float32).flatten(), persistent=False)
+        low, high = action_bounds(action_space)
+        self.register_buffer("action_low", low, persistent=False)
+        self.register_buffer("action_high", high, persistent=False)
         self.to(get_device(device))
 
         groups: list[dict[str, Any]] = [
@@ -354,13 +338,27 @@ class ProbabilisticEnsemble(nn.Module):
 
     # ---------------------------------------------------------------- stepping
 
-    def sample_members(self, n: int, generator: th.Generator | None = None) -> th.Tensor:
+    def start(self, obs: th.Tensor) -> th.Tensor:
+        """
+        :param obs: raw observations of the environment, (B, O)
+        :return: the rows that :meth:`step` begins with: the same in float32, on the device
+        """
+        return obs.to(self.device, th.float32)
+
+    def observe(self, rows: th.Tensor) -> th.Tensor:
+        """
+        :param rows: raw observations, (B, O)
+        :return: the same
+        """
+        return rows
+
+    def sample_members(self, n: int, generator: Generators = None) -> th.Tensor:
         """
         :param n: number of rows
         :param generator: None draws from PyTorch's global stream
         :return: an elite for each row, uniformly, (n,) long
         """
-        return self.elites[th.randint(self.n_elites, (n,), generator=generator, device=self.device)]
+        return self.elites[randint(self.n_elites, (n,), generator, self.device)]
 
     def predict(self, obs: th.Tensor, action: th.Tensor) -> Prediction:
         """
@@ -379,8 +377,8 @@ class ProbabilisticEnsemble(nn.Module):
         self,
         obs: th.Tensor,
         action: th.Tensor,
-        generator: th.Generator | None = None,
-        members: th.Tensor | Literal["random", "expectation"] = "random",
+        generator: Generators = None,
+        members: Members = "random",
         deterministic: bool = False,
         uncertainty: bool = False,
     ) -> ModelStep:
@@ -414,7 +412,7 @@ class ProbabilisticEnsemble(nn.Module):
             assert isinstance(members, th.Tensor)
             mean, logvar = self._forward_rows(self.input_normalizer(th.cat([obs, action], dim=-1)), members)
             if self.probabilistic and not deterministic:
-                mean = mean + th.exp(0.5 * logvar) * th.randn(mean.shape, generator=generator, device=mean.device)
+                mean = mean + th.exp(0.5 * logvar) * randn(mean.shape, generator, mean.device)
             output = self._to_raw(mean, obs)
 
         next_obs, reward = output[:, :-1], output[:, -1]
@@ -495,8 +493,8 @@ class ProbabilisticEnsemble(nn.Module):
         if termination_fn is None and isinstance(saved_termination, dict):
             termination_fn = termination_from_json(saved_termination)
         elif termination_fn is None and saved_termination == "learned":
-            obs_dim, action_dim = (int(np.prod(config[name].shape)) for name in ("observation_space", "action_space"))
-            termination_fn = LearnedTermination(obs_dim, action_dim, **termination_kwargs)
+            obs_dim = int(np.prod(config["observation_space"].shape))
+            termination_fn = LearnedTermination(obs_dim, action_dim(config["action_space"]), **termination_kwargs)
         # The initial weights, soon overwritten, must not be drawn from the global stream
         model = cls(**config, reward_fn=reward_fn, termination_fn=termination_fn, generator=th.Generator(), device=device)
         for prefix, optimizer in model._optimizers().items():
@@ -532,7 +530,8 @@ _SAVED_ARGUMENTS = (
 
 def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
     """
-    :raises ValueError: the observation is not a flat Box of numbers, or the action not a Box with finite bounds
+    :raises ValueError: the observation is not a flat Box of numbers, or the action neither a Box with finite bounds nor
+        Discrete
     """
     advice = {
         spaces.Dict: "Flatten it with gymnasium.wrappers.FlattenObservation.",
@@ -551,8 +550,10 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) ->
             f"{observation_space.shape} of {observation_space.dtype} (images are not supported). "
             "Wrap the environment with gymnasium.wrappers.FlattenObservation or with a feature extractor of yours."
         )
+    if isinstance(action_space, spaces.Discrete):
+        return
     if not isinstance(action_space, spaces.Box):
-        raise ValueError(f"Learned dynamics support Box actions, got {action_space}.")
+        raise ValueError(f"Learned dynamics support Discrete or Box actions, got {action_space}.")
     if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):
         raise ValueError(
             f"Actions are scaled to [-1, 1], which needs finite bounds; got {action_space}. "
@@ -580,6 +581,8 @@ def _per_layer(weight_decay: float | Sequence[float] | None, n_layers: int) -> t
 
 
 def _space_to_json(space: spaces.Space) -> dict[str, Any]:
+    if isinstance(space, spaces.Discrete):
+        return {"n": int(space.n), "start": int(space.start)}
     assert isinstance(space, spaces.Box)
     # Infinite bounds become the strings JSON can hold
     return {
@@ -590,7 +593,9 @@ def _space_to_json(space: spaces.Space) -> dict[str, Any]:
     }
 
 
-def _space_from_json(data: dict[str, Any]) -> spaces.Box:
+def _space_from_json(data: dict[str, Any]) -> spaces.Space:
+    if "n" in data:
+        return spaces.Discrete(data["n"], start=data["start"])
     dtype = np.dtype(data["dtype"]).type
     low, high = (np.array([float(bound) for bound in data[end]], dtype).reshape(data["shape"]) for end in ("low", "high"))
     return spaces.Box(low, high, dtype=dtype)

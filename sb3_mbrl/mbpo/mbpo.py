@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
@@ -205,7 +206,7 @@ class MBPO(ExactCheckpoints, SAC):
         )
 
     def _check_arguments(self) -> None:
-        check_spaces(self.observation_space, self.action_space)
+        _check_spaces(self.observation_space, self.action_space)
         RolloutSchedule(self.rollout_schedule)
         if not 0.0 <= self.real_ratio <= 1.0:
             raise ValueError(f"real_ratio is the share of real transitions in a batch, in [0, 1]; got {self.real_ratio}.")
@@ -286,7 +287,7 @@ class MBPO(ExactCheckpoints, SAC):
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         # Every environment comes in here, at construction, set_env and load: unsupported spaces are refused first
-        check_spaces(env.observation_space, env.action_space)
+        _check_spaces(env.observation_space, env.action_space)
         return SAC._wrap_env(env, verbose, monitor_wrapper)
 
     def set_random_seed(self, seed: int | None = None) -> None:
@@ -576,6 +577,12 @@ class MBPO(ExactCheckpoints, SAC):
             buffer.rows = extras["imagined"].new_empty(buffer.capacity, extras["imagined"].shape[1])
             buffer.rows[: len(extras["imagined"])] = extras["imagined"]
         buffer.pos, buffer.full = extras["pos"], extras["full"]
+
+
+def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
+    check_spaces(observation_space, action_space)
+    if not isinstance(action_space, spaces.Box):
+        raise ValueError(f"MBPO, like SAC, supports Box actions, got {action_space}. PETS plans with discrete ones.")
 
 
 @contextmanager

@@ -1,0 +1,99 @@
+"""What every transition model does: step a batch of rows."""
+
+from typing import Literal, NamedTuple, Protocol
+
+import torch as th
+from gymnasium import spaces
+
+from sb3_mbrl.common.random import Generators
+
+Members = th.Tensor | Literal["random", "expectation"]
+"""How an ensemble is propagated: ``"random"`` draws an elite for each row and step (TS1 of Chua et al. 2018); a (B,) tensor of
+members, kept over a branch, is TS-infinity; ``"expectation"`` averages the elites. Other models take no notice."""
+
+
+class ModelStep(NamedTuple):
+    """
+    One imagined step of ``B`` rows.
+
+    :param next_obs: raw next observation, (B, O)
+    :param reward: (B,)
+    :param terminated: the task ended, (B,) bool
+    :param epistemic_std: disagreement of the elites' means per output, (B, O + 1) with the reward last;
+        None unless asked for
+    :param aleatoric_std: mean predicted noise per output, (B, O + 1) with the reward last; None unless asked for
+    """
+
+    next_obs: th.Tensor
+    reward: th.Tensor
+    terminated: th.Tensor
+    epistemic_std: th.Tensor | None = None
+    aleatoric_std: th.Tensor | None = None
+
+
+class SteppableModel(Protocol):
+    """Whatever steps a batch: a learned ensemble, a latent world model, a simulator, or a model of yours."""
+
+    def step(
+        self,
+        obs: th.Tensor,
+        action: th.Tensor,
+        generator: Generators = None,
+        members: Members = "random",
+        deterministic: bool = False,
+        uncertainty: bool = False,
+    ) -> ModelStep:
+        """
+        :param obs: where the rows stand, (B, O)
+        :param action: in [-1, 1], (B, A); one-hot for discrete actions
+        :param generator: source of members and noise
+        :param members: how an ensemble is propagated
+        :param deterministic: means instead of samples
+        :param uncertainty: also return epistemic and aleatoric standard deviations
+        :return: the next step of each row
+        """
+
+
+class DynamicsModel(SteppableModel, Protocol):
+    """
+    A model to plan in. What it steps, its rows, need not be observations: a simulator steps its physical state, a latent
+    model its latent state.
+    """
+
+    @property
+    def observation_space(self) -> spaces.Space:
+        """Of the environment."""
+
+    @property
+    def action_space(self) -> spaces.Space:
+        """Of the environment: Box with finite bounds, or Discrete."""
+
+    @property
+    def action_dim(self) -> int:
+        """A: dimensions of the action, or the number of discrete actions."""
+
+    @property
+    def device(self) -> th.device:
+        """Where rows live."""
+
+    @property
+    def elites(self) -> th.Tensor:
+        """Members that step the model, best first, (E,) long; ``[0]`` for a model that is no ensemble."""
+
+    def start(self, obs: th.Tensor) -> th.Tensor:
+        """
+        :param obs: raw observations of the environment, (B, O)
+        :return: rows to step from, (B, S)
+        """
+
+    def unscale_action(self, action: th.Tensor) -> th.Tensor:
+        """
+        :param action: in [-1, 1] or one-hot, (..., A)
+        :return: in the environment's scale; one-hot stays one-hot, (..., A)
+        """
+
+    def observe(self, rows: th.Tensor) -> th.Tensor:
+        """
+        :param rows: (B, S)
+        :return: the raw observations that the environment would give there, (B, O)
+        """

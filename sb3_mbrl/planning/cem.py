@@ -1,0 +1,80 @@
+"""The cross-entropy method as PETS plans (Chua et al. 2018, https://arxiv.org/abs/1805.12114)."""
+
+import torch as th
+
+from sb3_mbrl.common.random import Generators
+from sb3_mbrl.planning.noise import truncated_normal
+from sb3_mbrl.planning.planner import SamplingPlanner, Search, elites_of, moments
+
+
+class CEM(SamplingPlanner):
+    """
+    Fits a Gaussian to the best samples, again and again, and executes its mean. Numbers and details are those of the
+    official code of PETS.
+
+    :param horizon: H, actions in a plan (PETS: 25; 30 for HalfCheetah)
+    :param population_size: N, candidates in an iteration (PETS: 400 or 500)
+    :param n_elites: the best samples, to which the distribution is fitted (PETS: 40 or 50)
+    :param n_iterations: iterations at most (PETS: 5)
+    :param momentum: share of the old mean and variance that is kept (PETS: 0.1)
+    :param init_std: standard deviation of each new plan (PETS: a quarter of the range of actions, 0.5)
+    :param min_variance: an environment's search ends when no variance of its plan is larger (PETS: 1e-3)
+    :param smoothing: see :class:`~sb3_mbrl.planning.planner.SamplingPlanner`
+    :raises ValueError: a number is out of its range
+    """
+
+    def __init__(
+        self,
+        horizon: int = 25,
+        population_size: int = 400,
+        n_elites: int = 40,
+        n_iterations: int = 5,
+        momentum: float = 0.1,
+        init_std: float = 0.5,
+        min_variance: float = 1e-3,
+        smoothing: float = 0.0,
+    ):
+        super().__init__(horizon, n_iterations, population_size, init_std, smoothing)
+        check_elites(n_elites, population_size)
+        check_momentum(momentum)
+        self.n_elites = n_elites
+        self.momentum = momentum
+        self.min_variance = min_variance
+
+    def _draw(self, search: Search, n: int, generator: Generators) -> th.Tensor:
+        # Two standard deviations, where the samples are cut, stay within the bounds
+        std = th.minimum(search.std, (1 - search.mean.abs()) / 2)
+        n_envs, horizon, action_dim = search.mean.shape
+        noise = truncated_normal((n_envs, n, horizon, action_dim), generator, search.mean.device)
+        return search.mean.unsqueeze(1) + std.unsqueeze(1) * noise
+
+    def _update(self, search: Search, candidates: th.Tensor, values: th.Tensor) -> None:
+        elites, elite_values = elites_of(candidates, values, self.n_elites)
+        finite = (elite_values > th.finfo(values.dtype).min).float()
+        mean, variance = moments(elites, finite)
+        goes_on = (~self._converged_rows(search) & (finite.sum(dim=1) > 0))[:, None, None]
+        mean = self.momentum * search.mean + (1 - self.momentum) * mean
+        variance = self.momentum * search.std**2 + (1 - self.momentum) * variance
+        search.mean = th.where(goes_on, mean, search.mean)
+        search.std = th.where(goes_on, variance.sqrt(), search.std)
+
+    def _converged_rows(self, search: Search) -> th.Tensor:
+        return (search.std**2).amax(dim=(1, 2)) <= self.min_variance
+
+    def _has_converged(self, search: Search) -> bool:
+        return bool(self._converged_rows(search).all())
+
+    def _filling(self, mean: th.Tensor, n: int) -> th.Tensor:
+        return self._uninformed_mean(len(mean), mean.shape[2], mean.device)[:, :n]
+
+
+def check_elites(n_elites: int, population_size: int) -> None:
+    """:raises ValueError: more elites than candidates, or none"""
+    if not 1 <= n_elites <= population_size:
+        raise ValueError(f"n_elites must lie between 1 and population_size={population_size}, got {n_elites}.")
+
+
+def check_momentum(momentum: float) -> None:
+    """:raises ValueError: not in [0, 1)"""
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum is the share of the old distribution that is kept, in [0, 1); got {momentum}.")

@@ -1,0 +1,72 @@
+"""Planning by gradients through the model, from several starts."""
+
+import torch as th
+
+from sb3_mbrl.common.random import Generators, rand
+from sb3_mbrl.planning.planner import Clock, Plan, Planner, PlannerState, Score, take, worst_if_not_finite
+
+
+class GradientPlanner(Planner):
+    """
+    Ascends the return by Adam on ``atanh`` of the actions, from the rest of the last plan, the proposals and random plans;
+    executes the best sequence met. The score must be differentiable: a learned model is, a simulator is not.
+
+    :param horizon: H, actions in a plan
+    :param n_iterations: gradient steps
+    :param n_starts: plans improved side by side, proposals not counted
+    :param learning_rate: of Adam
+    :raises ValueError: a number is out of its range; in ``plan``, the score is not differentiable
+    """
+
+    def __init__(self, horizon: int = 15, n_iterations: int = 20, n_starts: int = 16, learning_rate: float = 0.1):
+        super().__init__(horizon, n_iterations)
+        if n_starts < 1:
+            raise ValueError(f"n_starts must be at least 1, got {n_starts}.")
+        if not learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, got {learning_rate}.")
+        self.n_starts = n_starts
+        self.learning_rate = learning_rate
+
+    def plan(
+        self,
+        score: Score,
+        state: PlannerState,
+        generator: Generators = None,
+        proposals: th.Tensor | None = None,
+        max_seconds: float | None = None,
+    ) -> Plan:
+        clock = Clock(max_seconds)
+        plans = self._starts(state, generator, proposals)
+        # tanh is flat at the bounds: a plan that begins there would stay there
+        unbounded = th.atanh(plans.clamp(-0.97, 0.97)).requires_grad_()
+        optimizer = th.optim.Adam([unbounded], lr=self.learning_rate)
+        best, best_value = plans, th.full(plans.shape[:2], th.finfo(plans.dtype).min, device=plans.device)
+        n_iterations = 0
+        while n_iterations < self.n_iterations and clock.allows_another(n_iterations):
+            with th.enable_grad():
+                actions = th.tanh(unbounded)
+                values = score(actions)
+                if not values.requires_grad:
+                    raise ValueError(
+                        "GradientPlanner needs a model through which gradients flow; this one (a simulator?) gives none. Use "
+                        "a planner that samples, such as ICEM."
+                    )
+                (gradient,) = th.autograd.grad(values.sum(), unbounded)
+            values = worst_if_not_finite(values.detach())
+            better = values > best_value
+            best = th.where(better[:, :, None, None], actions.detach(), best)
+            best_value = th.where(better, values, best_value)
+            unbounded.grad = -gradient.nan_to_num(0.0, 0.0, 0.0)
+            optimizer.step()
+            n_iterations += 1
+        value, index = best_value.max(dim=1)
+        chosen = take(best, index.unsqueeze(1)).squeeze(1)
+        new_state = PlannerState(chosen, state.elites, state.previous, th.ones_like(state.started))
+        return Plan(chosen, value, th.zeros_like(chosen), n_iterations, new_state)
+
+    def _starts(self, state: PlannerState, generator: Generators, proposals: th.Tensor | None) -> th.Tensor:
+        """The first start is the rest of the last plan, (B, N, H, A)."""
+        n_envs, horizon, action_dim = state.mean.shape
+        random = 2 * rand((n_envs, self.n_starts - 1, horizon, action_dim), generator, state.mean.device) - 1
+        starts = [state.mean.unsqueeze(1), random]
+        return th.cat(starts if proposals is None else [*starts, proposals], dim=1)

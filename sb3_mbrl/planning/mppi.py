@@ -1,0 +1,74 @@
+"""Model predictive path integral control: a mean of plans weighted by their returns."""
+
+from collections.abc import Sequence
+
+import torch as th
+
+from sb3_mbrl.common.random import Generators, randn
+from sb3_mbrl.planning.cem import check_elites, check_momentum
+from sb3_mbrl.planning.planner import SamplingPlanner, Search, elites_of, moments
+
+
+class MPPI(SamplingPlanner):
+    """
+    Weights every sample by ``exp((R - max R) / temperature)`` and executes the weighted mean (Williams et al. 2017). Three
+    published forms are settings of it:
+
+    - all samples, a fixed standard deviation: MPPI, the default;
+    - ``n_elites=64, std_bounds=(0.05, 2), n_iterations=6, temperature=2``: TD-MPC
+      (https://arxiv.org/abs/2203.04955, whose "temperature" 0.5 multiplies);
+    - ``n_iterations=1, smoothing=1 - beta, temperature=1 / kappa``: PDDM's filtered, reward-weighted planner
+      (https://arxiv.org/abs/1909.11652), which ``"pddm"`` names.
+
+    :param horizon: H, actions in a plan
+    :param population_size: N, candidates in an iteration
+    :param n_iterations: iterations
+    :param temperature: in the unit of the return: small trusts the best sample alone
+    :param n_elites: weigh only the best samples; None: all
+    :param momentum: share of the old mean that is kept (TD-MPC: 0.1)
+    :param init_std: standard deviation of each new plan
+    :param std_bounds: fit the standard deviation to the weighted samples, within these bounds; None: it stays
+    :param smoothing: see :class:`~sb3_mbrl.planning.planner.SamplingPlanner`
+    :raises ValueError: a number is out of its range
+    """
+
+    def __init__(
+        self,
+        horizon: int = 20,
+        population_size: int = 500,
+        n_iterations: int = 3,
+        temperature: float = 0.1,
+        n_elites: int | None = None,
+        momentum: float = 0.0,
+        init_std: float = 0.5,
+        std_bounds: Sequence[float] | None = None,
+        smoothing: float = 0.0,
+    ):
+        super().__init__(horizon, n_iterations, population_size, init_std, smoothing)
+        check_elites(population_size if n_elites is None else n_elites, population_size)
+        check_momentum(momentum)
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, got {temperature}.")
+        if std_bounds is not None and not (len(std_bounds) == 2 and 0 < std_bounds[0] <= std_bounds[1]):
+            raise ValueError(f"std_bounds must be None or (lowest, highest) with 0 < lowest <= highest, got {std_bounds}.")
+        self.temperature = temperature
+        self.n_elites = n_elites
+        self.momentum = momentum
+        self.std_bounds = std_bounds
+
+    def _draw(self, search: Search, n: int, generator: Generators) -> th.Tensor:
+        n_envs, horizon, action_dim = search.mean.shape
+        noise = randn((n_envs, n, horizon, action_dim), generator, search.mean.device)
+        return (search.mean.unsqueeze(1) + search.std.unsqueeze(1) * noise).clamp(-1, 1)
+
+    def _update(self, search: Search, candidates: th.Tensor, values: th.Tensor) -> None:
+        if self.n_elites is not None:
+            candidates, values = elites_of(candidates, values, self.n_elites)
+        weights = th.exp((values - values.amax(dim=1, keepdim=True)) / self.temperature)
+        weights = weights * (values > th.finfo(values.dtype).min)
+        mean, variance = moments(candidates, weights)
+        any_finite = (weights.sum(dim=1) > 0)[:, None, None]
+        mean = self.momentum * search.mean + (1 - self.momentum) * mean
+        search.mean = th.where(any_finite, mean, search.mean)
+        if self.std_bounds is not None:
+            search.std = th.where(any_finite, variance.sqrt().clamp(*self.std_bounds), search.std)

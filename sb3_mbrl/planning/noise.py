@@ -1,0 +1,51 @@
+"""The noise of planners."""
+
+from collections.abc import Sequence
+
+import torch as th
+
+from sb3_mbrl.common.random import Generators, rand, randn
+
+
+def truncated_normal(shape: Sequence[int], generator: Generators, device: th.device | str) -> th.Tensor:
+    """
+    :param shape: of the result
+    :param generator: its source
+    :param device: where it is made
+    :return: standard normal numbers given that they lie within [-2, 2]
+    """
+    inside = th.erf(th.tensor(2**0.5, device=device))  # probability of two standard deviations
+    uniform = (2 * rand(shape, generator, device) - 1) * inside
+    return 2**0.5 * th.erfinv(uniform)
+
+
+def colored_noise(shape: Sequence[int], beta: float, generator: Generators, device: th.device | str) -> th.Tensor:
+    """
+    Gaussian noise whose power falls with its frequency over time as 1 / f^beta (Timmer & Koenig 1995). Each entry has unit
+    variance.
+
+    :param shape: (B, N, H, A), H steps in time
+    :param beta: 0 white, 1 pink, 2 brown
+    :param generator: its source
+    :param device: where it is made
+    :return: of this shape
+    """
+    n_envs, n, horizon, action_dim = shape
+    if horizon == 1 or beta == 0:
+        return randn(shape, generator, device)
+    frequency = th.fft.rfftfreq(horizon, device=device)
+    frequency[0] = frequency[1]  # the mean over the plan has the power of the slowest wave
+    amplitude = frequency ** (-beta / 2)
+    real, imaginary = randn((n_envs, n, 2, len(amplitude), action_dim), generator, device).unbind(dim=2)
+    # The mean, and the fastest wave of an even horizon, have no phase: all their power is in the real part
+    phaseless = th.zeros_like(amplitude, dtype=th.bool)
+    phaseless[0] = True
+    if horizon % 2 == 0:
+        phaseless[-1] = True
+    amplitude, phaseless = amplitude.unsqueeze(1), phaseless.unsqueeze(1)
+    real = real * amplitude * th.where(phaseless, 2**0.5, 1.0)
+    imaginary = imaginary * amplitude * (~phaseless)
+    noise = th.fft.irfft(th.complex(real, imaginary), n=horizon, dim=2)
+    # Each wave with a phase stands for two frequencies, and has two parts
+    power = (amplitude**2 * th.where(phaseless, 2.0, 4.0)).sum()
+    return noise * horizon / power.sqrt()

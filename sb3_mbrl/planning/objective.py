@@ -1,0 +1,164 @@
+"""What a plan is worth: the return that a model predicts for it."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch as th
+
+from sb3_mbrl.common.random import Generators
+from sb3_mbrl.common.types import RewardFn
+from sb3_mbrl.dynamics.model import DynamicsModel, Members
+from sb3_mbrl.planning.planner import Score
+
+ValueFn = Callable[[th.Tensor], th.Tensor]
+"""``f(raw observations (B, O)) -> values (B,)``."""
+
+CHUNK = 16_384
+"""Rows stepped at a time: bounds the memory."""
+
+PROPAGATIONS = ("ts1", "tsinf", "expectation")
+VALUE_MODES = ("expected", "pessimistic", "optimistic")
+
+
+class ModelObjective:
+    """
+    The return of action sequences in a model::
+
+        sum over t < H of discount^t r_t  +  discount^H terminal_value(s_H)
+
+    from which rewards stop at a predicted termination. Over ``n_particles`` returns R_p of a sequence, one for each particle,
+    it is their mean, or ``mean - kappa * std`` (pessimistic), or ``mean + kappa * std`` (optimistic). With ``"tsinf"`` a
+    particle keeps its member, so that their standard deviation is what the members disagree on (and noise); with ``"ts1"``
+    disagreement averages out along the plan.
+
+    A sequence with a particle that diverges (NaN, infinite) is worth NaN, which planners rank last.
+
+    :param model: to step
+    :param discount: of rewards, per model step (PETS: 1)
+    :param n_particles: rows stepped for each sequence (PETS: 20)
+    :param propagation: ``"ts1"``: an elite drawn for each particle and step; ``"tsinf"``: particle p keeps elite p mod E,
+        best first (PETS's default); ``"expectation"``: the elites' average, one particle
+    :param deterministic: means instead of samples of the predicted distributions
+    :param value_mode: ``"expected"``, ``"pessimistic"`` or ``"optimistic"``
+    :param kappa: standard deviations away from the mean, for the latter two
+    :param disagreement_weight: added to each reward, times the Euclidean norm of the elites' disagreement about the next
+        observation, in its own units: negative is a penalty, positive a bonus. It costs an evaluation of all members
+    :param reward_fn: takes the place of the model's reward: ``f(obs, action, next_obs)`` on raw observations and actions in
+        the environment's scale, so that one model serves many tasks
+    :param terminal_value: value of the observation where the plan ends; None: 0
+    :param action_repeat: model steps for each action of a sequence
+    :raises ValueError: a name that is not known, or a number out of its range
+    """
+
+    def __init__(
+        self,
+        model: DynamicsModel,
+        discount: float = 1.0,
+        n_particles: int = 1,
+        propagation: str = "tsinf",
+        deterministic: bool = False,
+        value_mode: str = "expected",
+        kappa: float = 1.0,
+        disagreement_weight: float = 0.0,
+        reward_fn: RewardFn | None = None,
+        terminal_value: ValueFn | None = None,
+        action_repeat: int = 1,
+    ):
+        if propagation not in PROPAGATIONS:
+            raise ValueError(f"propagation must be one of {PROPAGATIONS}, got {propagation!r}.")
+        if value_mode not in VALUE_MODES:
+            raise ValueError(f"value_mode must be one of {VALUE_MODES}, got {value_mode!r}.")
+        if not 0 <= discount <= 1:
+            raise ValueError(f"discount must lie in [0, 1], got {discount}.")
+        if n_particles < 1 or action_repeat < 1:
+            raise ValueError(f"n_particles and action_repeat must be at least 1, got {n_particles} and {action_repeat}.")
+        if propagation == "expectation" and n_particles > 1:
+            raise ValueError(f"propagation='expectation' has no noise: n_particles must be 1, got {n_particles}.")
+        if value_mode != "expected" and n_particles == 1:
+            raise ValueError(
+                f"value_mode={value_mode!r} compares particles: n_particles must be at least 2 (the number of elites gives "
+                "each its own)."
+            )
+        if kappa < 0:
+            raise ValueError(f"kappa must not be negative, got {kappa}; value_mode gives the sign.")
+        self.model = model
+        self.discount = discount
+        self.n_particles = n_particles
+        self.propagation = propagation
+        self.deterministic = deterministic
+        self.value_mode = value_mode
+        self.kappa = kappa
+        self.disagreement_weight = disagreement_weight
+        self.reward_fn = reward_fn
+        self.terminal_value = terminal_value
+        self.action_repeat = action_repeat
+
+    def score(self, obs: th.Tensor, generator: Generators = None) -> Score:
+        """
+        :param obs: raw observations to plan from, (B, O)
+        :param generator: source of members and noise; one for all, or one for each of the B environments
+        :return: the function that a planner maximises: (B, N, H, A) -> (B, N)
+        """
+        starts = self.model.start(obs)
+
+        def returns(actions: th.Tensor) -> th.Tensor:
+            n_envs, n = actions.shape[:2]
+            # Whole environments first: how one is cut in pieces, and so its noise, must not depend on the others
+            envs_at_once = max(1, CHUNK // (n * self.n_particles))
+            at_once = max(1, CHUNK // self.n_particles)
+            rows = []
+            for first in range(0, n_envs, envs_at_once):
+                envs = slice(first, first + envs_at_once)
+                own = generator if generator is None or isinstance(generator, th.Generator) else generator[envs]
+                pieces = [self._returns(starts[envs], piece, own) for piece in actions[envs].split(at_once, dim=1)]
+                rows.append(th.cat(pieces, dim=1))
+            return th.cat(rows)
+
+        return returns
+
+    def _returns(self, starts: th.Tensor, actions: th.Tensor, generator: Generators) -> th.Tensor:
+        """(B, S) and (B, N, H, A) -> (B, N); the rows of the model are B x N x particles."""
+        n_envs, n, horizon, _ = actions.shape
+        rows = starts.repeat_interleave(n * self.n_particles, dim=0)
+        plans = actions.flatten(0, 1).repeat_interleave(self.n_particles, dim=0)
+        members = self._members(n_envs * n)
+
+        total = th.zeros(len(rows), device=rows.device)
+        alive = th.ones(len(rows), dtype=th.bool, device=rows.device)
+        weight = 1.0
+        for t in range(horizon * self.action_repeat):
+            action = plans[:, t // self.action_repeat]
+            step = self.model.step(
+                rows, action, generator, members, self.deterministic, uncertainty=self.disagreement_weight != 0
+            )
+            reward = step.reward
+            if self.reward_fn is not None:
+                before, after = self.model.observe(rows), self.model.observe(step.next_obs)
+                reward = self.reward_fn(before, self.model.unscale_action(action), after)
+            if self.disagreement_weight != 0:
+                assert step.epistemic_std is not None
+                reward = reward + self.disagreement_weight * step.epistemic_std[:, :-1].norm(dim=1)
+            total = total + weight * th.where(alive, reward, 0.0)
+            # What comes after the end is no prediction, however it looks; before it, a NaN has to be seen
+            total = th.where(alive & ~th.isfinite(step.next_obs).all(dim=1), th.nan, total)
+            alive = alive & ~step.terminated
+            rows, weight = step.next_obs, weight * self.discount
+        if self.terminal_value is not None:
+            total = total + weight * th.where(alive, self.terminal_value(self.model.observe(rows)), 0.0)
+        return self._over_particles(total.reshape(n_envs, n, self.n_particles))
+
+    def _members(self, n_sequences: int) -> Members:
+        if self.propagation == "ts1":
+            return "random"
+        if self.propagation == "expectation":
+            return "expectation"
+        elites = self.model.elites
+        particle = th.arange(self.n_particles, device=elites.device) % len(elites)
+        return elites[particle].repeat(n_sequences)
+
+    def _over_particles(self, returns: th.Tensor) -> th.Tensor:
+        mean = returns.mean(dim=-1)
+        if self.value_mode == "expected":
+            return mean
+        sign: Literal[-1, 1] = -1 if self.value_mode == "pessimistic" else 1
+        return mean + sign * self.kappa * returns.std(dim=-1, correction=0)

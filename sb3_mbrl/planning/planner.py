@@ -1,0 +1,318 @@
+"""What all planners share: the warm start, the loop of sampling, scoring and updating, ranking, the time budget."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch as th
+
+from sb3_mbrl.common.random import Generators
+
+Score = Callable[[th.Tensor], th.Tensor]
+"""``f(actions (B, N, H, A)) -> returns (B, N)``: N candidate sequences of H actions for each of B environments. A return that
+is not finite (a prediction that diverged) is the worst."""
+
+
+class PlannerState(NamedTuple):
+    """
+    What a planner carries from one step of an environment to the next.
+
+    :param mean: the plan from here on, (B, H, A); probabilities for discrete actions
+    :param elites: best sequences kept, best first, (B, K, H, A); K = 0 for planners that keep none
+    :param previous: the action executed last, (B, A)
+    :param started: False where an episode begins: there is nothing to start from, (B,) bool
+    """
+
+    mean: th.Tensor
+    elites: th.Tensor
+    previous: th.Tensor
+    started: th.Tensor
+
+
+class Plan(NamedTuple):
+    """
+    :param actions: the sequence to execute, (B, H, A) in [-1, 1]; one-hot for discrete actions
+    :param value: return of the best candidate seen, (B,)
+    :param std: of the last search distribution, (B, H, A); zero for planners without one
+    :param n_iterations: iterations made, fewer than asked for if the time was up or the search had converged
+    :param state: for :meth:`Planner.shift`, and then for the next call
+    """
+
+    actions: th.Tensor
+    value: th.Tensor
+    std: th.Tensor
+    n_iterations: int
+    state: PlannerState
+
+
+class Planner(ABC):
+    """
+    Optimises sequences of ``horizon`` actions in [-1, 1] for B environments at once. Knows nothing of models: it is given
+    a function that scores sequences. Keeps nothing between calls: its state goes in and out.
+
+    :param horizon: H, actions in a plan
+    :param n_iterations: rounds of improvement
+    :raises ValueError: either is not positive
+    """
+
+    n_kept_elites = 0
+
+    def __init__(self, horizon: int, n_iterations: int):
+        if horizon < 1 or n_iterations < 1:
+            raise ValueError(f"horizon and n_iterations must be at least 1, got {horizon} and {n_iterations}.")
+        self.horizon = horizon
+        self.n_iterations = n_iterations
+
+    @abstractmethod
+    def plan(
+        self,
+        score: Score,
+        state: PlannerState,
+        generator: Generators = None,
+        proposals: th.Tensor | None = None,
+        max_seconds: float | None = None,
+    ) -> Plan:
+        """
+        :param score: what is maximised
+        :param state: of :meth:`initial_state`, or of the last plan, shifted
+        :param generator: one, or one for each of the B environments: the plan of an environment then does not depend on the
+            others
+        :param proposals: sequences to consider among the samples, for instance a policy's, (B, M, H, A)
+        :param max_seconds: return the best plan so far rather than begin an iteration that would end later than this; the
+            first iteration is always made
+        :return: the plan
+        """
+
+    def initial_state(self, n_envs: int, action_dim: int, device: th.device | str = "cpu") -> PlannerState:
+        """
+        :param n_envs: B
+        :param action_dim: A, or the number of discrete actions
+        :param device: where plans are made
+        :return: the state at the beginning of an episode
+        """
+        return PlannerState(
+            mean=self._uninformed_mean(n_envs, action_dim, device),
+            elites=th.zeros(n_envs, self.n_kept_elites, self.horizon, action_dim, device=device),
+            previous=th.zeros(n_envs, action_dim, device=device),
+            started=th.zeros(n_envs, dtype=th.bool, device=device),
+        )
+
+    def reset(self, state: PlannerState, rows: th.Tensor) -> PlannerState:
+        """
+        :param state: of B environments
+        :param rows: where an episode begins, (B,) bool
+        :return: the state with these rows as at the beginning; ``state`` is left as it is
+        """
+        initial = self.initial_state(len(state.mean), state.mean.shape[2], state.mean.device)
+        return PlannerState(*(th.where(_like(rows, old), new, old) for old, new in zip(state, initial, strict=True)))
+
+    def shift(self, state: PlannerState, executed: th.Tensor) -> PlannerState:
+        """
+        :param state: of the last plan
+        :param executed: the actions that were executed since, (B, n, A)
+        :return: the warm start of the next plan: the rest of the last one, filled up
+        """
+        n = min(executed.shape[1], self.horizon)
+        rest = state.mean[:, n:]
+        return PlannerState(
+            mean=th.cat([rest, self._filling(state.mean, n)], dim=1),
+            elites=th.cat([state.elites[:, :, n:], state.elites[:, :, -1:].expand(-1, -1, n, -1)], dim=2),
+            previous=executed[:, -1],
+            started=state.started,
+        )
+
+    def _uninformed_mean(self, n_envs: int, action_dim: int, device: th.device | str) -> th.Tensor:
+        return th.zeros(n_envs, self.horizon, action_dim, device=device)
+
+    def _filling(self, mean: th.Tensor, n: int) -> th.Tensor:
+        """The end of a shifted plan, (B, n, A): the last action goes on."""
+        return mean[:, -1:].expand(-1, n, -1)
+
+
+@dataclass
+class Search:
+    """
+    Where a search stands; B environments.
+
+    :param mean: (B, H, A)
+    :param std: (B, H, A)
+    :param elites: best sequences of the last iteration, best first, (B, K, H, A)
+    :param best: best sequence so far, (B, H, A)
+    :param best_value: its return, (B,)
+    :param start: what the search began with
+    """
+
+    mean: th.Tensor
+    std: th.Tensor
+    elites: th.Tensor
+    best: th.Tensor
+    best_value: th.Tensor
+    start: PlannerState
+
+
+class SamplingPlanner(Planner):
+    """
+    Planners that sample candidates around a mean, score them, and move the mean.
+
+    :param horizon: H, actions in a plan
+    :param n_iterations: rounds of sampling, scoring and updating
+    :param population_size: N, candidates sampled in a round
+    :param init_std: standard deviation of the samples in the first round, in the unit of actions in [-1, 1]
+    :param smoothing: in [0, 1): a candidate's action is ``(1 - smoothing) * sample + smoothing * action before``, beginning
+        with the action that was executed last; PDDM's 1 - beta
+    :raises ValueError: a number is out of its range
+    """
+
+    def __init__(self, horizon: int, n_iterations: int, population_size: int, init_std: float, smoothing: float):
+        super().__init__(horizon, n_iterations)
+        if population_size < 1:
+            raise ValueError(f"population_size must be at least 1, got {population_size}.")
+        if not init_std > 0:
+            raise ValueError(f"init_std must be positive, got {init_std}.")
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"smoothing must lie in [0, 1), got {smoothing}.")
+        self.population_size = population_size
+        self.init_std = init_std
+        self.smoothing = smoothing
+
+    @th.no_grad()
+    def plan(
+        self,
+        score: Score,
+        state: PlannerState,
+        generator: Generators = None,
+        proposals: th.Tensor | None = None,
+        max_seconds: float | None = None,
+    ) -> Plan:
+        clock = Clock(max_seconds)
+        search = self._begin(state)
+        n_iterations = 0
+        while n_iterations < self.n_iterations and clock.allows_another(n_iterations) and not self._has_converged(search):
+            candidates = self._sample(search, n_iterations, generator)
+            if proposals is not None:
+                candidates = th.cat([candidates, proposals], dim=1)
+            values = worst_if_not_finite(score(candidates))
+            self._remember_best(search, candidates, values)
+            self._update(search, candidates, values)
+            n_iterations += 1
+        actions = self._output(search)
+        new_state = PlannerState(search.mean, search.elites, state.previous, th.ones_like(state.started))
+        return Plan(actions, search.best_value, search.std, n_iterations, new_state)
+
+    def _begin(self, state: PlannerState) -> Search:
+        worst = th.full(state.started.shape, th.finfo(state.mean.dtype).min, device=state.mean.device)
+        std = th.full_like(state.mean, self.init_std)
+        return Search(state.mean, std, state.elites, self._as_actions(state.mean), worst, state)
+
+    def _sample(self, search: Search, iteration: int, generator: Generators) -> th.Tensor:
+        """Candidates of an iteration, (B, N, H, A)."""
+        return self._smooth(self._draw(search, self.population_size, generator), search.start)
+
+    @abstractmethod
+    def _draw(self, search: Search, n: int, generator: Generators) -> th.Tensor:
+        """Samples of the search distribution, (B, n, H, A)."""
+
+    @abstractmethod
+    def _update(self, search: Search, candidates: th.Tensor, values: th.Tensor) -> None:
+        """Move the search distribution towards what scored well."""
+
+    def _output(self, search: Search) -> th.Tensor:
+        """The sequence to execute, (B, H, A)."""
+        return self._as_actions(search.mean)
+
+    def _has_converged(self, search: Search) -> bool:
+        """Whether further iterations are useless."""
+        return False
+
+    def _as_actions(self, mean: th.Tensor) -> th.Tensor:
+        """The actions that a mean stands for."""
+        return mean
+
+    def _smooth(self, samples: th.Tensor, start: PlannerState) -> th.Tensor:
+        if self.smoothing == 0:
+            return samples
+        # Nothing was executed before the first action of an episode
+        before = th.where(_like(start.started, samples[:, :, 0]), start.previous.unsqueeze(1), samples[:, :, 0])
+        actions = []
+        for sample in samples.unbind(dim=2):
+            before = (1 - self.smoothing) * sample + self.smoothing * before
+            actions.append(before)
+        return th.stack(actions, dim=2)
+
+    def _remember_best(self, search: Search, candidates: th.Tensor, values: th.Tensor) -> None:
+        value, index = values.max(dim=1)
+        better = value > search.best_value
+        search.best = th.where(_like(better, search.best), take(candidates, index.unsqueeze(1)).squeeze(1), search.best)
+        search.best_value = th.where(better, value, search.best_value)
+
+
+class Clock:
+    """
+    Expects the next iteration to take as long as the slowest so far.
+
+    :param max_seconds: from now on; None for no limit
+    """
+
+    def __init__(self, max_seconds: float | None):
+        if max_seconds is not None and not max_seconds > 0:
+            raise ValueError(f"max_seconds must be positive, or None for no limit; got {max_seconds}.")
+        self.max_seconds = max_seconds
+        self.begin = self.last = time.perf_counter()
+        self.slowest = 0.0
+
+    def allows_another(self, n_made: int) -> bool:
+        """
+        :param n_made: iterations made so far
+        :return: whether one more is likely to end in time
+        """
+        if self.max_seconds is None:
+            return True
+        now = time.perf_counter()
+        self.slowest, self.last = max(self.slowest, now - self.last), now
+        return n_made == 0 or now - self.begin + self.slowest <= self.max_seconds
+
+
+def worst_if_not_finite(values: th.Tensor) -> th.Tensor:
+    """
+    :param values: returns
+    :return: the same, with the lowest number there is in the place of NaN and infinities of either sign
+    """
+    return th.where(th.isfinite(values), values, th.finfo(values.dtype).min)
+
+
+def take(sequences: th.Tensor, index: th.Tensor) -> th.Tensor:
+    """
+    :param sequences: (B, N, H, A)
+    :param index: (B, K) long
+    :return: the sequences at these places, (B, K, H, A)
+    """
+    return sequences.gather(1, index[:, :, None, None].expand(-1, -1, *sequences.shape[2:]))
+
+
+def elites_of(candidates: th.Tensor, values: th.Tensor, n: int) -> tuple[th.Tensor, th.Tensor]:
+    """
+    :param candidates: (B, N, H, A)
+    :param values: their returns, the lowest number for those that diverged, (B, N)
+    :param n: K
+    :return: the K best, best first, (B, K, H, A), and their returns (B, K)
+    """
+    best = values.topk(n, dim=1)
+    return take(candidates, best.indices), best.values
+
+
+def moments(sequences: th.Tensor, weights: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    """
+    :param sequences: (B, K, H, A)
+    :param weights: not negative, (B, K)
+    :return: weighted mean and variance, (B, H, A) each; zero where all weights are
+    """
+    weights = (weights / weights.sum(dim=1, keepdim=True).clamp(min=th.finfo(weights.dtype).tiny))[:, :, None, None]
+    mean = (weights * sequences).sum(dim=1)
+    return mean, (weights * (sequences - mean.unsqueeze(1)) ** 2).sum(dim=1)
+
+
+def _like(rows: th.Tensor, tensor: th.Tensor) -> th.Tensor:
+    """A (B,) mask with the dimensions of a (B, ...) tensor."""
+    return rows.reshape(-1, *(1,) * (tensor.ndim - 1))
