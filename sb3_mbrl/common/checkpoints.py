@@ -42,6 +42,8 @@ class ExactCheckpoints(OffPolicyAlgorithm):
     what another algorithm has saved.
     """
 
+    _is_mixin = True  # in a class itself, not in those that inherit it: no algorithm of its own
+
     _checkpoint_due: str | pathlib.Path | None = None
     _goes_on = False
 
@@ -327,7 +329,9 @@ def restore_generator(generator: th.Generator, state: th.Tensor) -> None:
 
 def _algorithm_name(cls: type) -> str:
     """A subclass by a user counts as the algorithm it derives from."""
-    algorithms = [base for base in cls.__mro__ if issubclass(base, ExactCheckpoints) and base is not ExactCheckpoints]
+    algorithms = [
+        base for base in cls.__mro__ if issubclass(base, ExactCheckpoints) and not vars(base).get("_is_mixin", False)
+    ]
     return algorithms[-1].__name__
 
 

@@ -1,7 +1,5 @@
 """MBPO: model-based policy optimization, https://arxiv.org/abs/1906.08253. Results: docs/modules/mbpo.md."""
 
-import inspect
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
@@ -10,9 +8,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import SAC
-from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
-from stable_baselines3.common.logger import TensorBoardOutputFormat
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
@@ -20,27 +16,16 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.sac.policies import MlpPolicy, SACPolicy
 
 from sb3_mbrl.common.buffers import MixedReplayBuffer, ModelReplayBuffer, initial_rows, normalize_obs, real_transitions
-from sb3_mbrl.common.callbacks import ModelProgressBarCallback
-from sb3_mbrl.common.checkpoints import ExactCheckpoints, restore_generator
 from sb3_mbrl.common.schedules import RolloutSchedule
-from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
-from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble, check_spaces
-from sb3_mbrl.dynamics.fitting import FitReport, fit
-from sb3_mbrl.dynamics.learned_termination import LearnedTermination
+from sb3_mbrl.common.types import RewardFn, TerminationFn
+from sb3_mbrl.dynamics.ensemble import check_spaces
+from sb3_mbrl.dynamics.learning import LearnsDynamics
 from sb3_mbrl.dynamics.rollouts import RolloutStats, branched_rollouts
-from sb3_mbrl.dynamics.termination import (
-    known_termination,
-    termination_from_json,
-    termination_to_json,
-)
 
 SelfMBPO = TypeVar("SelfMBPO", bound="MBPO")
 
-MIN_FIT_TRANSITIONS = 32
-"""Fewer real transitions than this say nothing about the dynamics: until then all batches are real."""
 
-
-class MBPO(ExactCheckpoints, SAC):
+class MBPO(LearnsDynamics, SAC):
     """
     Model-Based Policy Optimization (Janner et al. 2019): SAC that learns mostly from short rollouts imagined by an
     ensemble of learned dynamics, branched from real states.
@@ -80,7 +65,6 @@ class MBPO(ExactCheckpoints, SAC):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": MlpPolicy}
 
-    dynamics: ProbabilisticEnsemble
     model_buffer: ModelReplayBuffer
 
     def __init__(
@@ -157,8 +141,9 @@ class MBPO(ExactCheckpoints, SAC):
             device=device,
             _init_setup_model=False,
         )
-        self.model_train_freq = model_train_freq
-        self.model_updates_per_step = model_updates_per_step
+        self._store_dynamics_arguments(
+            model_train_freq, model_updates_per_step, reward_fn, termination_fn, dynamics_kwargs, fit_kwargs
+        )
         self.rollouts_per_step = rollouts_per_step
         self.rollout_schedule = rollout_schedule
         self.model_retain_steps = model_retain_steps
@@ -166,18 +151,6 @@ class MBPO(ExactCheckpoints, SAC):
         self.branch_from = branch_from
         self.deterministic_rollout = deterministic_rollout
         self.one_member_per_branch = one_member_per_branch
-        self.reward_fn = reward_fn
-        self.termination_fn = termination_fn
-        self.dynamics_kwargs = dict(dynamics_kwargs or {})
-        self.fit_kwargs = dict(fit_kwargs or {})
-
-        self._generator: th.Generator | None = None
-        # What "auto" found, so that a model loaded without an environment has the same termination
-        self._auto_termination: dict[str, Any] | str | None = None
-        self._last_fit_timestep: int | None = None
-        self._n_fitted = 0  # transitions of the last fit
-        self._seconds = {"fitting": 0.0, "imagining": 0.0, "updating": 0.0}
-        self._progress_bar: ModelProgressBarCallback | None = None
 
         if _init_setup_model:
             self._setup_model()
@@ -191,22 +164,14 @@ class MBPO(ExactCheckpoints, SAC):
             self.replay_buffer_class = None
         super()._setup_model()
         self._rollout_length = RolloutSchedule(self.rollout_schedule)
-        assert self._generator is not None
-        self.dynamics = ProbabilisticEnsemble(
-            self.observation_space,
-            self.action_space,
-            reward_fn=self.reward_fn,
-            termination_fn=self._make_termination(),
-            generator=self._generator,
-            device=self.device,
-            **self.dynamics_kwargs,
-        )
+        self._setup_dynamics()
         self.model_buffer = ModelReplayBuffer(
             self._model_buffer_capacity(), self.dynamics.observation_dim, self.dynamics.action_dim, self.device
         )
 
     def _check_arguments(self) -> None:
         _check_spaces(self.observation_space, self.action_space)
+        self._check_dynamics_arguments()
         RolloutSchedule(self.rollout_schedule)
         if not 0.0 <= self.real_ratio <= 1.0:
             raise ValueError(f"real_ratio is the share of real transitions in a batch, in [0, 1]; got {self.real_ratio}.")
@@ -216,88 +181,17 @@ class MBPO(ExactCheckpoints, SAC):
                 f"batch_size >= {int(np.ceil(1 / self.real_ratio))}, a larger real_ratio, or real_ratio=0 to train on "
                 "imagined transitions alone."
             )
-        for name in ("model_train_freq", "rollouts_per_step", "model_retain_steps"):
+        for name in ("rollouts_per_step", "model_retain_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.model_updates_per_step is not None and not 0 < self.model_updates_per_step < np.inf:
-            raise ValueError(
-                f"model_updates_per_step must be positive, or None for no limit; got {self.model_updates_per_step}."
-            )
         if self.branch_from not in ("all", "initial"):
             raise ValueError(f"branch_from must be 'all' or 'initial', got {self.branch_from!r}.")
-        if not (self.termination_fn is None or callable(self.termination_fn) or self.termination_fn in ("auto", "learned")):
-            raise ValueError(
-                "termination_fn must be 'auto', 'learned', a function or None (the task never terminates), got "
-                f"{self.termination_fn!r}."
-            )
-        own = {"observation_space", "action_space", "reward_fn", "termination_fn", "device", "generator"}
-        own |= {"model", "transitions"}
-        for name, callee in (("dynamics_kwargs", ProbabilisticEnsemble), ("fit_kwargs", fit)):
-            accepted = [parameter for parameter in inspect.signature(callee).parameters if parameter not in own]
-            refused = [argument for argument in getattr(self, name) if argument not in accepted]
-            if refused:
-                raise ValueError(
-                    f"{name} does not accept {refused} (what follows from MBPO's own arguments is set there); it accepts "
-                    f"{accepted}."
-                )
-        if self.optimize_memory_usage:
-            raise ValueError(
-                "optimize_memory_usage=True loses the last observation of each episode, from which the model would learn "
-                "false transitions. Leave it False and choose a smaller buffer_size if memory is short."
-            )
-        if self.replay_buffer_class is not None and issubclass(self.replay_buffer_class, DictReplayBuffer):
-            raise ValueError(
-                f"{self.replay_buffer_class.__name__} holds Dict observations (HER relabels them), which learned dynamics "
-                "do not support yet. Flatten the observation and use ReplayBuffer, or use SAC."
-            )
-        if not self.replay_buffer_kwargs.get("handle_timeout_termination", True):
-            raise ValueError(
-                "handle_timeout_termination=False stores time limits as terminations, which the model would learn. "
-                "Leave it True."
-            )
-
-    def _make_termination(self) -> TerminationFn | None:
-        """The termination function of the dynamics, which ``"auto"`` and ``"learned"`` stand for."""
-        assert self._generator is not None
-        if callable(self.termination_fn) or self.termination_fn is None:
-            return self.termination_fn  # type: ignore[return-value]
-        if self.termination_fn == "auto":
-            self._find_termination()
-        if self.termination_fn == "auto" and isinstance(self._auto_termination, dict):
-            return termination_from_json(self._auto_termination)
-        obs_dim, action_dim = (int(np.prod(space.shape or ())) for space in (self.observation_space, self.action_space))
-        return LearnedTermination(obs_dim, action_dim, generator=self._generator)
-
-    def _find_termination(self) -> None:
-        """What ``"auto"`` means here. A learned head stays one, since it is among the saved parameters."""
-        known = known_termination(self.env) if self.env is not None else None
-        if known is not None and self._auto_termination != "learned":
-            self._auto_termination = termination_to_json(known)
-        elif self._auto_termination is None:
-            self._auto_termination = "learned"
-
-    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        super().set_env(env, force_reset)
-        if self.termination_fn != "auto":
-            return
-        self._find_termination()
-        if isinstance(self._auto_termination, dict):
-            self.dynamics.termination_fn = termination_from_json(self._auto_termination)
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         # Every environment comes in here, at construction, set_env and load: unsupported spaces are refused first
         _check_spaces(env.observation_space, env.action_space)
         return SAC._wrap_env(env, verbose, monitor_wrapper)
-
-    def set_random_seed(self, seed: int | None = None) -> None:
-        super().set_random_seed(seed)
-        # The model's own stream: neither fits nor rollouts disturb SAC's
-        self._generator = th.Generator(device=self.device)
-        if seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(seed)
 
     # ---------------------------------------------------------------- the algorithm
 
@@ -314,53 +208,17 @@ class MBPO(ExactCheckpoints, SAC):
             self._fit_dynamics(transitions)
             self._imagine(transitions.observations)
             self._last_fit_timestep = self.num_timesteps
+        # While nothing has been imagined, all batches are real
         with self._timed("updating"), self._mixed_batches(), _without_weight_gradients_in_the_actor_loss(self.critic):
             super().train(gradient_steps, batch_size)
 
-    def _fit_is_due(self) -> bool:
-        assert self.replay_buffer is not None
-        if self.replay_buffer.size() * self.n_envs < MIN_FIT_TRANSITIONS:
-            return False
-        # A stored clock, not a modulo: num_timesteps jumps by the number of environments
-        return self._steps_to_make_up_for() >= self.model_train_freq
-
-    def _steps_to_make_up_for(self) -> int:
-        """Environment steps since the last fit; an interval if nothing has been imagined yet (new, or just loaded)."""
-        if self._last_fit_timestep is None or len(self.model_buffer) == 0:
-            return self.model_train_freq
-        return self.num_timesteps - self._last_fit_timestep
-
-    def _fit_dynamics(self, transitions: Transitions) -> None:
-        assert self.replay_buffer is not None
-        if len(transitions) < self._n_fitted / 2 and not self.replay_buffer.full:
-            return  # loaded without its replay buffer: a refit on the few new transitions would forget the rest
-        self._n_fitted = len(transitions)
-        self._check_auto_termination(transitions)
-        budget = {}
-        if self.model_updates_per_step is not None:
-            steps = self._steps_to_make_up_for() if self.dynamics.is_fitted else self.num_timesteps
-            budget["max_gradient_steps"] = int(np.ceil(self.model_updates_per_step * steps))
-        with self._timed("fitting"):
-            fit_kwargs = {"on_epoch": self._show_epoch, **budget, **self.fit_kwargs}
-            report = self.dynamics.fit(transitions, self._generator, **fit_kwargs)
-        self._log_fit(report)
-
-    def _check_auto_termination(self, transitions: Transitions) -> None:
-        """The rule that ``"auto"`` found is refused if the real data contradict it."""
-        if not isinstance(self._auto_termination, dict):
-            return
-        n_wrong = int((self.dynamics.predict_termination(transitions) != transitions.terminated).sum())
-        # A state within a rounding error of the limit may fall on either side in float32
-        if n_wrong > 1 + len(transitions) // 1000:
-            raise ValueError(
-                f"termination_fn='auto' took the rule of the known task, but it disagrees with {n_wrong} of "
-                f"{len(transitions)} real transitions: a wrapper probably changes observations or terminations. Pass "
-                "termination_fn='learned' or a function of your own."
-            )
+    def _steps_since_fit(self) -> int:
+        # Of a model just loaded nothing is imagined yet: it makes up for an interval
+        return super()._steps_since_fit() if len(self.model_buffer) > 0 else self.model_train_freq
 
     def _imagine(self, states: th.Tensor) -> None:
         """Branch short rollouts of the current policy from real states into the model buffer (algorithm 2, lines 6-8)."""
-        n_branches = self.rollouts_per_step * min(self._steps_to_make_up_for(), self.model_retain_steps)
+        n_branches = self.rollouts_per_step * min(self._steps_since_fit(), self.model_retain_steps)
         length = self._rollout_length(self.num_timesteps)
         self.model_buffer.resize(self._model_buffer_capacity())
         starts = self._start_states(states, n_branches)
@@ -412,38 +270,6 @@ class MBPO(ExactCheckpoints, SAC):
     def _model_buffer_capacity(self) -> int:
         return self.rollouts_per_step * self.model_retain_steps * self._rollout_length(self.num_timesteps)
 
-    def _store_transition(
-        self,
-        replay_buffer: ReplayBuffer,
-        buffer_action: np.ndarray,
-        new_obs: np.ndarray | dict[str, np.ndarray],
-        reward: np.ndarray,
-        dones: np.ndarray,
-        infos: list[dict[str, Any]],
-    ) -> None:
-        assert isinstance(new_obs, np.ndarray)
-        self._check_finite(new_obs, reward, dones, infos)
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
-
-    def _check_finite(self, obs: np.ndarray, reward: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
-        normalized = self._vec_normalize_env is not None
-        if self._vec_normalize_env is not None:  # what is stored; normalised observations hide infinity behind a clip
-            obs = self._vec_normalize_env.get_original_obs()  # type: ignore[assignment]
-            reward = self._vec_normalize_env.get_original_reward()
-        last_obs = obs.copy()
-        for i in np.flatnonzero(dones):
-            last_obs[i] = infos[i].get("terminal_observation", obs[i])
-        for name, values in (("observation", obs), ("last observation", last_obs), ("reward", reward)):
-            finite = np.isfinite(values).reshape(self.n_envs, -1).all(axis=1)
-            if not finite.all():
-                self._last_obs = None  # what follows is not its successor: the next learn() resets the environment
-                raise ValueError(
-                    f"Environment {int(np.argmin(finite))} returned a {name} that is NaN or infinite at step "
-                    f"{self.num_timesteps}. It was not stored; the model and the replay buffer are intact. Mend the "
-                    "environment (stable_baselines3.common.vec_env.VecCheckNan helps to find the cause)"
-                    + (", and load the statistics of VecNormalize anew: they have seen it." if normalized else ".")
-                )
-
     # ---------------------------------------------------------------- learn
 
     def learn(
@@ -456,64 +282,6 @@ class MBPO(ExactCheckpoints, SAC):
         progress_bar: bool = False,
     ) -> SelfMBPO:
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
-    ) -> tuple[int, BaseCallback]:
-        if reset_num_timesteps:
-            self._last_fit_timestep = None  # num_timesteps starts again at 0
-        start = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        if not np.isfinite(self._last_obs).all():  # type: ignore[arg-type]
-            self._last_obs = None
-            raise ValueError("The environment was reset to an observation that is NaN or infinite. Mend its reset().")
-        return start
-
-    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        self._progress_bar = ModelProgressBarCallback() if progress_bar else None
-        if self._progress_bar is not None:
-            if isinstance(callback, list):
-                callback = CallbackList(callback)
-            elif not isinstance(callback, BaseCallback):
-                callback = ConvertCallback(callback)
-            callback = CallbackList([callback, self._progress_bar])
-        return super()._init_callback(callback)
-
-    # ---------------------------------------------------------------- monitoring
-
-    @contextmanager
-    def _timed(self, phase: str, description: str = "") -> Iterator[None]:
-        """Adds to the seconds of a phase, and says in the progress bar what takes them."""
-        start = time.perf_counter()
-        if description:
-            self._describe(description)
-        try:
-            yield
-        finally:
-            if description:
-                self._describe("")
-            self._seconds[phase] += time.perf_counter() - start
-            self.logger.record(f"time/{phase}_seconds", self._seconds[phase])
-
-    def _describe(self, text: str) -> None:
-        if self._progress_bar is not None:
-            self._progress_bar.describe(text)
-
-    def _show_epoch(self, epoch: int, holdout_mse: float) -> None:
-        self._describe(f"fitting model, epoch {epoch}, error {holdout_mse:.2g}")
-
-    def _log_fit(self, report: FitReport) -> None:
-        self._describe("")
-        self._log({f"dynamics/{name}": value for name, value in vars(report).items()})
-        if self.verbose >= 1:
-            print(
-                f"Model fitted at step {self.num_timesteps}: {report.n_epochs} epochs on {report.n_train} transitions in "
-                f"{report.seconds:.1f} s, holdout MSE {report.holdout_mse:.3g}"
-            )
 
     def _log_imagination(self, stats: RolloutStats, length: int, starts: th.Tensor) -> None:
         with th.no_grad():
@@ -536,32 +304,15 @@ class MBPO(ExactCheckpoints, SAC):
             }
         )
 
-    def _log(self, values: dict[str, float]) -> None:
-        """TensorBoard gets every fit, at its own step; the table, which SB3 prints every few episodes, the latest one."""
-        for key, value in values.items():
-            self.logger.record(key, value, exclude="tensorboard")
-        for output in self.logger.output_formats:
-            if isinstance(output, TensorBoardOutputFormat):
-                output.write(values, dict.fromkeys(values, ()), self.num_timesteps)
-
     # ---------------------------------------------------------------- save and load
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["dynamics", "model_buffer", "_generator", "_rollout_length", "_progress_bar"]
-        return [*super()._excluded_save_params(), *own]
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        state_dicts, variables = super()._get_torch_save_params()
-        state_dicts = [*state_dicts, "dynamics", "dynamics.optimizer"]
-        if isinstance(self.dynamics.termination_fn, LearnedTermination):
-            state_dicts.append("dynamics.termination_fn.optimizer")
-        return state_dicts, variables
+        return [*super()._excluded_save_params(), "model_buffer", "_rollout_length"]
 
     def _checkpoint_extras(self) -> dict[str, Any]:
-        assert self._generator is not None
         buffer = self.model_buffer
         return {
-            "generator": self._generator.get_state(),
+            **super()._checkpoint_extras(),
             "imagined": buffer.rows[: len(buffer)].clone(),  # a view would be saved with the rows that are not written yet
             "capacity": buffer.capacity,
             "pos": buffer.pos,
@@ -569,8 +320,7 @@ class MBPO(ExactCheckpoints, SAC):
         }
 
     def _restore_checkpoint_extras(self, extras: dict[str, Any]) -> None:
-        assert self._generator is not None
-        restore_generator(self._generator, extras["generator"])
+        super()._restore_checkpoint_extras(extras)
         buffer = self.model_buffer
         buffer.resize(extras["capacity"])
         if len(extras["imagined"]) > 0:

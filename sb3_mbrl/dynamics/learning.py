@@ -1,0 +1,327 @@
+"""What algorithms share that learn a model of their environment: when it is fitted, to what, and what is shown of it."""
+
+import inspect
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.logger import TensorBoardOutputFormat
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+
+from sb3_mbrl.common.actions import action_dim
+from sb3_mbrl.common.callbacks import ModelProgressBarCallback
+from sb3_mbrl.common.checkpoints import ExactCheckpoints, restore_generator
+from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
+from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble
+from sb3_mbrl.dynamics.fitting import FitReport, fit
+from sb3_mbrl.dynamics.learned_termination import LearnedTermination
+from sb3_mbrl.dynamics.termination import known_termination, termination_from_json, termination_to_json
+
+MIN_FIT_TRANSITIONS = 32
+"""Fewer real transitions than this say nothing about the dynamics."""
+
+
+class LearnsDynamics(ExactCheckpoints):
+    """
+    For off-policy algorithms that fit an ensemble to their replay buffer, before the SB3 class in the list of bases:
+    ``class MBPO(LearnsDynamics, SAC)``. The algorithm calls :meth:`_store_dynamics_arguments` in its ``__init__``,
+    :meth:`_setup_dynamics` in ``_setup_model``, and in ``train``, where :meth:`_fit_is_due`, :meth:`_fit_dynamics`.
+    """
+
+    _is_mixin = True
+
+    dynamics: ProbabilisticEnsemble
+
+    def _store_dynamics_arguments(
+        self,
+        model_train_freq: int,
+        model_updates_per_step: float | None,
+        reward_fn: RewardFn | None,
+        termination_fn: TerminationFn | str | None,
+        dynamics_kwargs: Mapping[str, Any] | None,
+        fit_kwargs: Mapping[str, Any] | None,
+    ) -> None:
+        self.model_train_freq = model_train_freq
+        self.model_updates_per_step = model_updates_per_step
+        self.reward_fn = reward_fn
+        self.termination_fn = termination_fn
+        self.dynamics_kwargs = dict(dynamics_kwargs or {})
+        self.fit_kwargs = dict(fit_kwargs or {})
+
+        self._generator: th.Generator | None = None
+        # What "auto" found, so that a model loaded without an environment has the same termination
+        self._auto_termination: dict[str, Any] | str | None = None
+        self._last_fit_timestep: int | None = None
+        self._n_fitted = 0  # transitions of the last fit
+        self._seconds: dict[str, float] = {}
+        self._progress_bar: ModelProgressBarCallback | None = None
+
+    # ---------------------------------------------------------------- setup
+
+    def _setup_dynamics(self, **arguments: Any) -> None:
+        """
+        Build the ensemble.
+
+        :param arguments: for it, that follow from the algorithm's own
+        """
+        assert self._generator is not None
+        self.dynamics = ProbabilisticEnsemble(
+            self.observation_space,
+            self.action_space,
+            reward_fn=self.reward_fn,
+            termination_fn=self._make_termination(),
+            generator=self._generator,
+            device=self.device,
+            **arguments,
+            **self.dynamics_kwargs,
+        )
+
+    def _check_dynamics_arguments(self, *set_by_the_algorithm: str) -> None:
+        """
+        :param set_by_the_algorithm: arguments of the ensemble and its fit that follow from the algorithm's own
+        :raises ValueError: saying what is accepted
+        """
+        if self.model_train_freq < 1:
+            raise ValueError(f"model_train_freq must be at least 1, got {self.model_train_freq}.")
+        if self.model_updates_per_step is not None and not 0 < self.model_updates_per_step < np.inf:
+            raise ValueError(
+                f"model_updates_per_step must be positive, or None for no limit; got {self.model_updates_per_step}."
+            )
+        if not (self.termination_fn is None or callable(self.termination_fn) or self.termination_fn in ("auto", "learned")):
+            raise ValueError(
+                "termination_fn must be 'auto', 'learned', a function or None (the task never terminates), got "
+                f"{self.termination_fn!r}."
+            )
+        own = {"observation_space", "action_space", "reward_fn", "termination_fn", "device", "generator"}
+        own |= {"model", "transitions", *set_by_the_algorithm}
+        for name, callee in (("dynamics_kwargs", ProbabilisticEnsemble), ("fit_kwargs", fit)):
+            accepted = [parameter for parameter in inspect.signature(callee).parameters if parameter not in own]
+            refused = [argument for argument in getattr(self, name) if argument not in accepted]
+            if refused:
+                raise ValueError(
+                    f"{name} does not accept {refused} (what follows from {type(self).__name__}'s own arguments is set "
+                    f"there); it accepts {accepted}."
+                )
+        if self.optimize_memory_usage:
+            raise ValueError(
+                "optimize_memory_usage=True loses the last observation of each episode, from which the model would learn "
+                "false transitions. Leave it False and choose a smaller buffer_size if memory is short."
+            )
+        if self.replay_buffer_class is not None and issubclass(self.replay_buffer_class, DictReplayBuffer):
+            raise ValueError(
+                f"{self.replay_buffer_class.__name__} holds Dict observations (HER relabels them), which learned dynamics "
+                "do not support yet. Flatten the observation and use ReplayBuffer."
+            )
+        if not self.replay_buffer_kwargs.get("handle_timeout_termination", True):
+            raise ValueError(
+                "handle_timeout_termination=False stores time limits as terminations, which the model would learn. "
+                "Leave it True."
+            )
+
+    def _make_termination(self) -> TerminationFn | None:
+        """The termination function of the dynamics, which ``"auto"`` and ``"learned"`` stand for."""
+        assert self._generator is not None
+        if callable(self.termination_fn) or self.termination_fn is None:
+            return self.termination_fn  # type: ignore[return-value]
+        if self.termination_fn == "auto":
+            self._find_termination()
+        if self.termination_fn == "auto" and isinstance(self._auto_termination, dict):
+            return termination_from_json(self._auto_termination)
+        obs_dim = int(np.prod(self.observation_space.shape or ()))
+        return LearnedTermination(obs_dim, action_dim(self.action_space), generator=self._generator)
+
+    def _find_termination(self) -> None:
+        """What ``"auto"`` means here. A learned head stays one, since it is among the saved parameters."""
+        known = known_termination(self.env) if self.env is not None else None
+        if known is not None and self._auto_termination != "learned":
+            self._auto_termination = termination_to_json(known)
+        elif self._auto_termination is None:
+            self._auto_termination = "learned"
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        super().set_env(env, force_reset)
+        if self.termination_fn != "auto":
+            return
+        self._find_termination()
+        if isinstance(self._auto_termination, dict):
+            self.dynamics.termination_fn = termination_from_json(self._auto_termination)
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        super().set_random_seed(seed)
+        # The model's own stream: neither fits nor rollouts disturb the algorithm's
+        self._generator = th.Generator(device=self.device)
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
+
+    # ---------------------------------------------------------------- fitting
+
+    def _fit_is_due(self) -> bool:
+        assert self.replay_buffer is not None
+        if self.replay_buffer.size() * self.n_envs < MIN_FIT_TRANSITIONS:
+            return False
+        # A stored clock, not a modulo: num_timesteps jumps by the number of environments
+        return self._steps_since_fit() >= self.model_train_freq
+
+    def _steps_since_fit(self) -> int:
+        """Environment steps since the last fit; an interval if there was none."""
+        if self._last_fit_timestep is None:
+            return self.model_train_freq
+        return self.num_timesteps - self._last_fit_timestep
+
+    def _fit_dynamics(self, transitions: Transitions) -> None:
+        assert self.replay_buffer is not None
+        if len(transitions) < self._n_fitted / 2 and not self.replay_buffer.full:
+            return  # loaded without its replay buffer: a refit on the few new transitions would forget the rest
+        self._n_fitted = len(transitions)
+        self._check_auto_termination(transitions)
+        budget = {}
+        if self.model_updates_per_step is not None:
+            steps = self._steps_since_fit() if self.dynamics.is_fitted else self.num_timesteps
+            budget["max_gradient_steps"] = int(np.ceil(self.model_updates_per_step * steps))
+        with self._timed("fitting"):
+            fit_kwargs = {"on_epoch": self._show_epoch, **budget, **self.fit_kwargs}
+            report = self.dynamics.fit(transitions, self._generator, **fit_kwargs)
+        self._log_fit(report)
+
+    def _check_auto_termination(self, transitions: Transitions) -> None:
+        """The rule that ``"auto"`` found is refused if the real data contradict it."""
+        if not isinstance(self._auto_termination, dict):
+            return
+        n_wrong = int((self.dynamics.predict_termination(transitions) != transitions.terminated).sum())
+        # A state within a rounding error of the limit may fall on either side in float32
+        if n_wrong > 1 + len(transitions) // 1000:
+            raise ValueError(
+                f"termination_fn='auto' took the rule of the known task, but it disagrees with {n_wrong} of "
+                f"{len(transitions)} real transitions: a wrapper probably changes observations or terminations. Pass "
+                "termination_fn='learned' or a function of your own."
+            )
+
+    # ---------------------------------------------------------------- what the environment returns
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        assert isinstance(new_obs, np.ndarray)
+        self._check_finite(new_obs, reward, dones, infos)
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+
+    def _check_finite(self, obs: np.ndarray, reward: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
+        normalized = self._vec_normalize_env is not None
+        if self._vec_normalize_env is not None:  # what is stored; normalised observations hide infinity behind a clip
+            obs = self._vec_normalize_env.get_original_obs()  # type: ignore[assignment]
+            reward = self._vec_normalize_env.get_original_reward()
+        last_obs = obs.copy()
+        for i in np.flatnonzero(dones):
+            last_obs[i] = infos[i].get("terminal_observation", obs[i])
+        for name, values in (("observation", obs), ("last observation", last_obs), ("reward", reward)):
+            finite = np.isfinite(values).reshape(self.n_envs, -1).all(axis=1)
+            if not finite.all():
+                self._last_obs = None  # what follows is not its successor: the next learn() resets the environment
+                raise ValueError(
+                    f"Environment {int(np.argmin(finite))} returned a {name} that is NaN or infinite at step "
+                    f"{self.num_timesteps}. It was not stored; the model and the replay buffer are intact. Mend the "
+                    "environment (stable_baselines3.common.vec_env.VecCheckNan helps to find the cause)"
+                    + (", and load the statistics of VecNormalize anew: they have seen it." if normalized else ".")
+                )
+
+    # ---------------------------------------------------------------- learn
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if reset_num_timesteps:
+            self._last_fit_timestep = None  # num_timesteps starts again at 0
+        start = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        if not np.isfinite(self._last_obs).all():  # type: ignore[arg-type]
+            self._last_obs = None
+            raise ValueError("The environment was reset to an observation that is NaN or infinite. Mend its reset().")
+        return start
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        self._progress_bar = ModelProgressBarCallback() if progress_bar else None
+        if self._progress_bar is not None:
+            if isinstance(callback, list):
+                callback = CallbackList(callback)
+            elif not isinstance(callback, BaseCallback):
+                callback = ConvertCallback(callback)
+            callback = CallbackList([callback, self._progress_bar])
+        return super()._init_callback(callback)
+
+    # ---------------------------------------------------------------- monitoring
+
+    @contextmanager
+    def _timed(self, phase: str, description: str = "") -> Iterator[None]:
+        """Adds to the seconds of a phase, and says in the progress bar what takes them."""
+        start = time.perf_counter()
+        if description:
+            self._describe(description)
+        try:
+            yield
+        finally:
+            if description:
+                self._describe("")
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - start
+            self.logger.record(f"time/{phase}_seconds", self._seconds[phase])
+
+    def _describe(self, text: str) -> None:
+        if self._progress_bar is not None:
+            self._progress_bar.describe(text)
+
+    def _show_epoch(self, epoch: int, holdout_mse: float) -> None:
+        self._describe(f"fitting model, epoch {epoch}, error {holdout_mse:.2g}")
+
+    def _log_fit(self, report: FitReport) -> None:
+        self._describe("")
+        self._log({f"dynamics/{name}": value for name, value in vars(report).items()})
+        if self.verbose >= 1:
+            print(
+                f"Model fitted at step {self.num_timesteps}: {report.n_epochs} epochs on {report.n_train} transitions in "
+                f"{report.seconds:.1f} s, holdout MSE {report.holdout_mse:.3g}"
+            )
+
+    def _log(self, values: dict[str, float]) -> None:
+        """TensorBoard gets every fit, at its own step; the table, which SB3 prints every few episodes, the latest one."""
+        for key, value in values.items():
+            self.logger.record(key, value, exclude="tensorboard")
+        for output in self.logger.output_formats:
+            if isinstance(output, TensorBoardOutputFormat):
+                output.write(values, dict.fromkeys(values, ()), self.num_timesteps)
+
+    # ---------------------------------------------------------------- save and load
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "dynamics", "_generator", "_progress_bar"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, variables = super()._get_torch_save_params()
+        state_dicts = [*state_dicts, "dynamics", "dynamics.optimizer"]
+        if isinstance(self.dynamics.termination_fn, LearnedTermination):
+            state_dicts.append("dynamics.termination_fn.optimizer")
+        return state_dicts, variables
+
+    def _checkpoint_extras(self) -> dict[str, Any]:
+        assert self._generator is not None
+        return {**super()._checkpoint_extras(), "generator": self._generator.get_state()}
+
+    def _restore_checkpoint_extras(self, extras: dict[str, Any]) -> None:
+        assert self._generator is not None
+        super()._restore_checkpoint_extras(extras)
+        restore_generator(self._generator, extras["generator"])
