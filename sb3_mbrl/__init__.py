@@ -3,7 +3,8 @@
 from importlib.resources import files
 
 from sb3_mbrl.mbpo import MBPO
+from sb3_mbrl.pets import PETS, MPCPolicy
 
 __version__ = files(__name__).joinpath("version.txt").read_text().strip()
 
-__all__ = ["MBPO", "__version__"]
+__all__ = ["MBPO", "PETS", "MPCPolicy", "__version__"]

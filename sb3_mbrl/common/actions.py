@@ -25,7 +25,7 @@ def action_bounds(action_space: spaces.Space) -> tuple[th.Tensor, th.Tensor]:
         ones = th.ones(action_dim(action_space))
         return -ones, ones
     assert isinstance(action_space, spaces.Box)
-    low, high = (th.as_tensor(bound, dtype=th.float32).flatten() for bound in (action_space.low, action_space.high))
+    low, high = (th.tensor(bound, dtype=th.float32).flatten() for bound in (action_space.low, action_space.high))
     return low, high
 
 
@@ -47,7 +47,9 @@ def to_environment(actions: th.Tensor, action_space: spaces.Space) -> np.ndarray
     if isinstance(action_space, spaces.Discrete):
         return (actions.argmax(dim=1).cpu().numpy() + action_space.start).astype(action_space.dtype)
     assert isinstance(action_space, spaces.Box)
-    unit = actions.cpu().numpy().reshape(-1, *action_space.shape)
-    scaled = action_space.low + 0.5 * (unit + 1.0) * (action_space.high - action_space.low)
+    low, high = action_space.low.astype(np.float64), action_space.high.astype(np.float64)
+    scaled = low + 0.5 * (actions.cpu().numpy().reshape(-1, *action_space.shape) + 1.0) * (high - low)
+    if np.issubdtype(action_space.dtype, np.integer):
+        scaled = np.rint(scaled)
     # Rounding may have left the box
-    return np.clip(scaled, action_space.low, action_space.high).astype(action_space.dtype)
+    return np.clip(scaled, low, high).astype(action_space.dtype)

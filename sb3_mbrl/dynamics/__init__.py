@@ -5,6 +5,7 @@ from sb3_mbrl.dynamics.fitting import FitReport
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination
 from sb3_mbrl.dynamics.model import DynamicsModel, ModelStep
 from sb3_mbrl.dynamics.rollouts import branched_rollouts
+from sb3_mbrl.dynamics.simulator import SimulatorModel
 from sb3_mbrl.dynamics.termination import known_termination
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "ModelStep",
     "Prediction",
     "ProbabilisticEnsemble",
+    "SimulatorModel",
     "branched_rollouts",
     "known_termination",
 ]

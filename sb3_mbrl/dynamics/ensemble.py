@@ -582,7 +582,7 @@ def _per_layer(weight_decay: float | Sequence[float] | None, n_layers: int) -> t
 
 def _space_to_json(space: spaces.Space) -> dict[str, Any]:
     if isinstance(space, spaces.Discrete):
-        return {"n": int(space.n), "start": int(space.start)}
+        return {"n": int(space.n), "start": int(space.start), "dtype": str(np.dtype(space.dtype))}
     assert isinstance(space, spaces.Box)
     # Infinite bounds become the strings JSON can hold
     return {
@@ -595,7 +595,8 @@ def _space_to_json(space: spaces.Space) -> dict[str, Any]:
 
 def _space_from_json(data: dict[str, Any]) -> spaces.Space:
     if "n" in data:
-        return spaces.Discrete(data["n"], start=data["start"])
+        dtype = {} if data["dtype"] == "int64" else {"dtype": np.dtype(data["dtype"]).type}  # newer versions of Gymnasium
+        return spaces.Discrete(data["n"], start=data["start"], **dtype)
     dtype = np.dtype(data["dtype"]).type
     low, high = (np.array([float(bound) for bound in data[end]], dtype).reshape(data["shape"]) for end in ("low", "high"))
     return spaces.Box(low, high, dtype=dtype)

@@ -175,7 +175,11 @@ class LearnsDynamics(ExactCheckpoints):
             return self.model_train_freq
         return self.num_timesteps - self._last_fit_timestep
 
-    def _fit_dynamics(self, transitions: Transitions) -> None:
+    def _fit_dynamics(self, transitions: Transitions, **arguments: Any) -> None:
+        """
+        :param transitions: all there are
+        :param arguments: of the fit, that follow from the algorithm's own
+        """
         assert self.replay_buffer is not None
         if len(transitions) < self._n_fitted / 2 and not self.replay_buffer.full:
             return  # loaded without its replay buffer: a refit on the few new transitions would forget the rest
@@ -186,7 +190,7 @@ class LearnsDynamics(ExactCheckpoints):
             steps = self._steps_since_fit() if self.dynamics.is_fitted else self.num_timesteps
             budget["max_gradient_steps"] = int(np.ceil(self.model_updates_per_step * steps))
         with self._timed("fitting"):
-            fit_kwargs = {"on_epoch": self._show_epoch, **budget, **self.fit_kwargs}
+            fit_kwargs = {"on_epoch": self._show_epoch, **arguments, **budget, **self.fit_kwargs}
             report = self.dynamics.fit(transitions, self._generator, **fit_kwargs)
         self._log_fit(report)
 

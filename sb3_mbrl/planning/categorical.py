@@ -21,10 +21,7 @@ class Categorical(SamplingPlanner):
     A mean of one-hot elites is again such a table, so that the updates stay as they are.
     """
 
-    def __init__(self, *args: float, **kwargs: float):
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-        if self.smoothing > 0:
-            raise ValueError("Discrete actions cannot be smoothed: leave smoothing at 0.")
+    categorical = True
 
     def _begin(self, state: PlannerState) -> Search:
         uniform = th.full_like(state.mean, 1 / state.mean.shape[-1])

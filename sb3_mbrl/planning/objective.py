@@ -1,6 +1,6 @@
 """What a plan is worth: the return that a model predicts for it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch as th
@@ -79,7 +79,7 @@ class ModelObjective:
                 f"value_mode={value_mode!r} compares particles: n_particles must be at least 2 (the number of elites gives "
                 "each its own)."
             )
-        if kappa < 0:
+        if not 0 <= kappa < float("inf"):
             raise ValueError(f"kappa must not be negative, got {kappa}; value_mode gives the sign.")
         self.model = model
         self.discount = discount
@@ -99,6 +99,8 @@ class ModelObjective:
         :param generator: source of members and noise; one for all, or one for each of the B environments
         :return: the function that a planner maximises: (B, N, H, A) -> (B, N)
         """
+        if isinstance(generator, Sequence) and len(generator) != len(obs):
+            raise ValueError(f"Pass one generator, or one for each of the {len(obs)} environments; got {len(generator)}.")
         starts = self.model.start(obs)
 
         def returns(actions: th.Tensor) -> th.Tensor:
@@ -135,16 +137,22 @@ class ModelObjective:
             if self.reward_fn is not None:
                 before, after = self.model.observe(rows), self.model.observe(step.next_obs)
                 reward = self.reward_fn(before, self.model.unscale_action(action), after)
+                _check_shape("reward_fn", reward, len(rows))
             if self.disagreement_weight != 0:
                 assert step.epistemic_std is not None
                 reward = reward + self.disagreement_weight * step.epistemic_std[:, :-1].norm(dim=1)
             total = total + weight * th.where(alive, reward, 0.0)
             # What comes after the end is no prediction, however it looks; before it, a NaN has to be seen
             total = th.where(alive & ~th.isfinite(step.next_obs).all(dim=1), th.nan, total)
+            # A row that has ended stands still: where it would go could spoil the gradient of what came before
+            rows = th.where(alive.unsqueeze(1), step.next_obs, rows)
             alive = alive & ~step.terminated
-            rows, weight = step.next_obs, weight * self.discount
+            weight *= self.discount
         if self.terminal_value is not None:
-            total = total + weight * th.where(alive, self.terminal_value(self.model.observe(rows)), 0.0)
+            value = self.terminal_value(self.model.observe(rows))
+            _check_shape("terminal_value", value, len(rows))
+            total = total + weight * th.where(alive, value, 0.0)
+        total = th.where(th.isfinite(total), total, th.nan)
         return self._over_particles(total.reshape(n_envs, n, self.n_particles))
 
     def _members(self, n_sequences: int) -> Members:
@@ -162,3 +170,8 @@ class ModelObjective:
             return mean
         sign: Literal[-1, 1] = -1 if self.value_mode == "pessimistic" else 1
         return mean + sign * self.kappa * returns.std(dim=-1, correction=0)
+
+
+def _check_shape(name: str, values: th.Tensor, n_rows: int) -> None:
+    if values.shape != (n_rows,):
+        raise ValueError(f"{name} must return shape ({n_rows},), one number for each row, got {tuple(values.shape)}.")

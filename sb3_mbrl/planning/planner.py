@@ -58,6 +58,8 @@ class Planner(ABC):
     """
 
     n_kept_elites = 0
+    categorical = False
+    """Whether it plans discrete actions, one-hot."""
 
     def __init__(self, horizon: int, n_iterations: int):
         if horizon < 1 or n_iterations < 1:
@@ -173,6 +175,8 @@ class SamplingPlanner(Planner):
             raise ValueError(f"init_std must be positive, got {init_std}.")
         if not 0 <= smoothing < 1:
             raise ValueError(f"smoothing must lie in [0, 1), got {smoothing}.")
+        if self.categorical and smoothing > 0:
+            raise ValueError(f"Discrete actions cannot be smoothed: smoothing must be 0, got {smoothing}.")
         self.population_size = population_size
         self.init_std = init_std
         self.smoothing = smoothing

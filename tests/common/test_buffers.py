@@ -334,6 +334,20 @@ def test_actions_of_any_shape_become_flat():
     assert real_transitions(buffer, "cpu").actions.tolist() == [[0, 1, 2, 3, 4, 5]]
 
 
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_discrete_actions_become_one_hot(n_envs):
+    buffer = ReplayBuffer(4 * n_envs, OBS_SPACE, spaces.Discrete(3, start=2), device="cpu", n_envs=n_envs)
+    zeros = np.zeros((n_envs, OBS_DIM))
+    for step in range(6):  # wraps around: steps 2 to 5 stay
+        action = 2 + (step + np.arange(n_envs)[:, None]) % 3
+        buffer.add(zeros, zeros, action, np.zeros(n_envs), np.zeros(n_envs), [{}] * n_envs)
+    actions = real_transitions(buffer, "cpu").actions
+    assert actions.dtype == th.float32
+    assert actions.argmax(dim=1).tolist() == [(step + env) % 3 for step in range(2, 6) for env in range(n_envs)]
+    assert actions.sum(dim=1).tolist() == [1.0] * (4 * n_envs)
+    assert set(actions.unique().tolist()) == {0.0, 1.0}
+
+
 def test_an_empty_buffer_has_no_rows():
     buffer = ReplayBuffer(5, OBS_SPACE, ACTION_SPACE, device="cpu")
     assert len(real_transitions(buffer, "cpu")) == 0

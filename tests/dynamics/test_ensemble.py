@@ -545,7 +545,7 @@ def test_an_observation_space_that_is_not_supported_is_refused_with_advice(obs_s
 @pytest.mark.parametrize(
     ("action_space", "advice"),
     [
-        (spaces.Discrete(4), "Box actions"),
+        (spaces.MultiDiscrete([2, 3]), "Discrete or Box actions"),
         (spaces.Box(-np.inf, np.inf, (2,)), "RescaleAction"),
         (spaces.Box(np.array([-1.0, -np.inf], np.float32), 1.0, (2,)), "RescaleAction"),
     ],
@@ -675,3 +675,68 @@ def test_a_file_is_json_and_numbers_and_nothing_is_unpickled(tmp_path, monkeypat
     for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (th, "load")):
         monkeypatch.setattr(module, name, refuse)
     assert_equal_states(ProbabilisticEnsemble.load(tmp_path / "model", device="cpu"), model)
+
+
+# ---------------------------------------------------------------- discrete actions
+
+DISCRETE = spaces.Discrete(3, start=2)
+
+
+def discrete_transitions(n=300, seed=0):
+    """The action decides the direction: left, nowhere, right; the reward is the direction."""
+    generator = seeded(seed)
+    obs, choice = th.randn(n, OBS_DIM, generator=generator), th.randint(3, (n,), generator=generator)
+    direction = choice.float() - 1
+    next_obs = obs + direction.unsqueeze(1) * th.tensor([1.0, 0.0, -2.0])
+    return Transitions(obs, th.eye(3)[choice], next_obs, direction, th.zeros(n, dtype=th.bool))
+
+
+@pytest.fixture(scope="module")
+def fitted_to_discrete():
+    model = ensemble(action_space=DISCRETE)
+    model.fit(discrete_transitions(), seeded(), batch_size=64, max_epochs=60)
+    return model
+
+
+@pytest.mark.parametrize("members", ["random", "expectation"])
+def test_discrete_actions_are_one_hot_and_their_effect_is_learned(fitted_to_discrete, members):
+    assert fitted_to_discrete.action_dim == 3
+    data = discrete_transitions(100, seed=1)
+    step = fitted_to_discrete.step(data.observations, data.actions, seeded(), members, deterministic=True)
+    change = (data.next_observations - data.observations, step.next_obs - data.observations)
+    th.testing.assert_close(*change, atol=0.5, rtol=0)
+    assert step.reward.round().equal(data.rewards)
+
+
+def test_discrete_actions_have_no_other_scale():
+    seen = []
+
+    def reward(obs, action, next_obs):
+        seen.append(action)
+        return obs[:, 0]
+
+    model, actions = ensemble(action_space=DISCRETE, reward_fn=reward), th.eye(3)
+    assert model.unscale_action(actions).equal(actions)
+    assert model.scale_action(actions).equal(actions)
+    model.step(th.zeros(3, OBS_DIM), actions, seeded())
+    assert seen[0].equal(actions)
+
+
+def test_a_model_of_discrete_actions_comes_back(fitted_to_discrete, tmp_path):
+    fitted_to_discrete.save(tmp_path / "model")
+    loaded = ProbabilisticEnsemble.load(tmp_path / "model", device="cpu")
+    assert loaded.action_space == DISCRETE
+    assert_equal_states(fitted_to_discrete, loaded)
+    steps = [model.step(th.zeros(3, OBS_DIM), th.eye(3), seeded(3)) for model in (fitted_to_discrete, loaded)]
+    assert steps[0].next_obs.equal(steps[1].next_obs)
+
+
+def test_a_learned_termination_of_discrete_actions_comes_back(tmp_path):
+    model = ensemble(action_space=DISCRETE, termination_fn=LearnedTermination(OBS_DIM, 3, net_arch=(8,)))
+    model.save(tmp_path / "model")
+    assert_equal_states(model, ProbabilisticEnsemble.load(tmp_path / "model", device="cpu"))
+
+
+def test_discrete_actions_that_are_not_one_hot_raise():
+    with pytest.raises(RuntimeError):
+        ensemble(action_space=DISCRETE).step(th.zeros(3, OBS_DIM), th.tensor([[2.0], [3.0], [4.0]]), seeded())

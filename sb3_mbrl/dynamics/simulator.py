@@ -1,0 +1,568 @@
+"""The true environment as a model to plan in: what a planner achieves without any model error."""
+
+import copy
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium.utils import EzPickle
+from gymnasium.wrappers import (
+    HumanRendering,
+    OrderEnforcing,
+    PassiveEnvChecker,
+    RecordEpisodeStatistics,
+    RecordVideo,
+    RenderCollection,
+    TimeLimit,
+)
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from sb3_mbrl.common.actions import action_bounds, action_dim, to_environment
+from sb3_mbrl.common.random import Generators
+from sb3_mbrl.common.types import RewardFn, TerminationFn
+from sb3_mbrl.dynamics.model import Members, ModelStep
+
+Outcome = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Next rows (B, S) float64, rewards (B,) float64, whether the task ended (B,) bool."""
+
+GetState = Callable[[Any], np.ndarray]
+"""``f(env.unwrapped) -> (D,)``: everything that the environment's future depends on."""
+
+SetState = Callable[[Any, np.ndarray], None]
+"""``f(env.unwrapped, state)``: puts the environment where it was when ``state`` was read."""
+
+
+class Simulator(Protocol):
+    """What :class:`SimulatorModel` runs on. NumPy float64; rows and actions are finite."""
+
+    def start(self, obs: np.ndarray) -> np.ndarray:
+        """
+        :param obs: observations, (B, O)
+        :return: rows, (B, S)
+        """
+
+    def observe(self, rows: np.ndarray) -> np.ndarray:
+        """
+        :param rows: (B, S)
+        :return: observations, (B, O)
+        """
+
+    def step(self, rows: np.ndarray, action: np.ndarray) -> Outcome:
+        """
+        :param rows: (B, S)
+        :param action: as the environment's ``step`` takes it, (B, *action_space.shape)
+        :return: the outcome for each row, not finite where the simulation diverged
+        """
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Classic control
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _ClassicTask:
+    """
+    A task of Gymnasium's classic control whose rows are its ``state``, and its observation unless told otherwise.
+
+    :param env: the unwrapped environment; its attributes are kept as they are now
+    """
+
+    def __init__(self, env: Any) -> None:
+        self.task = copy.copy(env)
+
+    def start(self, obs: np.ndarray) -> np.ndarray:
+        return obs.copy()
+
+    def observe(self, rows: np.ndarray) -> np.ndarray:
+        return rows
+
+    def step(self, rows: np.ndarray, action: np.ndarray) -> Outcome:
+        raise NotImplementedError
+
+
+class _Pendulum(_ClassicTask):
+    """``pendulum.py``."""
+
+    def start(self, obs: np.ndarray) -> np.ndarray:
+        return np.stack([np.arctan2(obs[:, 1], obs[:, 0]), obs[:, 2]], axis=1)
+
+    def observe(self, rows: np.ndarray) -> np.ndarray:
+        angle, velocity = rows.T
+        return np.stack([np.cos(angle), np.sin(angle), velocity], axis=1)
+
+    def step(self, rows: np.ndarray, action: np.ndarray) -> Outcome:
+        task, (angle, velocity) = self.task, rows.T
+        torque = np.clip(action[:, 0], -task.max_torque, task.max_torque)
+        wrapped = (angle + np.pi) % (2 * np.pi) - np.pi
+        cost = wrapped**2 + 0.1 * velocity**2 + 0.001 * torque**2
+        acceleration = 3 * task.g / (2 * task.l) * np.sin(angle) + 3.0 / (task.m * task.l**2) * torque
+        velocity = np.clip(velocity + acceleration * task.dt, -task.max_speed, task.max_speed)
+        return np.stack([angle + velocity * task.dt, velocity], axis=1), -cost, np.zeros(len(rows), dtype=bool)
+
+
+class _CartPole(_ClassicTask):
+    """``cartpole.py``."""
+
+    def step(self, rows: np.ndarray, action: np.ndarray) -> Outcome:
+        task, (x, x_dot, theta, theta_dot) = self.task, rows.T
+        force = np.where(action == 1, task.force_mag, -task.force_mag)
+        cos, sin = np.cos(theta), np.sin(theta)
+        temp = (force + task.polemass_length * theta_dot**2 * sin) / task.total_mass
+        inertia = task.length * (4.0 / 3.0 - task.masspole * cos**2 / task.total_mass)
+        theta_acc = (task.gravity * sin - cos * temp) / inertia
+        x_acc = temp - task.polemass_length * theta_acc * cos / task.total_mass
+        new_x_dot, new_theta_dot = x_dot + task.tau * x_acc, theta_dot + task.tau * theta_acc
+        # Euler moves with the old velocities, semi-implicit Euler with the new ones
+        moved_by = (x_dot, theta_dot) if task.kinematics_integrator == "euler" else (new_x_dot, new_theta_dot)
+        x, theta = x + task.tau * moved_by[0], theta + task.tau * moved_by[1]
+        fallen = (np.abs(x) > task.x_threshold) | (np.abs(theta) > task.theta_threshold_radians)
+        reward = np.where(fallen, -1.0, 0.0) if task._sutton_barto_reward else np.ones(len(rows))
+        return np.stack([x, new_x_dot, theta, new_theta_dot], axis=1), reward, fallen
+
+
+class _MountainCar(_ClassicTask):
+    """``mountain_car.py``, ``continuous_mountain_car.py``; the latter computes in float32, which is not repeated here."""
+
+    def step(self, rows: np.ndarray, action: np.ndarray) -> Outcome:
+        task, (position, velocity) = self.task, rows.T
+        if isinstance(task.action_space, gym.spaces.Discrete):
+            push, gravity = (action - 1) * task.force, task.gravity
+        else:
+            push, gravity = np.clip(action[:, 0], task.min_action, task.max_action) * task.power, 0.0025
+        velocity = np.clip(velocity + push - gravity * np.cos(3 * position), -task.max_speed, task.max_speed)
+        position = np.clip(position + velocity, task.min_position, task.max_position)
+        velocity = np.where((position == task.min_position) & (velocity < 0), 0.0, velocity)
+        arrived = (position >= task.goal_position) & (velocity >= task.goal_velocity)
+        if isinstance(task.action_space, gym.spaces.Discrete):
+            reward = np.full(len(rows), -1.0)
+        else:
+            reward = 100.0 * arrived - 0.1 * action[:, 0] ** 2
+        return np.stack([position, velocity], axis=1), reward, arrived
+
+
+class _Acrobot(_ClassicTask):
+    """``acrobot.py``, without its noise."""
+
+    def start(self, obs: np.ndarray) -> np.ndarray:
+        return np.stack([np.arctan2(obs[:, 1], obs[:, 0]), np.arctan2(obs[:, 3], obs[:, 2]), obs[:, 4], obs[:, 5]], axis=1)
+
+    def observe(self, rows: np.ndarray) -> np.ndarray:
+        first, second, *velocities = rows.T
+        return np.stack([np.cos(first), np.sin(first), np.cos(second), np.sin(second), *velocities], axis=1)
+
+    def step(self, rows: np.ndarray, action: np.ndarray) -> Outcome:
+        task, dt = self.task, self.task.dt
+        torque = np.asarray(task.AVAIL_TORQUE)[action]
+
+        def slope(state: np.ndarray) -> np.ndarray:
+            return np.stack(task._dsdt(np.stack([*state, torque]))[:4])
+
+        k1 = slope(rows.T)
+        k2 = slope(rows.T + dt / 2 * k1)
+        k3 = slope(rows.T + dt / 2 * k2)
+        k4 = slope(rows.T + dt * k3)
+        first, second, *velocities = rows.T + dt / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        first, second = ((angle + np.pi) % (2 * np.pi) - np.pi for angle in (first, second))
+        limits = (task.MAX_VEL_1, task.MAX_VEL_2)
+        velocities = [np.clip(velocity, -limit, limit) for velocity, limit in zip(velocities, limits, strict=True)]
+        swung_up = -np.cos(first) - np.cos(first + second) > 1.0
+        return np.stack([first, second, *velocities], axis=1), np.where(swung_up, 0.0, -1.0), swung_up
+
+
+_CLASSIC_TASKS: dict[str, type[_ClassicTask]] = {
+    f"gymnasium.envs.classic_control.{entry_point}": task
+    for entry_point, task in (
+        ("pendulum:PendulumEnv", _Pendulum),
+        ("cartpole:CartPoleEnv", _CartPole),
+        ("mountain_car:MountainCarEnv", _MountainCar),
+        ("continuous_mountain_car:Continuous_MountainCarEnv", _MountainCar),
+        ("acrobot:AcrobotEnv", _Acrobot),
+    )
+}
+
+
+def _known_simulator(env: Any, n_threads: int) -> Simulator | None:
+    """
+    :param env: an unwrapped environment
+    :param n_threads: how many threads step rows
+    :return: a simulator of all rows at once, None if the task is not known
+    """
+    entry_point = f"{type(env).__module__}:{type(env).__qualname__}"
+    if entry_point in _CLASSIC_TASKS:
+        noisy = getattr(env, "torque_noise_max", 0) > 0
+        return None if noisy else _CLASSIC_TASKS[entry_point](env)
+    if entry_point.startswith("gymnasium.envs.mujoco."):
+        from sb3_mbrl.dynamics.mujoco_tasks import MujocoSimulator, known_mujoco_task  # import MuJoCo, which others need not
+
+        task = known_mujoco_task(env)
+        return None if task is None else MujocoSimulator(task, n_threads)
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Any environment
+# ---------------------------------------------------------------------------------------------------------------------
+
+# They watch, count or draw; what a step does is decided below them
+_TRANSPARENT = {
+    HumanRendering,
+    Monitor,
+    OrderEnforcing,
+    PassiveEnvChecker,
+    RecordEpisodeStatistics,
+    RecordVideo,
+    RenderCollection,
+    TimeLimit,
+}
+
+
+def _without_transparent(env: gym.Env) -> gym.Env:
+    """
+    :param env: an environment
+    :return: what is left when the outer wrappers that change no step are taken off
+    """
+    while type(env) in _TRANSPARENT:
+        env = env.env  # type: ignore[attr-defined]
+    return env
+
+
+def _layers(env: gym.Env) -> list[gym.Env]:
+    """
+    :param env: an environment
+    :return: the unwrapped environment, then each wrapper around it
+    """
+    layers = [env]
+    while isinstance(layers[-1], gym.Wrapper):
+        layers.append(layers[-1].env)
+    return layers[::-1]
+
+
+def _copied(env: gym.Env) -> gym.Env:
+    """
+    :param env: a live environment
+    :return: an independent copy, without transparent wrappers
+    :raises ValueError: it cannot be copied
+    """
+    memo: dict[int, Any] = {}
+    clone: Any = None
+    try:
+        for layer in _layers(env):
+            if type(layer) in _TRANSPARENT:
+                # Left out: it may hold an open file, or end the imagined episode when time is up
+                memo[id(layer)] = clone
+            elif isinstance(layer, EzPickle) and not hasattr(layer, "__deepcopy__"):
+                # Would be made anew from its constructor's arguments, and not stand where the live one does
+                memo[id(layer)] = clone = type(layer).__new__(type(layer))
+                vars(clone).update(copy.deepcopy(vars(layer), memo))
+            else:
+                clone = copy.deepcopy(layer, memo)
+    except Exception as error:
+        raise ValueError(
+            f"{env} cannot be copied ({type(error).__name__}: {error}), and is no task that SimulatorModel knows. Give the "
+            "class of the environment a `__deepcopy__`, or learn a model of it: ProbabilisticEnsemble."
+        ) from error
+    return clone
+
+
+def _check_rows(obs: np.ndarray, envs: Sequence[gym.Env]) -> None:
+    if len(obs) != len(envs):
+        raise ValueError(
+            f"Got observations of {len(obs)} environments, but SimulatorModel was given {len(envs)}: this simulator starts "
+            "where these stand. Pass the VecEnv that the policy acts in: SimulatorModel(vec_env)."
+        )
+
+
+class StateVectorSimulator:
+    """
+    Rows step one after the other through one private copy of the environment. A row is ``ended, state, observation``.
+
+    :param envs: live environments, without transparent wrappers
+    :param get_state: reads the state of an unwrapped environment
+    :param set_state: puts an unwrapped environment into a state
+    """
+
+    def __init__(self, envs: Sequence[gym.Env], get_state: GetState, set_state: SetState) -> None:
+        self.envs = envs
+        self.get_state, self.set_state = get_state, set_state
+        self.copy = _copied(envs[0])
+        self.copy.reset(seed=0)
+        self.n_obs = int(np.prod(envs[0].observation_space.shape or ()))
+        state = get_state(self.copy.unwrapped)
+        if np.ndim(state) != 1:
+            raise ValueError(
+                f"`get_state` returned {type(state).__name__} with {np.ndim(state)} dimensions, expected an array with one."
+            )
+
+    def start(self, obs: np.ndarray) -> np.ndarray:
+        _check_rows(obs, self.envs)
+        states = [self.get_state(env.unwrapped) for env in self.envs]
+        return np.stack([self._row(False, state, ob) for state, ob in zip(states, obs, strict=True)])
+
+    def observe(self, rows: np.ndarray) -> np.ndarray:
+        return rows[:, rows.shape[1] - self.n_obs :]
+
+    def step(self, rows: np.ndarray, action: np.ndarray) -> Outcome:
+        next_rows, reward, terminated = rows.copy(), np.zeros(len(rows)), rows[:, 0] > 0
+        # An environment may refuse to go on after its end
+        for index in np.flatnonzero(~terminated):
+            self.set_state(self.copy.unwrapped, rows[index, 1 : rows.shape[1] - self.n_obs].copy())
+            obs, reward[index], terminated[index], _, _ = self.copy.step(action[index])
+            next_rows[index] = self._row(terminated[index], self.get_state(self.copy.unwrapped), obs)
+        return next_rows, reward, terminated
+
+    def _row(self, ended: bool, state: np.ndarray, obs: np.ndarray) -> np.ndarray:
+        return np.concatenate([[float(ended)], state, np.ravel(obs)])
+
+
+class CopySimulator:
+    """
+    Rows step one after the other, each in a deep copy of the live environment as it stood at ``start``, its random
+    generator included: what is noise to a policy is known to this simulator. Rows are ``ended, number of the copy,
+    observation``; copies are held until the next ``start``. Slow, and as big as all the copies.
+
+    :param envs: live environments, without transparent wrappers
+    """
+
+    def __init__(self, envs: Sequence[gym.Env]) -> None:
+        self.envs = envs
+        self.copies: list[gym.Env] = []
+        for env in envs:
+            _copied(env)  # fail now
+
+    def start(self, obs: np.ndarray) -> np.ndarray:
+        _check_rows(obs, self.envs)
+        self.copies = [_copied(env) for env in self.envs]
+        numbers = np.arange(len(obs), dtype=np.float64)
+        return np.concatenate([np.zeros((len(obs), 1)), numbers[:, None], obs], axis=1)
+
+    def observe(self, rows: np.ndarray) -> np.ndarray:
+        return rows[:, 2:]
+
+    def step(self, rows: np.ndarray, action: np.ndarray) -> Outcome:
+        next_rows, reward, terminated = rows.copy(), np.zeros(len(rows)), rows[:, 0] > 0
+        # An environment may refuse to go on after its end
+        for index in np.flatnonzero(~terminated):
+            env = _copied(self.copies[int(rows[index, 1])])
+            obs, reward[index], terminated[index], _, _ = env.step(action[index])
+            next_rows[index] = np.concatenate([[float(terminated[index]), len(self.copies)], np.ravel(obs)])
+            self.copies.append(env)
+        return next_rows, reward, terminated
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The model
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class SimulatorModel:
+    """
+    The true environment as a model to plan in. The environment itself is never stepped. No gradient comes through.
+
+    What runs it is chosen by what the environment is:
+
+    1. Gymnasium's MuJoCo tasks (v4 and v5, all but Pusher and HumanoidStandup) and its classic control: all rows at once.
+       Rows start from the observation alone. Coordinates that the observation leaves out start at zero (nothing depends on
+       them), velocities that it clips start clipped (Hopper, Walker2d and InvertedDoublePendulum, at ±10). Ant and Humanoid
+       reward the motion of positions that MuJoCo leaves behind from its last integrator stage and no observation shows: the
+       reward of the first step from ``start`` is off by a few 1e-4 (in contact up to 0.05), that of later steps is not.
+    2. With ``get_state`` and ``set_state``: one row after the other through a copy of the environment. Rows start where the
+       live environment stands.
+    3. Anything else: deep copies of the live environment, one for each row and step. Slow: for small environments and tests.
+
+    Wrappers between the task and the policy that change actions, observations or rewards are kept (by 2 and 3; their own
+    state is not part of what ``get_state`` reads). A time limit is not an end: ``truncated`` is not looked at.
+
+    :param env: the environment that the policy acts in, alone or in a ``DummyVecEnv`` (then a row for each); an id will do
+        where rows start from observations. Sub-environments are taken to be alike
+    :param n_threads: how many threads step MuJoCo; None: one for each core
+    :param reward_fn: replaces the environment's reward
+    :param termination_fn: replaces the environment's termination
+    :param get_state: reads the state of ``env.unwrapped``, for an environment that is not known
+    :param set_state: puts ``env.unwrapped`` into a state that ``get_state`` has read
+    :raises ValueError: this environment cannot be simulated
+    """
+
+    def __init__(
+        self,
+        env: gym.Env | VecEnv | str,
+        n_threads: int | None = None,
+        reward_fn: RewardFn | None = None,
+        termination_fn: TerminationFn | None = None,
+        get_state: GetState | None = None,
+        set_state: SetState | None = None,
+    ) -> None:
+        if n_threads is not None and n_threads < 1:
+            raise ValueError(f"n_threads={n_threads}: expected at least 1, or None for one for each core.")
+        if (get_state is None) != (set_state is None):
+            raise ValueError("`get_state` and `set_state` come together: one reads what the other writes.")
+        envs = _environments(env)
+        self.env_spec = envs[0].spec
+        self.reward_fn, self.termination_fn = reward_fn, termination_fn
+        self._set_spaces(envs[0])
+        self.simulator = self._choose_simulator(envs, env, n_threads or os.cpu_count() or 1, get_state, set_state)
+
+    def _set_spaces(self, env: gym.Env) -> None:
+        if not isinstance(env.observation_space, gym.spaces.Box) or len(env.observation_space.shape) != 1:
+            raise ValueError(
+                f"Observation space {env.observation_space}: a SimulatorModel needs a flat Box. Wrap the environment: "
+                "gymnasium.wrappers.FlattenObservation."
+            )
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+        if not isinstance(self.action_space, gym.spaces.Box | gym.spaces.Discrete):
+            raise ValueError(f"Action space {self.action_space}: expected Box or Discrete. Wrap the environment.")
+        if isinstance(self.action_space, gym.spaces.Box) and not self.action_space.is_bounded():
+            raise ValueError(
+                f"Action space {self.action_space}: its bounds must be finite, as actions in [-1, 1] are scaled to them. "
+                "Wrap the environment: gymnasium.wrappers.RescaleAction, with bounds of your own."
+            )
+        self._low, high = action_bounds(self.action_space)
+        self._span = high - self._low
+
+    def _choose_simulator(
+        self,
+        envs: list[gym.Env],
+        given: gym.Env | VecEnv | str,
+        n_threads: int,
+        get_state: GetState | None,
+        set_state: SetState | None,
+    ) -> Simulator:
+        envs = [_without_transparent(env) for env in envs]
+        if get_state is None and all(env is env.unwrapped and type(env) is type(envs[0]) for env in envs):
+            simulator = _known_simulator(envs[0], n_threads)
+            if simulator is not None:
+                return simulator
+        if isinstance(given, str):
+            raise ValueError(
+                f"{given!r} is no task whose observation tells SimulatorModel where to start. Pass the environment that the "
+                "policy acts in, which is then copied, instead of its id."
+            )
+        if get_state is not None and set_state is not None:
+            return StateVectorSimulator(envs, get_state, set_state)
+        return CopySimulator(envs)
+
+    # -- DynamicsModel ------------------------------------------------------------------------------------------------
+
+    @property
+    def action_dim(self) -> int:
+        """A: dimensions of the action, or the number of discrete actions."""
+        return action_dim(self.action_space)
+
+    @property
+    def device(self) -> th.device:
+        """Where rows live: simulators run on the CPU."""
+        return th.device("cpu")
+
+    @property
+    def elites(self) -> th.Tensor:
+        """``[0]``: no ensemble."""
+        return th.zeros(1, dtype=th.long)
+
+    def start(self, obs: th.Tensor) -> th.Tensor:
+        """
+        :param obs: raw observations of the environment, (B, O)
+        :return: rows to step from, float64, (B, S)
+        :raises ValueError: as many environments are needed as there are rows, and were not given
+        """
+        return th.from_numpy(self.simulator.start(_to_numpy(obs)))
+
+    def observe(self, rows: th.Tensor) -> th.Tensor:
+        """
+        :param rows: (B, S)
+        :return: the raw observations that the environment would give there, float32, (B, O)
+        """
+        return th.from_numpy(self.simulator.observe(_to_numpy(rows)).astype(np.float32))
+
+    def unscale_action(self, action: th.Tensor) -> th.Tensor:
+        """
+        :param action: in [-1, 1] or one-hot, (..., A)
+        :return: in the environment's scale; one-hot stays one-hot, (..., A)
+        """
+        action = action.detach().cpu()
+        return action if isinstance(self.action_space, gym.spaces.Discrete) else self._low + 0.5 * (action + 1.0) * self._span
+
+    def step(
+        self,
+        obs: th.Tensor,
+        action: th.Tensor,
+        generator: Generators = None,
+        members: Members = "random",
+        deterministic: bool = False,
+        uncertainty: bool = False,
+    ) -> ModelStep:
+        """
+        A row whose simulation diverges is NaN from then on, and so is its reward: a planner ranks it last.
+
+        :param obs: where the rows stand: rows of :meth:`start` or of the step before, (B, S)
+        :param action: in [-1, 1], (B, A); one-hot for discrete actions
+        :param generator: not used, as there is nothing random
+        :param members: not used
+        :param deterministic: not used
+        :param uncertainty: also return standard deviations, all zero
+        :return: the next step of each row; its rows are float64, its reward float32
+        """
+        rows = _to_numpy(obs)
+        next_rows, reward, terminated = self._step_healthy(rows, action.detach())
+        next_rows_tensor = th.from_numpy(next_rows)
+        reward_tensor, terminated_tensor = th.from_numpy(reward.astype(np.float32)), th.from_numpy(terminated)
+        if self.reward_fn is not None or self.termination_fn is not None:
+            diverged = next_rows_tensor.isnan().any(dim=1)
+            seen = (self.observe(obs), self.unscale_action(action), self.observe(next_rows_tensor))
+            if self.reward_fn is not None:
+                reward_tensor = self.reward_fn(*seen).float().masked_fill(diverged, th.nan)
+            if self.termination_fn is not None:
+                terminated_tensor = self.termination_fn(*seen) | diverged
+        n_outputs = int(np.prod(self.observation_space.shape)) + 1
+        std = th.zeros(len(rows), n_outputs) if uncertainty else None
+        return ModelStep(next_rows_tensor, reward_tensor, terminated_tensor, std, std)
+
+    def _step_healthy(self, rows: np.ndarray, action: th.Tensor) -> Outcome:
+        """
+        :param rows: (B, S)
+        :param action: in [-1, 1] or one-hot, (B, A)
+        :return: the outcome for each row, NaN and ended where row or action is not finite or the simulation diverged
+        """
+        next_rows = np.full(rows.shape, np.nan)
+        reward = np.full(len(rows), np.nan)
+        terminated = np.ones(len(rows), dtype=bool)
+        healthy = np.isfinite(rows).all(axis=1) & action.isfinite().all(dim=1).cpu().numpy()
+        if healthy.any():
+            env_action = to_environment(action[th.from_numpy(healthy).to(action.device)], self.action_space)
+            # A row may diverge at will
+            with np.errstate(all="ignore"):
+                outcome = self.simulator.step(rows[healthy], env_action)
+            next_rows[healthy], reward[healthy], terminated[healthy] = outcome
+        diverged = ~(np.isfinite(next_rows).all(axis=1) & np.isfinite(reward))
+        next_rows[diverged], reward[diverged], terminated[diverged] = np.nan, np.nan, True
+        return next_rows, reward, terminated
+
+
+def _to_numpy(tensor: th.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy().astype(np.float64, copy=False)
+
+
+def _environments(env: gym.Env | VecEnv | str) -> list[gym.Env]:
+    """
+    :param env: one environment, a vector of them, or an id
+    :return: the environments
+    :raises ValueError: they cannot be reached, or their observations are not what the policy sees
+    """
+    if isinstance(env, str):
+        return [gym.make(env)]
+    if not isinstance(env, VecEnv):
+        return [env]
+    if not isinstance(env.unwrapped, DummyVecEnv):
+        raise ValueError(
+            f"{type(env.unwrapped).__name__}: its environments live in other processes. Pass one environment of the same "
+            "kind (or its id), or use a DummyVecEnv."
+        )
+    envs = env.unwrapped.envs
+    if env.observation_space.shape != envs[0].observation_space.shape:
+        raise ValueError(
+            f"{type(env).__name__} changes observations from {envs[0].observation_space.shape} to "
+            f"{env.observation_space.shape}: SimulatorModel works on those of the environment itself. Pass `env.unwrapped`."
+        )
+    return list(envs)

@@ -1,0 +1,280 @@
+"""PETS: planning with an ensemble of learned dynamics, https://arxiv.org/abs/1805.12114. Results: docs/modules/pets.md."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_mbrl.common.buffers import real_transitions
+from sb3_mbrl.common.checkpoints import restore_generator
+from sb3_mbrl.common.types import RewardFn, TerminationFn
+from sb3_mbrl.dynamics.ensemble import check_spaces
+from sb3_mbrl.dynamics.learning import LearnsDynamics
+from sb3_mbrl.pets.policies import MPCPolicy
+
+SelfPETS = TypeVar("SelfPETS", bound="PETS")
+
+ENSEMBLE = {"ensemble_size": 5, "n_elites": 5, "net_arch": (200, 200, 200)}
+"""PETS's: all members step the model; three layers of 200 units (its pusher; 500 for its cartpole and reacher)."""
+
+
+class PETS(LearnsDynamics, OffPolicyAlgorithm):
+    """
+    Probabilistic ensembles with trajectory sampling (Chua et al. 2018): acts at random, fits an ensemble, then plans each
+    action in it, and refits as data come in. There is no policy to train: ``predict`` plans.
+
+    Paper: https://arxiv.org/abs/1805.12114; its code: https://github.com/kchua/handful-of-trials. Two arguments are the
+    ladder from planning once to model predictive control: ``aggregate=False`` fits once, to the random data, where True goes
+    on fitting; ``replan_freq`` says how many actions of a plan are executed before the next one is made (``horizon``: open
+    loop; 1: MPC).
+
+    :param policy: ``"MPCPolicy"`` or a subclass of :class:`~sb3_mbrl.MPCPolicy`
+    :param env: flat Box observations of floats; Box actions with finite bounds, or Discrete; one environment or many
+    :param learning_rate: of the model (PETS: 1e-3)
+    :param buffer_size: size of the replay buffer
+    :param learning_starts: environment steps of uniform random actions first (PETS: one episode)
+    :param batch_size: rows of a gradient step of the model (PETS: 32)
+    :param gamma: discount of rewards in a plan (PETS: 1)
+    :param action_noise: added to the planned actions
+    :param replay_buffer_class: Replay buffer class to use
+    :param replay_buffer_kwargs: Keyword arguments to pass to the replay buffer on creation
+    :param stats_window_size: Window size for the rollout logging
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: further arguments of :class:`~sb3_mbrl.MPCPolicy` (``value_mode``, ``terminal_value``, ...)
+    :param verbose: Verbosity level: 0 for no output, 1 for a line per fit
+    :param seed: Seed for the pseudo random generators
+    :param device: Device on which the code should run
+    :param planner: ``"cem"`` (PETS), ``"icem"``, ``"mppi"``, ``"pddm"``, ``"random_shooting"``, ``"gradient"`` or a
+        :class:`~sb3_mbrl.planning.Planner`
+    :param horizon: actions in a plan; None: the planner's default (PETS: 25)
+    :param planner_kwargs: further arguments of the planner
+    :param replan_freq: planned actions executed before the next plan
+    :param n_particles: model rows for each candidate (PETS: 20); None: one for each elite
+    :param propagation: ``"tsinf"`` (PETS), ``"ts1"`` or ``"expectation"``
+    :param model_train_freq: environment steps between two fits (PETS: an episode)
+    :param model_updates_per_step: budget of a fit: at most this many gradient steps of the model per environment step since
+        the last one; of the first fit, since the beginning. None: every fit runs to its end
+    :param aggregate: fit to what planning has met too; False: once, to the random data
+    :param reward_fn: the reward ``f(obs (B, O), action (B, A), next_obs (B, O)) -> (B,)`` on torch tensors, actions in the
+        environment's scale (one-hot if discrete); learned if None (PETS is given it)
+    :param termination_fn: ``"auto"``: the environment's own rule where it is a known Gymnasium task, otherwise learned;
+        ``"learned"``; a function ``f(obs, action, next_obs) -> (B,) bool``; None: the task never terminates
+    :param dynamics_kwargs: arguments of :class:`~sb3_mbrl.dynamics.ProbabilisticEnsemble`; its size is PETS's here: 5 members,
+        all of them elites, of three layers of 200 units
+    :param fit_kwargs: arguments of :func:`~sb3_mbrl.dynamics.fitting.fit`
+    :param _init_setup_model: Whether or not to build the model at the creation of the instance
+    :raises ValueError: arguments or spaces that are not supported, saying what is
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MPCPolicy": MPCPolicy}
+
+    policy: MPCPolicy
+
+    def __init__(
+        self,
+        policy: str | type[MPCPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-3,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 200,
+        batch_size: int = 256,
+        gamma: float = 1.0,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        planner: Any = "icem",
+        horizon: int | None = None,
+        planner_kwargs: Mapping[str, Any] | None = None,
+        replan_freq: int = 1,
+        n_particles: int | None = None,
+        propagation: str = "tsinf",
+        model_train_freq: int = 200,
+        model_updates_per_step: float | None = 10.0,
+        aggregate: bool = True,
+        reward_fn: RewardFn | None = None,
+        termination_fn: TerminationFn | str | None = "auto",
+        dynamics_kwargs: Mapping[str, Any] | None = None,
+        fit_kwargs: Mapping[str, Any] | None = None,
+        _init_setup_model: bool = True,
+    ):
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            buffer_size=buffer_size,
+            learning_starts=learning_starts,
+            batch_size=batch_size,
+            gamma=gamma,
+            train_freq=1,
+            gradient_steps=1,
+            action_noise=action_noise,
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            policy_kwargs=policy_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            support_multi_env=True,
+            seed=seed,
+            sde_support=False,
+        )
+        self._store_dynamics_arguments(
+            model_train_freq, model_updates_per_step, reward_fn, termination_fn, dynamics_kwargs, fit_kwargs
+        )
+        self.planner = planner
+        self.horizon = horizon
+        self.planner_kwargs = dict(planner_kwargs or {})
+        self.replan_freq = replan_freq
+        self.n_particles = n_particles
+        self.propagation = propagation
+        self.aggregate = aggregate
+        self._planner_state: tuple[np.ndarray, ...] | None = None
+
+        if _init_setup_model:
+            self._setup_model()
+
+    # ---------------------------------------------------------------- setup
+
+    def _setup_model(self) -> None:
+        check_spaces(self.observation_space, self.action_space)
+        self._check_dynamics_arguments("learning_rate", "batch_size")
+        policy_class = self.policy_class
+        # SB3 makes its policy in the middle of its setup, when all seeds are set: there the model is made too
+        self.policy_class = partial(self._make_policy, policy_class)  # type: ignore[assignment, arg-type]
+        try:
+            super()._setup_model()
+        finally:
+            self.policy_class = policy_class
+
+    def _make_policy(
+        self,
+        policy_class: type[MPCPolicy],
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        **policy_kwargs: Any,
+    ) -> MPCPolicy:
+        self._setup_dynamics(learning_rate=lr_schedule(1.0))
+        return policy_class(
+            self.dynamics,
+            self.planner,
+            self.horizon,
+            self.planner_kwargs,
+            replan_freq=self.replan_freq,
+            discount=self.gamma,
+            n_particles=self.n_particles,
+            propagation=self.propagation,
+            vec_normalize=self._vec_normalize_env,
+            seed=self.seed,
+            **policy_kwargs,
+        )
+
+    def _setup_dynamics(self, **arguments: Any) -> None:
+        self.dynamics_kwargs = {**ENSEMBLE, **self.dynamics_kwargs}
+        super()._setup_dynamics(**arguments)
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        # Every environment comes in here, at construction, set_env and load: unsupported spaces are refused first
+        check_spaces(env.observation_space, env.action_space)
+        return OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        super().set_env(env, force_reset)
+        self.policy.vec_normalize = self._vec_normalize_env
+
+    # ---------------------------------------------------------------- the algorithm
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        """
+        Refit the model if it is time.
+
+        :param gradient_steps: of no effect: the budget of a fit is ``model_updates_per_step``
+        :param batch_size: rows of a gradient step
+        """
+        if self._fit_is_due():
+            assert self.replay_buffer is not None
+            self._fit_dynamics(real_transitions(self.replay_buffer, self.device), batch_size=batch_size)
+            self._last_fit_timestep = self.num_timesteps
+
+    def _fit_is_due(self) -> bool:
+        return (self.aggregate or not self.dynamics.is_fitted) and super()._fit_is_due()
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if self.num_timesteps < learning_starts or not self.dynamics.is_fitted:
+            self._planner_state = None
+            return super()._sample_action(self.num_timesteps + 1, action_noise, n_envs)
+        assert isinstance(self._last_obs, np.ndarray)
+        with self._timed("planning"):
+            actions, self._planner_state = self.policy.predict(
+                self._last_obs, self._planner_state, self._last_episode_starts, deterministic=False
+            )
+        self._log_plan()
+        if not isinstance(self.action_space, spaces.Box):
+            return actions, actions
+        scaled = self.policy.scale_action(actions)
+        if action_noise is not None:
+            scaled = np.clip(scaled + action_noise(), -1, 1)
+        return self.policy.unscale_action(scaled), scaled
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        self._last_episode_starts = dones
+
+    def _log_plan(self) -> None:
+        plan = self.policy.last_plan
+        if plan is not None:
+            self.logger.record_mean("planner/value", plan.value.mean().item())
+            self.logger.record_mean("planner/std", plan.std.mean().item())
+            self.logger.record_mean("planner/n_iterations", plan.n_iterations)
+
+    # ---------------------------------------------------------------- learn, save and load
+
+    def learn(
+        self: SelfPETS,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "PETS",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfPETS:
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, variables = super()._get_torch_save_params()
+        # All that the policy holds is the dynamics
+        return [name for name in state_dicts if name != "policy"], variables
+
+    def _checkpoint_extras(self) -> dict[str, Any]:
+        return {**super()._checkpoint_extras(), "planner_generator": self.policy.generator.get_state()}
+
+    def _restore_checkpoint_extras(self, extras: dict[str, Any]) -> None:
+        super()._restore_checkpoint_extras(extras)
+        restore_generator(self.policy.generator, extras["planner_generator"])

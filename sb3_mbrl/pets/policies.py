@@ -1,0 +1,367 @@
+"""A planner as an SB3 policy."""
+
+import inspect
+import io
+import json
+import pathlib
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_mbrl import planning
+from sb3_mbrl.common.actions import to_environment
+from sb3_mbrl.common.files import write_atomically
+from sb3_mbrl.common.policies import actor_function, value_function
+from sb3_mbrl.common.types import RewardFn, TerminationFn
+from sb3_mbrl.dynamics import DynamicsModel, ProbabilisticEnsemble
+from sb3_mbrl.planning import ModelObjective, Plan, Planner, PlannerState, make_planner
+from sb3_mbrl.planning.objective import ValueFn
+from sb3_mbrl.planning.proposals import Actor, policy_proposals
+
+FILE_FORMAT = "sb3_mbrl.MPCPolicy.1"
+
+
+class MPCState(NamedTuple):
+    """
+    What travels through ``predict(obs, state, episode_start)``, for B environments.
+
+    :param mean: see :class:`~sb3_mbrl.planning.PlannerState`, as are the next three
+    :param elites: (B, K, H, A)
+    :param previous: (B, A)
+    :param started: (B,) bool
+    :param actions: the plan that is being executed, (B, H, A)
+    :param n_executed: environment steps of it that are done, (B,)
+    :param n_plans: plans made in this episode, (B,)
+    """
+
+    mean: th.Tensor
+    elites: th.Tensor
+    previous: th.Tensor
+    started: th.Tensor
+    actions: th.Tensor
+    n_executed: th.Tensor
+    n_plans: th.Tensor
+
+    @property
+    def planner(self) -> PlannerState:
+        """The planner's part."""
+        return PlannerState(*self[:4])
+
+
+class MPCPolicy(BasePolicy):
+    """
+    Model predictive control as a policy of Stable-Baselines3: ``predict`` plans in a model and returns the first action. Works
+    in ``evaluate_policy``, callbacks, with vectorised environments and video recorders.
+
+    The plan from which the next one starts is not kept in the policy: it travels through ``predict(obs, state,
+    episode_start)`` as the state of a recurrent policy does, and begins anew where ``episode_start`` is true. Without a
+    state each call plans from nothing. ``deterministic=True`` is a function of the model, the observation and the state: the
+    samples of the planner are the same each time, and an environment's plan does not depend on the others in the batch.
+
+    :param model: to plan in: a :class:`~sb3_mbrl.dynamics.ProbabilisticEnsemble` (``MBPO(...).dynamics``), a simulator, or a
+        model of yours
+    :param planner: ``"icem"``, ``"cem"``, ``"mppi"``, ``"pddm"``, ``"random_shooting"``, ``"gradient"``, or a
+        :class:`~sb3_mbrl.planning.Planner`
+    :param horizon: actions in a plan; None: the planner's default
+    :param planner_kwargs: further arguments of the planner
+    :param action_repeat: environment steps for each planned action
+    :param replan_freq: planned actions executed before the next plan is made; ``horizon`` is open-loop control
+    :param discount: of rewards in a plan (PETS: 1)
+    :param n_particles: model rows for each candidate; None: one for each elite of the model (PETS: 20)
+    :param propagation: ``"tsinf"``, ``"ts1"`` or ``"expectation"``, see :class:`~sb3_mbrl.planning.ModelObjective`, as are the
+        next three
+    :param value_mode: ``"expected"``, ``"pessimistic"`` or ``"optimistic"``
+    :param kappa: standard deviations away from the mean for the latter two
+    :param disagreement_weight: of the elites' disagreement, added to rewards: negative to avoid it, positive to seek it
+    :param reward_fn: takes the place of the model's reward: ``f(obs (B, O), action (B, A), next_obs (B, O)) -> (B,)``
+    :param terminal_value: of the state where a plan ends: a trained SB3 algorithm (its critic), or ``f(obs (B, O)) -> (B,)``
+    :param actor: whose plans compete with the samples: a trained SB3 algorithm, or ``f(obs (B, O)) -> actions (B, A)`` in
+        [-1, 1] (one-hot if discrete)
+    :param n_proposals: plans of the actor
+    :param proposal_noise: standard deviation added to its actions in all of its plans but the first; for discrete actions
+        the probability of a random one
+    :param max_plan_seconds: of a call; the best plan so far is taken
+    :param vec_normalize: if observations come normalised, by what
+    :param seed: of the planner's samples
+    :raises ValueError: an argument that is not known or does not fit
+    """
+
+    def __init__(
+        self,
+        model: DynamicsModel,
+        planner: str | Planner = "icem",
+        horizon: int | None = None,
+        planner_kwargs: Mapping[str, Any] | None = None,
+        action_repeat: int = 1,
+        replan_freq: int = 1,
+        discount: float = 1.0,
+        n_particles: int | None = None,
+        propagation: str = "tsinf",
+        value_mode: str = "expected",
+        kappa: float = 1.0,
+        disagreement_weight: float = 0.0,
+        reward_fn: RewardFn | None = None,
+        terminal_value: BaseAlgorithm | ValueFn | None = None,
+        actor: BaseAlgorithm | Actor | None = None,
+        n_proposals: int = 8,
+        proposal_noise: float = 0.1,
+        max_plan_seconds: float | None = None,
+        vec_normalize: VecNormalize | None = None,
+        seed: int | None = None,
+    ):
+        super().__init__(model.observation_space, model.action_space, squash_output=True)
+        self.model = model
+        self.planner = _planner_for(model, planner, horizon, planner_kwargs)
+        if n_particles is None:
+            n_particles = 1 if propagation == "expectation" else len(model.elites)
+        self.objective = ModelObjective(
+            model,
+            discount=discount,
+            n_particles=n_particles,
+            propagation=propagation,
+            value_mode=value_mode,
+            kappa=kappa,
+            disagreement_weight=disagreement_weight,
+            reward_fn=reward_fn,
+            terminal_value=value_function(terminal_value) if isinstance(terminal_value, BaseAlgorithm) else terminal_value,
+            action_repeat=action_repeat,
+        )
+        if not 1 <= replan_freq <= self.planner.horizon:
+            raise ValueError(f"replan_freq must lie between 1 and horizon={self.planner.horizon}, got {replan_freq}.")
+        if n_proposals < 1 or proposal_noise < 0:
+            raise ValueError(
+                f"n_proposals must be at least 1 and proposal_noise not negative, got {n_proposals} and {proposal_noise}."
+            )
+        if max_plan_seconds is not None and not max_plan_seconds > 0:
+            raise ValueError(f"max_plan_seconds must be positive, or None for no limit; got {max_plan_seconds}.")
+        self.action_repeat = action_repeat
+        self.replan_freq = replan_freq
+        self.actor = actor_function(actor) if isinstance(actor, BaseAlgorithm) else actor
+        self.n_proposals = n_proposals
+        self.proposal_noise = proposal_noise
+        self.max_plan_seconds = max_plan_seconds
+        self.vec_normalize = vec_normalize
+        self.seed = seed
+        self.last_plan: Plan | None = None  # for whoever watches; predict does not read it
+        self.generator = th.Generator()  # of the samples that are not deterministic
+        if seed is None:
+            self.generator.seed()
+        else:
+            self.generator.manual_seed(seed)
+
+    @property
+    def device(self) -> th.device:
+        return self.model.device
+
+    # ---------------------------------------------------------------- acting
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Plan, or go on with the plan that is being executed.
+
+        :param observation: of one environment, or of B
+        :param state: what the last call returned; None to begin
+        :param episode_start: where a new episode begins, (B,)
+        :param deterministic: the same samples each time, instead of new ones
+        :return: actions in the environment's scale, and the state for the next call
+        :raises ValueError: the observation does not fit, or ``state`` comes from another number of environments
+        """
+        if isinstance(observation, tuple):
+            raise ValueError(
+                "predict() takes the observation alone: `obs, info = env.reset()` of Gymnasium returns two things."
+            )
+        if self.vec_normalize is not None:
+            observation = self.vec_normalize.unnormalize_obs(observation)
+        obs, vectorized = self.obs_to_tensor(observation)
+        assert isinstance(obs, th.Tensor)
+        memory = self._memory(len(obs), state, episode_start)
+        due = ~memory.started | (memory.n_executed >= self.replan_freq * self.action_repeat)
+        if due.any():
+            memory = self._replan(obs, memory, due, deterministic)
+        rows = th.arange(len(obs), device=self.device)
+        actions = to_environment(memory.actions[rows, memory.n_executed // self.action_repeat], self.action_space)
+        memory = memory._replace(n_executed=memory.n_executed + 1)
+        return actions if vectorized else actions[0], tuple(tensor.cpu().numpy() for tensor in memory)
+
+    def _predict(self, observation: Any, deterministic: bool = False) -> th.Tensor:
+        """The first action of a plan made from nothing, (B, A) in [-1, 1] or one-hot."""
+        memory = self._memory(len(observation), None, None)
+        return self._replan(observation, memory, ~memory.started, deterministic).actions[:, 0]
+
+    def _memory(self, n_envs: int, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None) -> MPCState:
+        if state is None:
+            fresh = self.planner.initial_state(n_envs, self.model.action_dim, self.device)
+            zeros = th.zeros(n_envs, dtype=th.long, device=self.device)
+            return MPCState(*fresh, fresh.mean, zeros, zeros)
+        memory = MPCState(*(th.as_tensor(array, device=self.device) for array in state))
+        if len(memory.started) != n_envs:
+            raise ValueError(f"state is of {len(memory.started)} environments, the observation of {n_envs}.")
+        if episode_start is None:
+            return memory
+        begins = th.as_tensor(np.asarray(episode_start, dtype=bool), device=self.device).reshape(-1)
+        if len(begins) != n_envs:
+            raise ValueError(f"episode_start is of {len(begins)} environments, the observation of {n_envs}.")
+        counters = {name: getattr(memory, name).masked_fill(begins, 0) for name in ("n_executed", "n_plans")}
+        return MPCState(*self.planner.reset(memory.planner, begins), memory.actions, **counters)
+
+    def _replan(self, obs: th.Tensor, memory: MPCState, due: th.Tensor, deterministic: bool) -> MPCState:
+        """New plans for the environments that are due."""
+        obs, old = obs[due.to(obs.device)], MPCState(*(tensor[due] for tensor in memory))
+        generators = self._generators(old.n_plans, deterministic)
+        start = self.planner.shift(old.planner, old.actions[:, : self.replan_freq])
+        score = self.objective.score(obs, generators)
+        plan = self.planner.plan(score, start, generators, self._proposals(obs, generators), self.max_plan_seconds)
+        new = MPCState(*plan.state, plan.actions, th.zeros_like(old.n_executed), old.n_plans + 1)
+        self.last_plan = plan
+        return MPCState(*(_put(whole, due, part) for whole, part in zip(memory, new, strict=True)))
+
+    def _proposals(self, obs: th.Tensor, generators: list[th.Generator]) -> th.Tensor | None:
+        if self.actor is None:
+            return None
+        return policy_proposals(
+            self.actor,
+            self.model,
+            obs,
+            self.n_proposals,
+            self.planner.horizon,
+            self.proposal_noise,
+            self.action_repeat,
+            generators,
+        )
+
+    def _generators(self, n_plans: th.Tensor, deterministic: bool) -> list[th.Generator]:
+        """One for each environment; of a deterministic plan, seeded by how many were made before it."""
+        if deterministic:
+            seeds = (n_plans + (self.seed or 0)).tolist()
+        else:
+            seeds = th.randint(2**62, (len(n_plans),), generator=self.generator).tolist()
+        return [th.Generator(device=self.device).manual_seed(seed) for seed in seeds]
+
+    # ---------------------------------------------------------------- files
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """
+        Save as a zip of JSON and, for a :class:`~sb3_mbrl.dynamics.ProbabilisticEnsemble`, its safetensors. Atomic. Functions,
+        other models, planners of yours and ``vec_normalize`` are not saved: pass them again to :meth:`load`.
+
+        :param path: the file
+        """
+        config = {
+            "format": FILE_FORMAT,
+            "planner": type(self.planner).__name__,
+            "planner_kwargs": _arguments(self.planner),
+            "policy": {name: getattr(self, name) for name in _OWN_ARGUMENTS},
+            "objective": {name: getattr(self.objective, name) for name in _OBJECTIVE_ARGUMENTS},
+            "functions": [name for name, function in self._functions().items() if function is not None],
+        }
+        content = io.BytesIO()
+        with zipfile.ZipFile(content, "w") as archive:
+            archive.writestr("policy.json", json.dumps(config, indent=4))
+            if isinstance(self.model, ProbabilisticEnsemble):
+                with tempfile.TemporaryDirectory() as folder:
+                    file = pathlib.Path(folder) / "model.safetensors"
+                    self.model.save(file)
+                    archive.write(file, file.name)
+        write_atomically(path, content.getvalue())
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls,
+        path: str | pathlib.Path,
+        device: th.device | str = "auto",
+        model: DynamicsModel | None = None,
+        planner: Planner | None = None,
+        model_reward_fn: RewardFn | None = None,
+        termination_fn: TerminationFn | None = None,
+        **functions: Any,
+    ) -> "MPCPolicy":
+        """
+        Load what :meth:`save` wrote; nothing is unpickled.
+
+        :param path: the file
+        :param device: where the model goes
+        :param model: needed again if it is no :class:`~sb3_mbrl.dynamics.ProbabilisticEnsemble`
+        :param planner: needed again if it is one of yours
+        :param model_reward_fn: needed again if the model was made with a ``reward_fn``
+        :param termination_fn: needed again if the model was made with a function of yours
+        :param functions: ``reward_fn``, ``terminal_value``, ``actor`` of the policy; needed again if it had them
+        :return: the policy
+        :raises ValueError: the file is damaged or no such policy, or something is missing
+        """
+        try:
+            with zipfile.ZipFile(path) as archive:
+                config = json.loads(archive.read("policy.json"))
+                weights = archive.read("model.safetensors") if "model.safetensors" in archive.namelist() else None
+        except (zipfile.BadZipFile, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is damaged or was not written by MPCPolicy.save: {error}") from error
+        if config.get("format") != FILE_FORMAT:
+            raise ValueError(f"{path} was not written by MPCPolicy.save: format {config.get('format')!r}.")
+        missing = [name for name in config["functions"] if functions.get(name) is None]
+        if missing:
+            raise ValueError(f"{path} was saved with {missing}, which a file cannot hold: pass them again to load.")
+        if model is None and weights is None:
+            raise ValueError(f"{path} was saved without its model, which is no ProbabilisticEnsemble: pass model= to load.")
+        if model is None:
+            with tempfile.TemporaryDirectory() as folder:
+                file = pathlib.Path(folder) / "model.safetensors"
+                file.write_bytes(weights or b"")
+                model = ProbabilisticEnsemble.load(file, device, model_reward_fn, termination_fn)
+        if planner is None:
+            planner_class = getattr(planning, config["planner"], None)
+            if planner_class is None:
+                raise ValueError(f"{path} was saved with a {config['planner']} of yours: pass planner= to load.")
+            planner = planner_class(**config["planner_kwargs"])
+        return cls(model, planner, **config["policy"], **config["objective"], **functions)
+
+    def _functions(self) -> dict[str, Any]:
+        return {
+            "reward_fn": self.objective.reward_fn,
+            "terminal_value": self.objective.terminal_value,
+            "actor": self.actor,
+            "vec_normalize": self.vec_normalize,
+        }
+
+
+_OWN_ARGUMENTS = ("action_repeat", "replan_freq", "n_proposals", "proposal_noise", "max_plan_seconds", "seed")
+_OBJECTIVE_ARGUMENTS = ("discount", "n_particles", "propagation", "value_mode", "kappa", "disagreement_weight")
+
+
+def _planner_for(
+    model: DynamicsModel, planner: str | Planner, horizon: int | None, planner_kwargs: Mapping[str, Any] | None
+) -> Planner:
+    discrete = not hasattr(model.action_space, "low")
+    if isinstance(planner, str):
+        own = {} if horizon is None else {"horizon": horizon}
+        return make_planner(planner, discrete, **own, **(planner_kwargs or {}))
+    if horizon is not None or planner_kwargs:
+        raise ValueError("horizon and planner_kwargs are for a planner given by name; this one has its own.")
+    if discrete != planner.categorical:
+        kind = "discrete" if discrete else "Box"
+        raise ValueError(
+            f"{type(planner).__name__} does not plan {kind} actions. Pass a name, such as 'cem', or another planner."
+        )
+    return planner
+
+
+def _arguments(planner: Planner) -> dict[str, Any]:
+    """The arguments that would make this planner again: each is stored under its own name."""
+    return {name: getattr(planner, name) for name in inspect.signature(type(planner)).parameters}
+
+
+def _put(whole: th.Tensor, rows: th.Tensor, part: th.Tensor) -> th.Tensor:
+    whole = whole.clone()
+    whole[rows] = part
+    return whole

@@ -1,0 +1,57 @@
+"""Plans of a policy, for a planner to improve on."""
+
+from collections.abc import Callable
+
+import torch as th
+import torch.nn.functional as F
+from gymnasium import spaces
+
+from sb3_mbrl.common.random import Generators, rand, randint, randn
+from sb3_mbrl.dynamics.model import DynamicsModel
+
+Actor = Callable[[th.Tensor], th.Tensor]
+"""``f(raw observations (B, O)) -> actions (B, A)`` in [-1, 1], one-hot for discrete ones."""
+
+
+@th.no_grad()
+def policy_proposals(
+    actor: Actor,
+    model: DynamicsModel,
+    obs: th.Tensor,
+    n: int,
+    horizon: int,
+    noise: float,
+    action_repeat: int = 1,
+    generator: Generators = None,
+) -> th.Tensor:
+    """
+    What a policy would do, in the model.
+
+    :param actor: the policy
+    :param model: to step
+    :param obs: raw observations to start from, (B, O)
+    :param n: proposals for each environment; the first follows the policy without noise
+    :param horizon: H
+    :param noise: standard deviation added to actions; the probability of a random one if they are discrete
+    :param action_repeat: model steps for each action
+    :param generator: source of all noise
+    :return: (B, n, H, A)
+    """
+    rows = model.start(obs).repeat_interleave(n, dim=0)
+    noisy = (th.arange(len(rows), device=rows.device) % n > 0).unsqueeze(1)
+    actions = []
+    for _ in range(horizon):
+        action = actor(model.observe(rows))
+        action = th.where(noisy, _disturbed(action, noise, isinstance(model.action_space, spaces.Discrete), generator), action)
+        actions.append(action)
+        for _ in range(action_repeat):
+            rows = model.step(rows, action, generator).next_obs
+    plans = th.stack(actions, dim=1).reshape(len(obs), n, horizon, -1)
+    return plans.nan_to_num(0.0)  # of a rollout that diverged; the planner scores it anew
+
+
+def _disturbed(action: th.Tensor, noise: float, discrete: bool, generator: Generators) -> th.Tensor:
+    if not discrete:
+        return (action + noise * randn(action.shape, generator, action.device)).clamp(-1, 1)
+    other = F.one_hot(randint(action.shape[1], (len(action),), generator, action.device), action.shape[1]).to(action.dtype)
+    return th.where(rand((len(action), 1), generator, action.device) < noise, other, action)
