@@ -61,7 +61,7 @@ def actor_function(model: BaseAlgorithm) -> ObsFn:
     def act(obs: th.Tensor) -> th.Tensor:
         action = policy._predict(normalize_obs(obs.float(), env), deterministic=True)
         if isinstance(space, spaces.Discrete):
-            return F.one_hot(action.flatten() - int(space.start), action_dim(space)).float()
+            return F.one_hot(action.flatten(), action_dim(space)).float()  # SB3 counts from 0, whatever ``start`` is
         assert isinstance(space, spaces.Box)
         if not policy.squash_output:  # in the environment's scale, not bounded
             low, high = (th.as_tensor(bound, device=action.device).float() for bound in (space.low, space.high))

@@ -1,5 +1,6 @@
 """PETS: planning with an ensemble of learned dynamics, https://arxiv.org/abs/1805.12114. Results: docs/modules/pets.md."""
 
+import inspect
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -25,6 +26,9 @@ SelfPETS = TypeVar("SelfPETS", bound="PETS")
 
 ENSEMBLE = {"ensemble_size": 5, "n_elites": 5, "net_arch": (200, 200, 200)}
 """PETS's: all members step the model; three layers of 200 units (its pusher; 500 for its cartpole and reacher)."""
+
+_SET_HERE = {"self", "model", "planner", "horizon", "planner_kwargs", "replan_freq", "discount", "n_particles"}
+_SET_HERE |= {"propagation", "vec_normalize", "seed"}
 
 
 class PETS(LearnsDynamics, OffPolicyAlgorithm):
@@ -154,6 +158,13 @@ class PETS(LearnsDynamics, OffPolicyAlgorithm):
     def _setup_model(self) -> None:
         check_spaces(self.observation_space, self.action_space)
         self._check_dynamics_arguments("learning_rate", "batch_size")
+        accepted = sorted(set(inspect.signature(MPCPolicy.__init__).parameters) - _SET_HERE)
+        refused = [argument for argument in self.policy_kwargs if argument not in accepted]
+        if refused:
+            raise ValueError(
+                f"policy_kwargs does not accept {refused} (what follows from PETS's own arguments is set there); it accepts "
+                f"{accepted}."
+            )
         policy_class = self.policy_class
         # SB3 makes its policy in the middle of its setup, when all seeds are set: there the model is made too
         self.policy_class = partial(self._make_policy, policy_class)  # type: ignore[assignment, arg-type]
