@@ -24,7 +24,7 @@ def value_function(model: BaseAlgorithm) -> ObsFn:
     critics: rewards as ``VecNormalize`` gave them, entropy bonus included.
 
     :param model: a trained algorithm; the statistics of its ``VecNormalize`` are applied to observations
-    :return: ``f(raw observations (B, O)) -> values (B,)``
+    :return: ``f(raw observations (B, O)) -> values (B,)``; NaN where the observation has diverged
     :raises ValueError: the policy has no critic that is known here
     """
     policy, env = _policy_of(model), model.get_vec_normalize_env()
@@ -36,7 +36,12 @@ def value_function(model: BaseAlgorithm) -> ObsFn:
         )
 
     def value(obs: th.Tensor) -> th.Tensor:
-        obs = normalize_obs(obs.float(), env)
+        policy.set_training_mode(False)  # as SB3's predict does
+        diverged = _has_diverged(obs)
+        values = of_network_input(normalize_obs(obs.masked_fill(diverged, 0.0).float(), env))
+        return values.masked_fill(diverged.squeeze(1), th.nan)
+
+    def of_network_input(obs: th.Tensor) -> th.Tensor:
         if isinstance(policy, ActorCriticPolicy):
             return policy.predict_values(obs).squeeze(1)
         if isinstance(policy, DQNPolicy):
@@ -59,6 +64,8 @@ def actor_function(model: BaseAlgorithm) -> ObsFn:
     space = model.action_space
 
     def act(obs: th.Tensor) -> th.Tensor:
+        policy.set_training_mode(False)
+        obs = obs.masked_fill(_has_diverged(obs), 0.0)
         action = policy._predict(normalize_obs(obs.float(), env), deterministic=True)
         if isinstance(space, spaces.Discrete):
             return F.one_hot(action.flatten(), action_dim(space)).float()  # SB3 counts from 0, whatever ``start`` is
@@ -69,6 +76,11 @@ def actor_function(model: BaseAlgorithm) -> ObsFn:
         return action.reshape(len(obs), -1).clamp(-1, 1)
 
     return act
+
+
+def _has_diverged(obs: th.Tensor) -> th.Tensor:
+    """Rows that a network, and the distribution that it parametrises, would not survive; (B, 1) bool."""
+    return ~(obs.abs() < 1e10).all(dim=1, keepdim=True)
 
 
 def _policy_of(model: BaseAlgorithm) -> BasePolicy:

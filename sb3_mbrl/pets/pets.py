@@ -27,7 +27,7 @@ SelfPETS = TypeVar("SelfPETS", bound="PETS")
 ENSEMBLE = {"ensemble_size": 5, "n_elites": 5, "net_arch": (200, 200, 200)}
 """PETS's: all members step the model; three layers of 200 units (its pusher; 500 for its cartpole and reacher)."""
 
-_SET_HERE = {"self", "model", "planner", "horizon", "planner_kwargs", "replan_freq", "discount", "n_particles"}
+_SET_HERE = {"model", "planner", "horizon", "planner_kwargs", "replan_freq", "discount", "n_particles"}
 _SET_HERE |= {"propagation", "vec_normalize", "seed"}
 
 
@@ -158,13 +158,7 @@ class PETS(LearnsDynamics, OffPolicyAlgorithm):
     def _setup_model(self) -> None:
         check_spaces(self.observation_space, self.action_space)
         self._check_dynamics_arguments("learning_rate", "batch_size")
-        accepted = sorted(set(inspect.signature(MPCPolicy.__init__).parameters) - _SET_HERE)
-        refused = [argument for argument in self.policy_kwargs if argument not in accepted]
-        if refused:
-            raise ValueError(
-                f"policy_kwargs does not accept {refused} (what follows from PETS's own arguments is set there); it accepts "
-                f"{accepted}."
-            )
+        self._check_policy_arguments()
         policy_class = self.policy_class
         # SB3 makes its policy in the middle of its setup, when all seeds are set: there the model is made too
         self.policy_class = partial(self._make_policy, policy_class)  # type: ignore[assignment, arg-type]
@@ -172,6 +166,20 @@ class PETS(LearnsDynamics, OffPolicyAlgorithm):
             super()._setup_model()
         finally:
             self.policy_class = policy_class
+
+    def _check_policy_arguments(self) -> None:
+        if not issubclass(self.policy_class, MPCPolicy):
+            raise ValueError(f"policy must be 'MPCPolicy' or a subclass of MPCPolicy, got {self.policy_class.__name__}.")
+        signatures = [inspect.signature(cls).parameters for cls in (MPCPolicy, self.policy_class)]
+        accepted = sorted({name for names in signatures for name in names} - _SET_HERE - {"args", "kwargs"})
+        refused = [argument for argument in self.policy_kwargs if argument not in accepted]
+        if refused:
+            raise ValueError(
+                f"policy_kwargs does not accept {refused} (what follows from PETS's own arguments is set there); it accepts "
+                f"{accepted}."
+            )
+        if self.action_noise is not None and not isinstance(self.action_space, spaces.Box):
+            raise ValueError(f"action_noise is for Box actions, got {self.action_space}. Leave it None.")
 
     def _make_policy(
         self,
@@ -210,6 +218,11 @@ class PETS(LearnsDynamics, OffPolicyAlgorithm):
         super().set_env(env, force_reset)
         self.policy.vec_normalize = self._vec_normalize_env
 
+    def set_random_seed(self, seed: int | None = None) -> None:
+        super().set_random_seed(seed)
+        if seed is not None and hasattr(self, "policy"):  # SB3 sets the seeds before there is one
+            self.policy.generator.manual_seed(seed)
+
     # ---------------------------------------------------------------- the algorithm
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
@@ -221,6 +234,7 @@ class PETS(LearnsDynamics, OffPolicyAlgorithm):
         """
         if self._fit_is_due():
             assert self.replay_buffer is not None
+            self._update_learning_rate(self.dynamics.optimizer)
             self._fit_dynamics(real_transitions(self.replay_buffer, self.device), batch_size=batch_size)
             self._last_fit_timestep = self.num_timesteps
 
@@ -234,6 +248,8 @@ class PETS(LearnsDynamics, OffPolicyAlgorithm):
             self._planner_state = None
             return super()._sample_action(self.num_timesteps + 1, action_noise, n_envs)
         assert isinstance(self._last_obs, np.ndarray)
+        if np.all(self._last_episode_starts):  # perhaps of other environments: no plan goes on
+            self._planner_state = None
         with self._timed("planning"):
             actions, self._planner_state = self.policy.predict(
                 self._last_obs, self._planner_state, self._last_episode_starts, deterministic=False

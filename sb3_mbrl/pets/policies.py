@@ -259,10 +259,11 @@ class MPCPolicy(BasePolicy):
 
         :param path: the file
         """
+        own_planner = getattr(planning, type(self.planner).__name__, None) is not type(self.planner)
         config = {
             "format": FILE_FORMAT,
             "planner": type(self.planner).__name__,
-            "planner_kwargs": _arguments(self.planner),
+            "planner_kwargs": None if own_planner else _arguments(self.planner),
             "policy": {name: getattr(self, name) for name in _OWN_ARGUMENTS},
             "objective": {name: getattr(self.objective, name) for name in _OBJECTIVE_ARGUMENTS},
             "functions": [name for name, function in self._functions().items() if function is not None],
@@ -321,7 +322,7 @@ class MPCPolicy(BasePolicy):
                 model = ProbabilisticEnsemble.load(file, device, model_reward_fn, termination_fn)
         if planner is None:
             planner_class = getattr(planning, config["planner"], None)
-            if planner_class is None:
+            if planner_class is None or config["planner_kwargs"] is None:
                 raise ValueError(f"{path} was saved with a {config['planner']} of yours: pass planner= to load.")
             planner = planner_class(**config["planner_kwargs"])
         return cls(model, planner, **config["policy"], **config["objective"], **functions)
