@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from sb3_contrib import TQC, CrossQ, RecurrentPPO
+from sb3_contrib import ARS, TQC, CrossQ, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_mbrl import MPCPolicy
 from sb3_mbrl.common.policies import actor_function, value_function
@@ -293,3 +293,334 @@ def test_a_damaged_or_foreign_file(policy, tmp_path):
     PPO("MlpPolicy", "Slider-v0", n_steps=8, batch_size=8, device="cpu").save(path)
     with pytest.raises(ValueError, match="damaged or was not written by"):
         MPCPolicy.load(path)
+
+
+# ---------------------------------------------------------------- acting, for all planners
+
+CHEAP = {
+    "random_shooting": {"population_size": 20},
+    "cem": {"population_size": 20, "n_elites": 4, "n_iterations": 2},
+    "icem": {"population_size": 10, "n_elites": 4, "n_iterations": 2},
+    "mppi": {"population_size": 20, "n_iterations": 2},
+    "pddm": {"population_size": 20},
+    "gradient": {"n_starts": 3, "n_iterations": 2},
+}
+
+
+def cheap(model, planner, **kwargs):
+    return MPCPolicy(model, planner, 4, CHEAP[planner], **kwargs)
+
+
+def assert_close(first, second):
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("planner", CHEAP)
+def test_an_episode_of_any_planner_begins_as_the_first_one(model, planner):
+    policy = cheap(model, planner, replan_freq=2)
+    _, state = policy.predict(OBS, deterministic=True)
+    again, new_state = policy.predict(OBS[::-1].copy(), state, np.ones(4, bool), deterministic=True)
+    fresh, fresh_state = policy.predict(OBS[::-1].copy(), deterministic=True)
+    np.testing.assert_array_equal(again, fresh)
+    assert new_state[-2].tolist() == fresh_state[-2].tolist() == [1] * 4
+
+
+@pytest.mark.parametrize("planner", CHEAP)
+def test_a_batch_of_any_planner_is_a_loop(model, planner):
+    policy = cheap(model, planner)
+    actions, state = policy.predict(OBS, deterministic=True)
+    for i in range(4):
+        alone, own = policy.predict(OBS[i], deterministic=True)
+        assert_close([alone, *(part[0] for part in own)], [actions[i], *(part[i] for part in state)])
+
+
+@pytest.mark.parametrize("planner", ["random_shooting", "cem", "icem", "mppi"])
+def test_a_batch_of_discrete_plans_is_a_loop(planner):
+    policy = cheap(random_model(spaces.Discrete(3)), planner)
+    actions, _ = policy.predict(OBS, deterministic=True)
+    for i in range(4):
+        alone, _ = policy.predict(OBS[i], deterministic=True)
+        assert alone.shape == () and alone == actions[i]
+        assert policy.action_space.contains(alone)
+
+
+@pytest.mark.parametrize("propagation", ["ts1", "tsinf", "expectation"])
+@pytest.mark.parametrize("value_mode", ["expected", "pessimistic"])
+def test_deterministic_plans_of_a_random_model_are_pure(model, propagation, value_mode):
+    if (propagation, value_mode) == ("expectation", "pessimistic"):
+        with pytest.raises(ValueError, match="compares particles"):
+            cheap(model, "cem", propagation=propagation, value_mode=value_mode)
+        return
+    actions = []
+    for seed in (0, 1):
+        th.manual_seed(seed)
+        np.random.seed(seed)
+        policy = cheap(model, "cem", propagation=propagation, value_mode=value_mode)
+        policy.predict(OBS[: 1 + seed])
+        actions.append(policy.predict(OBS, deterministic=True)[0])
+    np.testing.assert_array_equal(*actions)
+
+
+def test_the_two_kinds_of_plan_do_not_share_their_samples(model):
+    policy = MPCPolicy(model, **PLANNER, seed=0)
+    assert (policy.predict(OBS)[0] != policy.predict(OBS, deterministic=True)[0]).any()
+    same, other = (MPCPolicy(model, **PLANNER, seed=0) for _ in range(2))
+    other.predict(OBS, deterministic=True)  # takes nothing from the stream of the others
+    np.testing.assert_array_equal(same.predict(OBS)[0], other.predict(OBS)[0])
+
+
+def test_an_observation_that_is_not_a_number_gives_an_action_all_the_same(policy):
+    action, _ = policy.predict(np.full((1, 2), np.nan, np.float32), deterministic=True)
+    assert policy.action_space.contains(action[0])
+
+
+def test_a_planner_or_its_name(model, policy):
+    own = MPCPolicy(model, CEM(horizon=5, population_size=30, n_elites=5, n_iterations=2))
+    np.testing.assert_array_equal(own.predict(OBS, deterministic=True)[0], policy.predict(OBS, deterministic=True)[0])
+
+
+def test_a_continuous_planner_is_refused_for_discrete_actions():
+    with pytest.raises(ValueError, match="CEM does not plan discrete actions"):
+        MPCPolicy(random_model(spaces.Discrete(3)), CEM())
+
+
+def test_the_time_of_a_plan_is_limited(model):
+    policy = MPCPolicy(model, "cem", 4, {"n_iterations": 10_000, "min_variance": 0.0}, max_plan_seconds=0.05)
+    policy.predict(OBS)
+    assert 1 <= policy.last_plan.n_iterations < 100
+
+
+# ---------------------------------------------------------------- in environments
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"replan_freq": 3, "action_repeat": 2}], ids=["mpc", "open loop"])
+def test_episodes_side_by_side_are_those_of_each_alone(model, kwargs):
+    def make(length):
+        return lambda: gym.make("Slider-v0", max_episode_steps=length)
+
+    def act(lengths):
+        env = DummyVecEnv([make(length) for length in lengths])
+        env.seed(0)
+        policy, taken = cheap(model, "icem", **kwargs), []
+        obs, state, starts = env.reset(), None, np.ones(len(lengths), bool)
+        # The same start for all: a VecEnv seeds each environment otherwise
+        for each in env.envs:
+            each.unwrapped.state = np.array([0.5, 0.0])
+            each.unwrapped.np_random = np.random.default_rng(0)
+        obs[:] = [0.5, 0.0]
+        for _ in range(14):
+            action, state = policy.predict(obs, state, starts, deterministic=True)
+            obs, _, starts, _ = env.step(action)
+            taken.append(action)
+        return np.stack(taken, axis=1)
+
+    together = act([5, 8])
+    assert_close(together, [act([5])[0], act([8])[0]])
+    assert (together[0] != together[1]).any()
+
+
+def test_evaluation_under_vec_normalize(model):
+    raw = make_vec_env("Slider-v0", n_envs=2, seed=0)
+    env = VecNormalize(make_vec_env("Slider-v0", n_envs=2, seed=0), training=False, norm_reward=False)
+    env.obs_rms.mean, env.obs_rms.var = np.array([1.0, 2.0]), np.array([4.0, 9.0])
+    expected = evaluate_policy(cheap(model, "cem"), raw, n_eval_episodes=2)
+    assert evaluate_policy(cheap(model, "cem", vec_normalize=env), env, n_eval_episodes=2) == pytest.approx(expected, abs=0.01)
+
+
+def test_a_live_environment_is_planned_in_and_left_alone():
+    env = make_vec_env("Slider-v0", n_envs=2, seed=0)
+    policy, obs = cheap(SimulatorModel(env), "cem"), env.reset()
+    before = [each.unwrapped.state.copy() for each in env.envs]
+    first, _ = policy.predict(obs, deterministic=True)
+    np.testing.assert_array_equal(policy.predict(obs, deterministic=True)[0], first)
+    np.testing.assert_array_equal([each.unwrapped.state for each in env.envs], before)
+    # Towards the middle, from either side
+    assert (np.sign(first[:, 0]) == -np.sign(obs[:, 0])).all()
+
+
+# ---------------------------------------------------------------- what actors and critics are worth
+
+
+def small(algorithm, env, **kwargs):
+    return algorithm("MlpPolicy", env, policy_kwargs={"net_arch": [8]}, seed=0, device="cpu", **kwargs)
+
+
+def stretched(env_id):
+    env = VecNormalize(make_vec_env(env_id, seed=0), norm_reward=False)
+    env.obs_rms.mean, env.obs_rms.var = np.array([0.5, -0.5]), np.array([4.0, 0.25])
+    return env
+
+
+@pytest.mark.parametrize("algorithm", [SAC, TD3, TQC, CrossQ])
+def test_the_value_is_the_lowest_critics_at_the_actors_action(algorithm):
+    agent = small(algorithm, stretched("Slider-v0"), **OFF)
+    value = value_function(agent)(th.as_tensor(OBS))
+    obs = agent.env.normalize_obs(OBS)
+    action = agent.policy.scale_action(agent.predict(obs, deterministic=True)[0])
+    with th.no_grad():
+        critics = agent.critic(th.as_tensor(obs), th.as_tensor(action))
+    expected = critics.mean(dim=(1, 2)) if algorithm is TQC else th.cat(critics, dim=1).min(dim=1).values
+    np.testing.assert_allclose(value.detach(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", [PPO, A2C])
+def test_the_value_is_the_value_heads(algorithm):
+    agent = small(algorithm, stretched("Slider-v0"))
+    obs = agent.env.normalize_obs(OBS)
+    expected = agent.policy.predict_values(th.as_tensor(obs)).detach()[:, 0]
+    np.testing.assert_allclose(value_function(agent)(th.as_tensor(OBS)).detach(), expected, atol=1e-5)
+
+
+def test_the_value_is_the_highest_q_value():
+    agent = small(DQN, stretched("DiscreteSlider-v0"), **OFF)
+    obs = agent.env.normalize_obs(OBS)
+    expected = agent.q_net(th.as_tensor(obs)).detach().max(dim=1).values
+    np.testing.assert_allclose(value_function(agent)(th.as_tensor(OBS)).detach(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", [SAC, CrossQ])
+def test_an_agent_fresh_from_training_is_not_trained_by_planning(algorithm):
+    agent = small(algorithm, "Slider-v0", learning_starts=10, buffer_size=100).learn(30)
+    agent.policy.set_training_mode(True)  # as the last update of learn() may leave it
+    before = {name: value.clone() for name, value in agent.policy.state_dict().items()}
+    obs = th.as_tensor(OBS)
+    for function in (actor_function(agent), value_function(agent)):
+        np.testing.assert_allclose(function(obs)[:1].detach(), function(obs[:1]).detach(), atol=1e-5)
+    assert all(th.equal(value, before[name]) for name, value in agent.policy.state_dict().items())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize(
+    ("algorithm", "env_id", "kwargs"),
+    [(SAC, "Slider-v0", OFF), (TQC, "Slider-v0", OFF), (PPO, "Slider-v0", {}), (PPO, "DiscreteSlider-v0", {})],
+)
+def test_a_state_that_diverged_is_worth_nothing_and_disturbs_no_other(algorithm, env_id, kwargs, bad):
+    agent, obs = small(algorithm, env_id, **kwargs), th.as_tensor(OBS).clone()
+    expected, actions = value_function(agent)(obs).detach(), actor_function(agent)(obs).detach()
+    obs[1, 0] = bad
+    values = value_function(agent)(obs).detach()
+    assert th.isnan(values).tolist() == [False, True, False, False]
+    others = [0, 2, 3]
+    np.testing.assert_allclose(values[others], expected[others], atol=1e-6)
+    np.testing.assert_allclose(actor_function(agent)(obs).detach()[others], actions[others], atol=1e-6)
+    assert th.isfinite(actor_function(agent)(obs)).all()
+
+
+def test_plans_that_diverge_lose_against_those_that_do_not():
+    simulator, agent = SimulatorModel("Pendulum-v1"), small(SAC, "Pendulum-v1", **OFF)
+    step = simulator.simulator.step
+
+    def breaks_when_pushed_right(rows, action):
+        next_rows, reward, terminated = step(rows, action)
+        return np.where(action > 0.5, np.nan, next_rows), reward, terminated
+
+    simulator.simulator.step = breaks_when_pushed_right
+    policy = cheap(simulator, "random_shooting", terminal_value=agent, actor=agent)
+    action, _ = policy.predict(np.array([[-1.0, 0.0, 0.5]], np.float32), deterministic=True)
+    assert action[0, 0] <= 0.5 and th.isfinite(policy.last_plan.value).all()
+
+
+def test_a_good_actor_lends_its_plan(model):
+    def push_right(obs, action, next_obs):
+        return action[:, 0]
+
+    kwargs = {"planner": "random_shooting", "horizon": 4, "planner_kwargs": {"population_size": 2}, "reward_fn": push_right}
+    plain = MPCPolicy(model, **kwargs)
+    helped = MPCPolicy(model, **kwargs, actor=lambda obs: th.ones(len(obs), 1), n_proposals=1)
+    np.testing.assert_allclose(helped.predict(OBS, deterministic=True)[0], 2.0)
+    assert (plain.predict(OBS, deterministic=True)[0] < 2.0).all()
+
+
+def test_a_terminal_value_is_worked_towards(model):
+    kwargs = {**PLANNER, "reward_fn": lambda obs, action, next_obs: 0.0 * obs[:, 0]}
+    actions = [
+        MPCPolicy(model, **kwargs, terminal_value=lambda obs, sign=sign: sign * obs[:, 1]).predict(OBS, deterministic=True)[0]
+        for sign in (-1, 1)
+    ]
+    assert (actions[0] != actions[1]).any(axis=1).all()
+
+
+def test_agents_without_a_known_critic_are_refused():
+    with pytest.raises(ValueError, match="ARSPolicy has no critic that is known here.*Pass a function"):
+        value_function(ARS("MlpPolicy", "Slider-v0", device="cpu"))
+    agent = RecurrentPPO("MlpLstmPolicy", "Slider-v0", n_steps=8, device="cpu")
+    with pytest.raises(ValueError, match="no function of the observation alone"):
+        value_function(agent)
+
+
+# ---------------------------------------------------------------- more on files
+
+
+class Own(CEM):
+    """Its argument is stored nowhere, and no JSON could hold it."""
+
+    def __init__(self, function):
+        super().__init__(horizon=function(4), population_size=20, n_elites=4)
+
+
+class ICEM(CEM):
+    """Not the one of the library."""
+
+
+@pytest.mark.parametrize("planner", [Own(lambda x: x + 1), ICEM(horizon=5)], ids=lambda planner: type(planner).__name__)
+def test_a_planner_of_yours_is_asked_for(model, tmp_path, planner):
+    policy, path = MPCPolicy(model, planner), tmp_path / "policy.zip"
+    policy.save(path)
+    with pytest.raises(ValueError, match=f"saved with a {type(planner).__name__} of yours: pass planner="):
+        MPCPolicy.load(path)
+    loaded = MPCPolicy.load(path, device="cpu", planner=planner)
+    np.testing.assert_array_equal(loaded.predict(OBS, deterministic=True)[0], policy.predict(OBS, deterministic=True)[0])
+
+
+@pytest.mark.parametrize("planner", CHEAP)
+def test_every_argument_survives(model, tmp_path, planner):
+    kwargs = {
+        **{"action_repeat": 2, "replan_freq": 3, "discount": 0.9, "n_particles": 3, "propagation": "ts1", "kappa": 0.5},
+        **{"value_mode": "optimistic", "disagreement_weight": -0.1, "n_proposals": 2, "proposal_noise": 0.3, "seed": 4},
+    }
+    policy = cheap(model, planner, **kwargs)
+    policy.save(tmp_path / "policy.zip")
+    loaded = MPCPolicy.load(tmp_path / "policy.zip", device="cpu")
+    assert type(loaded.planner) is type(policy.planner) and vars(loaded.planner) == vars(policy.planner)
+    for name, value in kwargs.items():
+        assert getattr(loaded if hasattr(loaded, name) else loaded.objective, name) == value
+    for deterministic in (True, False):
+        np.testing.assert_array_equal(
+            loaded.predict(OBS, deterministic=deterministic)[0],
+            MPCPolicy(model, policy.planner, **kwargs).predict(OBS, deterministic=deterministic)[0],
+        )
+
+
+def test_a_model_with_functions_asks_for_them(tmp_path):
+    space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    functions = {"reward_fn": lambda o, a, n: n[:, 0], "termination_fn": lambda o, a, n: n[:, 0] > 1}
+    model = ProbabilisticEnsemble(space, spaces.Discrete(3), 2, 2, [8], device="cpu", **functions)
+    policy, path = cheap(model, "cem"), tmp_path / "policy.zip"
+    policy.save(path)
+    with pytest.raises(ValueError, match="reward_fn of yours"):
+        MPCPolicy.load(path)
+    given = {"model_reward_fn": functions["reward_fn"], "termination_fn": functions["termination_fn"]}
+    loaded = MPCPolicy.load(path, device="cpu", **given)
+    np.testing.assert_array_equal(loaded.predict(OBS, deterministic=True)[0], policy.predict(OBS, deterministic=True)[0])
+
+
+def test_an_error_while_writing_leaves_the_old_file(policy, tmp_path, monkeypatch):
+    path = tmp_path / "policy.zip"
+    policy.save(path)
+    before = path.read_bytes()
+    monkeypatch.setattr("os.fsync", lambda handle: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        policy.save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04"])
+def test_no_policy_at_all(tmp_path, content):
+    path = tmp_path / "policy.zip"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged or was not written by MPCPolicy.save"):
+        MPCPolicy.load(path)
+    with pytest.raises(FileNotFoundError):
+        MPCPolicy.load(tmp_path / "nowhere.zip")

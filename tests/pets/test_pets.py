@@ -1,16 +1,27 @@
 """PETS as an SB3 algorithm."""
 
+from copy import deepcopy
+
+import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.noise import NormalActionNoise
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
+from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+from stable_baselines3.sac.policies import SACPolicy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sb3_mbrl import MBPO, PETS
+from sb3_mbrl import MBPO, PETS, MPCPolicy
+from sb3_mbrl.common.buffers import real_transitions
+from sb3_mbrl.dynamics.learned_termination import LearnedTermination
+from sb3_mbrl.planning import CEM
+
+OBS = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
+FEW = {"ensemble_size": 2, "n_elites": 1, "net_arch": [8]}
 
 
 def transitions(model):
@@ -155,3 +166,311 @@ def test_actions_that_cannot_be_planned(make_pets):
 
     with pytest.raises(ValueError, match="Discrete or Box actions"):
         make_pets(Switches())
+
+
+# ---------------------------------------------------------------- the algorithm, closer
+
+
+def nearness(obs, action, next_obs):
+    return 1 - next_obs[:, 0].abs()
+
+
+def never(obs, action, next_obs):
+    return next_obs[:, 0].abs() > 1e6
+
+
+def n_plans_made(model, monkeypatch):
+    """The environments planned for in each plan to come."""
+    made, plain = [], model.policy._replan
+    monkeypatch.setattr(model.policy, "_replan", lambda *args: (made.append(int(args[2].sum())), plain(*args))[1])
+    return made
+
+
+@pytest.mark.parametrize(("replan_freq", "n_plans"), [(1, 24), (2, 12), (4, 6)])
+def test_plans_as_often_as_told(make_pets, monkeypatch, replan_freq, n_plans):
+    model = make_pets(replan_freq=replan_freq)
+    made = n_plans_made(model, monkeypatch)
+    # Steps 52 to 75 are planned: the model is fitted at 51, an episode ends at 75
+    model.learn(75)
+    assert made == [1] * n_plans
+
+
+def test_an_episode_begins_with_a_new_plan(make_pets, monkeypatch):
+    model = make_pets(replan_freq=4, model_train_freq=1_000)
+    made = n_plans_made(model, monkeypatch)
+    model.learn(77)
+    assert len(made) == 6 + 1
+    assert model._planner_state[-2].tolist() == [2] and model._planner_state[-1].tolist() == [1]
+
+
+def test_each_environment_has_its_own_plan(make_pets, monkeypatch):
+    def make(length):
+        return lambda: gym.make("Slider-v0", max_episode_steps=length)
+
+    model = make_pets(DummyVecEnv([make(10), make(11)]), replan_freq=3, learning_starts=40)
+    made = n_plans_made(model, monkeypatch)
+    model.learn(120)
+    assert 1 in made and 2 in made
+
+
+def test_a_reward_and_a_termination_of_yours(make_pets):
+    model = make_pets(reward_fn=nearness, termination_fn=never).learn(60)
+    rows = th.randn(4, 2)
+    step = model.dynamics.step(rows, th.zeros(4, 1))
+    assert th.equal(step.reward, nearness(None, None, step.next_obs)) and not step.terminated.any()
+
+
+@pytest.mark.parametrize(
+    "policy_kwargs",
+    [
+        {"value_mode": "pessimistic", "kappa": 0.5},
+        {"disagreement_weight": -1.0},
+        {"action_repeat": 2},
+        {"terminal_value": lambda obs: -obs[:, 0].abs()},
+        {"actor": lambda obs: -obs[:, :1].clamp(-1, 1), "n_proposals": 3},
+    ],
+    ids=lambda kwargs: next(iter(kwargs)),
+)
+def test_arguments_of_the_policy(make_pets, tmp_path, policy_kwargs):
+    model = make_pets(policy_kwargs=policy_kwargs).learn(60)
+    model.save(tmp_path / "pets")
+    loaded = PETS.load(tmp_path / "pets")
+    np.testing.assert_array_equal(loaded.predict(OBS, deterministic=True)[0], model.predict(OBS, deterministic=True)[0])
+
+
+def test_a_policy_class_of_yours(make_pets):
+    class Careful(MPCPolicy):
+        def __init__(self, *args, care=1.0, **kwargs):
+            super().__init__(*args, value_mode="pessimistic", kappa=care, **kwargs)
+
+    kwargs = {"dynamics_kwargs": {"ensemble_size": 2, "n_elites": 2, "net_arch": [8]}, "device": "cpu"}
+    model = PETS(Careful, "Slider-v0", policy_kwargs={"care": 3.0}, **kwargs)
+    assert model.policy.objective.kappa == 3.0
+    with pytest.raises(ValueError, match=r"policy_kwargs does not accept \['seed'\].*'care'"):
+        PETS(Careful, "Slider-v0", policy_kwargs={"seed": 3}, **kwargs)
+
+
+@pytest.mark.parametrize("planner", ["icem", "mppi", "random_shooting", "pddm", "gradient"])
+def test_every_planner(make_pets, planner):
+    model = make_pets(planner=planner, planner_kwargs={}, horizon=3, dynamics_kwargs=FEW).learn(54)
+    assert model.policy.last_plan is not None
+
+
+def test_a_planner_of_yours(make_pets, tmp_path):
+    planner = CEM(horizon=3, population_size=10, n_elites=2)
+    model = make_pets(planner=planner, horizon=None, planner_kwargs={}).learn(55)
+    assert model.policy.planner is planner
+    model.save(tmp_path / "pets")
+    assert vars(PETS.load(tmp_path / "pets").policy.planner) == vars(planner)
+
+
+def test_the_learning_rate_follows_its_schedule(make_pets):
+    model = make_pets(learning_rate=lambda left: 1e-3 * left).learn(101)
+    # The last of three fits, at step 101, has nothing left
+    assert model.dynamics.optimizer.param_groups[0]["lr"] == pytest.approx(0.0)
+    assert make_pets(learning_rate=2e-3).learn(60).dynamics.optimizer.param_groups[0]["lr"] == 2e-3
+
+
+def test_predictions_follow_the_seed(make_pets):
+    model, actions = make_pets().learn(55), []
+    for seed in (3, 3, 4):
+        model.set_random_seed(seed)
+        actions.append(model.predict(OBS)[0])
+    np.testing.assert_array_equal(actions[0], actions[1])
+    assert (actions[0] != actions[2]).any()
+
+
+def test_the_model_is_fitted_to_raw_observations(make_pets):
+    env = VecNormalize(make_vec_env("Slider-v0", n_envs=2, seed=0))
+    model = make_pets(env).learn(80)
+    rows = real_transitions(model.replay_buffer, "cpu")
+    # SB3 takes an episode's last observation back out of the normalised one, after the clip
+    inside = th.as_tensor(model.replay_buffer.dones[: model.replay_buffer.pos].flatten() < 0.5)
+    np.testing.assert_allclose(rows.rewards[inside], nearness(None, None, rows.next_observations[inside]), atol=1e-5)
+    np.testing.assert_allclose(model.dynamics.input_normalizer.mean[:2], rows.observations[:72].mean(dim=0), atol=0.2)
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+@pytest.mark.parametrize("env_id", ["Slider-v0", "DiscreteSlider-v0"])
+def test_what_is_stored_is_what_was_done(make_pets, env_id, n_envs):
+    model = make_pets(make_vec_env(env_id, n_envs, seed=0)).learn(80)
+    buffer, size = model.replay_buffer, model.replay_buffer.pos
+    actions = buffer.actions[:size, :, 0]
+    push = actions - 6 if env_id == "DiscreteSlider-v0" else actions  # stored in [-1, 1]
+    velocity = 0.8 * buffer.observations[:size, :, 1] + 0.2 * push
+    np.testing.assert_allclose(buffer.next_observations[:size, :, 1], velocity, atol=1e-5)
+
+
+def test_checkpoints_of_sb3(make_pets, tmp_path):
+    model = make_pets().learn(80, callback=CheckpointCallback(40, str(tmp_path), save_replay_buffer=True))
+    loaded = PETS.load(tmp_path / "rl_model_80_steps", env=model.get_env())
+    loaded.load_replay_buffer(tmp_path / "rl_model_replay_buffer_80_steps")
+    assert loaded.replay_buffer.size() == 79
+    assert loaded.learn(30, reset_num_timesteps=False)._last_fit_timestep == 101
+
+
+# ---------------------------------------------------------------- save and load, closer
+
+
+def assert_equal_states(first, second):
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        if isinstance(value, dict):
+            assert_equal_states(value, second[name])
+        else:
+            assert th.equal(value, second[name]) if isinstance(value, th.Tensor) else value == second[name], name
+
+
+def test_everything_of_the_model_is_in_the_zip(trained, tmp_path):
+    trained.save(tmp_path / "pets")
+    loaded = PETS.load(tmp_path / "pets", env=trained.get_env())
+    parameters = trained.get_parameters()
+    assert parameters.keys() == {"dynamics", "dynamics.optimizer"} and parameters["dynamics.optimizer"]["state"]
+    assert_equal_states(parameters, loaded.get_parameters())
+    assert loaded.dynamics.is_fitted and loaded._last_fit_timestep == 51
+
+
+def test_parameters_can_be_changed(trained, make_pets):
+    other = make_pets(seed=5)
+    other.set_parameters(trained.get_parameters())
+    # The samples of a deterministic plan are those of its seed
+    same_seed = make_pets()
+    same_seed.set_parameters(trained.get_parameters())
+    np.testing.assert_array_equal(same_seed.predict(OBS, deterministic=True)[0], trained.predict(OBS, deterministic=True)[0])
+    assert_equal_states(other.get_parameters(), trained.get_parameters())
+    with pytest.raises(ValueError, match="no_such_object"):
+        other.set_parameters({**trained.get_parameters(), "no_such_object": {}})
+
+
+def test_a_loaded_model_goes_on_in_another_number_of_environments(trained, tmp_path):
+    assert len(trained._planner_state[0]) == 1
+    trained.save(tmp_path / "pets")
+    loaded = PETS.load(tmp_path / "pets", env=make_vec_env("Slider-v0", n_envs=3))
+    loaded.learn(30, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 90 and len(loaded._planner_state[0]) == 3
+
+
+def test_a_model_without_an_environment_plans(trained, tmp_path):
+    trained.save(tmp_path / "pets")
+    loaded = PETS.load(tmp_path / "pets")
+    assert loaded.get_env() is None
+    np.testing.assert_array_equal(loaded.predict(OBS, deterministic=True)[0], trained.predict(OBS, deterministic=True)[0])
+    loaded.set_env(make_vec_env("Slider-v0"))
+    assert loaded.learn(10, reset_num_timesteps=False).num_timesteps == 70
+
+
+def test_another_environment_begins_with_a_new_plan(make_pets, monkeypatch):
+    model = make_pets(replan_freq=4).learn(57)
+    model.set_env(make_vec_env("Slider-v0"))
+    made = n_plans_made(model, monkeypatch)
+    model.learn(1, reset_num_timesteps=False)
+    assert made == [1] and model._planner_state[-1].tolist() == [1]
+
+
+def test_normalization_is_that_of_the_environment_given(make_pets, tmp_path):
+    env = VecNormalize(make_vec_env("Slider-v0", n_envs=2, seed=0))
+    model = make_pets(env).learn(80)
+    model.save(tmp_path / "pets")
+    assert PETS.load(tmp_path / "pets", env=env).policy.vec_normalize is env
+    assert PETS.load(tmp_path / "pets").policy.vec_normalize is None
+    model.set_env(make_vec_env("Slider-v0", n_envs=2))
+    assert model.policy.vec_normalize is None
+
+
+CASES = {
+    "two environments": ("Slider-v0", 2, {"replan_freq": 3}),
+    "discrete": ("DiscreteSlider-v0", 1, {"planner": "icem", "planner_kwargs": {"population_size": 10, "n_elites": 4}}),
+    "learned termination": ("CartPole-v1", 1, {"termination_fn": "learned", "replan_freq": 2}),
+    "noise": ("Slider-v0", 1, {"action_noise": OrnsteinUhlenbeckActionNoise(np.zeros(1), 0.3 * np.ones(1))}),
+    "once": ("Slider-v0", 1, {"aggregate": False, "planner": "mppi", "planner_kwargs": {"population_size": 20}}),
+    "pessimistic": ("Slider-v0", 2, {"learning_rate": 2e-3, "policy_kwargs": {"value_mode": "pessimistic"}}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_that_was_cut_is_the_run_in_one_piece(make_pets, tmp_path, monkeypatch, case):
+    # Two epochs instead of fifty; nothing else takes as long
+    monkeypatch.setattr(LearnedTermination.fit, "__defaults__", (None, 2, 256))
+    env_id, n_envs, settings = CASES[case]
+    whole = make_pets(make_vec_env(env_id, n_envs), **deepcopy(settings)).learn(130)
+    make_pets(make_vec_env(env_id, n_envs), **deepcopy(settings)).learn(70).save_checkpoint(tmp_path)
+    resumed = PETS.load_checkpoint(tmp_path, env=make_vec_env(env_id, n_envs), device="cpu")
+    resumed.learn(60, reset_num_timesteps=False)
+    np.testing.assert_array_equal(transitions(whole), transitions(resumed))
+    assert_equal_states(whole.get_parameters(), resumed.get_parameters())
+    for one, other in zip(whole._planner_state, resumed._planner_state, strict=True):
+        np.testing.assert_array_equal(one, other)
+    for stream in (lambda model: model.policy.generator, lambda model: model._generator):
+        assert th.equal(stream(whole).get_state(), stream(resumed).get_state())
+
+
+def test_the_cut_may_be_within_a_plan(make_pets, tmp_path, monkeypatch):
+    model = make_pets(replan_freq=4).learn(57)
+    assert model._planner_state[-2].tolist() == [2]  # of the four actions of its second plan
+    model.save_checkpoint(tmp_path)
+    resumed = PETS.load_checkpoint(tmp_path, env="Slider-v0", device="cpu")
+    made = n_plans_made(resumed, monkeypatch)
+    resumed.learn(2, reset_num_timesteps=False)
+    assert made == []
+    resumed.learn(1, reset_num_timesteps=False)
+    assert made == [1]
+
+
+# ---------------------------------------------------------------- bad input, closer
+
+FLAT = spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("observation_space", "action_space", "message"),
+    [
+        (spaces.Dict({"a": FLAT}), FLAT, "got Dict.*FlattenObservation"),
+        (spaces.Box(0, 255, (3, 36, 36), np.uint8), FLAT, "images are not supported"),
+        (spaces.Discrete(3), FLAT, "continuous observation"),
+        (FLAT, spaces.MultiDiscrete([2, 3]), "Discrete or Box actions, got MultiDiscrete"),
+        (FLAT, spaces.Box(-np.inf, np.inf, (2,), np.float32), "finite bounds.*RescaleAction"),
+    ],
+    ids=["dict", "image", "discrete", "multi discrete", "unbounded"],
+)
+def test_spaces_that_are_not_supported(make_pets, observation_space, action_space, message):
+    env = gym.make("Slider-v0").unwrapped
+    env.observation_space, env.action_space = observation_space, action_space
+    with pytest.raises(ValueError, match=message):
+        make_pets(env)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"planner": CEM()}, "horizon and planner_kwargs are for a planner given by name"),
+        ({"replan_freq": 5}, "replan_freq must lie between 1 and horizon=4, got 5"),
+        ({"n_particles": 0}, "n_particles and action_repeat must be at least 1"),
+        ({"propagation": "ts9"}, "propagation must be one of"),
+        ({"gamma": 1.1}, "discount must lie in"),
+        ({"model_updates_per_step": 0}, "model_updates_per_step must be positive"),
+        ({"policy_kwargs": {"seed": 1}}, r"policy_kwargs does not accept \['seed'\].*PETS's own arguments"),
+        ({"optimize_memory_usage": True}, "optimize_memory_usage"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_more_bad_arguments(make_pets, changes, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        make_pets(**changes)
+
+
+def test_continuous_noise_is_refused_for_discrete_actions(make_pets):
+    with pytest.raises(ValueError, match=r"action_noise is for Box actions, got Discrete\(3, start=5\)"):
+        make_pets("DiscreteSlider-v0", action_noise=NormalActionNoise(np.zeros(1), np.ones(1)))
+
+
+def test_a_gradient_planner_is_refused_for_discrete_actions(make_pets):
+    with pytest.raises(ValueError, match="planner must be one of .* for discrete actions, got 'gradient'"):
+        make_pets("DiscreteSlider-v0", planner="gradient", planner_kwargs={})
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"), [("MlpPolicy", "MlpPolicy unknown"), (SACPolicy, "subclass of MPCPolicy, got SACP")]
+)
+def test_policies_that_do_not_plan(policy, message):
+    with pytest.raises(ValueError, match=message):
+        PETS(policy, "Slider-v0", device="cpu")
