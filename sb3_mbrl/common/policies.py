@@ -9,7 +9,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.dqn.policies import DQNPolicy
 
-from sb3_mbrl.common.actions import action_dim
+from sb3_mbrl.common.actions import action_bounds, action_dim
 from sb3_mbrl.common.buffers import normalize_obs
 
 ObsFn = Callable[[th.Tensor], th.Tensor]
@@ -20,8 +20,7 @@ def value_function(model: BaseAlgorithm) -> ObsFn:
     """
     The state value that a trained SB3 algorithm predicts: for SAC, TD3, CrossQ and MBPO the lowest critic's at the actor's
     deterministic action, for TQC the mean of its quantiles there, for A2C and PPO the value head's, for DQN the highest
-    Q-value. SAC's is in the unit of its
-    critics: rewards as ``VecNormalize`` gave them, entropy bonus included.
+    Q-value. SAC's is in the unit of its critics: rewards as ``VecNormalize`` gave them, entropy bonus included.
 
     :param model: a trained algorithm; the statistics of its ``VecNormalize`` are applied to observations
     :return: ``f(raw observations (B, O)) -> values (B,)``; NaN where the observation has diverged
@@ -69,11 +68,11 @@ def actor_function(model: BaseAlgorithm) -> ObsFn:
         action = policy._predict(normalize_obs(obs.float(), env), deterministic=True)
         if isinstance(space, spaces.Discrete):
             return F.one_hot(action.flatten(), action_dim(space)).float()  # SB3 counts from 0, whatever ``start`` is
-        assert isinstance(space, spaces.Box)
+        action = action.reshape(len(obs), -1)
         if not policy.squash_output:  # in the environment's scale, not bounded
-            low, high = (th.as_tensor(bound, device=action.device).float() for bound in (space.low, space.high))
+            low, high = (bound.to(action.device) for bound in action_bounds(space))
             action = 2 * (action - low) / (high - low) - 1
-        return action.reshape(len(obs), -1).clamp(-1, 1)
+        return action.clamp(-1, 1)
 
     return act
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecNormalize
@@ -343,7 +344,7 @@ _OBJECTIVE_ARGUMENTS = ("discount", "n_particles", "propagation", "value_mode", 
 def _planner_for(
     model: DynamicsModel, planner: str | Planner, horizon: int | None, planner_kwargs: Mapping[str, Any] | None
 ) -> Planner:
-    discrete = not hasattr(model.action_space, "low")
+    discrete = isinstance(model.action_space, spaces.Discrete)
     if isinstance(planner, str):
         own = {} if horizon is None else {"horizon": horizon}
         return make_planner(planner, discrete, **own, **(planner_kwargs or {}))
