@@ -24,10 +24,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from sb3_mbrl.common.actions import action_bounds, action_dim, to_environment
 from sb3_mbrl.common.random import Generators
 from sb3_mbrl.common.types import RewardFn, TerminationFn
+from sb3_mbrl.dynamics.classic_control import CLASSIC_TASKS, Outcome
 from sb3_mbrl.dynamics.model import Members, ModelStep
-
-Outcome = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Next rows (B, S) float64, rewards (B,) float64, whether the task ended (B,) bool."""
 
 GetState = Callable[[Any], np.ndarray]
 """``f(env.unwrapped) -> (D,)``: everything that the environment's future depends on."""
@@ -59,132 +57,6 @@ class Simulator(Protocol):
         """
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Classic control
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class _ClassicTask:
-    """
-    A task of Gymnasium's classic control whose rows are its ``state``, and its observation unless told otherwise.
-
-    :param env: the unwrapped environment; its attributes are kept as they are now
-    """
-
-    def __init__(self, env: Any) -> None:
-        self.task = copy.copy(env)
-
-    def start(self, obs: np.ndarray) -> np.ndarray:
-        return obs.copy()
-
-    def observe(self, rows: np.ndarray) -> np.ndarray:
-        return rows
-
-    def step(self, rows: np.ndarray, action: np.ndarray) -> Outcome:
-        raise NotImplementedError
-
-
-class _Pendulum(_ClassicTask):
-    """``pendulum.py``."""
-
-    def start(self, obs: np.ndarray) -> np.ndarray:
-        return np.stack([np.arctan2(obs[:, 1], obs[:, 0]), obs[:, 2]], axis=1)
-
-    def observe(self, rows: np.ndarray) -> np.ndarray:
-        angle, velocity = rows.T
-        return np.stack([np.cos(angle), np.sin(angle), velocity], axis=1)
-
-    def step(self, rows: np.ndarray, action: np.ndarray) -> Outcome:
-        task, (angle, velocity) = self.task, rows.T
-        torque = np.clip(action[:, 0], -task.max_torque, task.max_torque)
-        wrapped = (angle + np.pi) % (2 * np.pi) - np.pi
-        cost = wrapped**2 + 0.1 * velocity**2 + 0.001 * torque**2
-        acceleration = 3 * task.g / (2 * task.l) * np.sin(angle) + 3.0 / (task.m * task.l**2) * torque
-        velocity = np.clip(velocity + acceleration * task.dt, -task.max_speed, task.max_speed)
-        return np.stack([angle + velocity * task.dt, velocity], axis=1), -cost, np.zeros(len(rows), dtype=bool)
-
-
-class _CartPole(_ClassicTask):
-    """``cartpole.py``."""
-
-    def step(self, rows: np.ndarray, action: np.ndarray) -> Outcome:
-        task, (x, x_dot, theta, theta_dot) = self.task, rows.T
-        force = np.where(action == 1, task.force_mag, -task.force_mag)
-        cos, sin = np.cos(theta), np.sin(theta)
-        temp = (force + task.polemass_length * theta_dot**2 * sin) / task.total_mass
-        inertia = task.length * (4.0 / 3.0 - task.masspole * cos**2 / task.total_mass)
-        theta_acc = (task.gravity * sin - cos * temp) / inertia
-        x_acc = temp - task.polemass_length * theta_acc * cos / task.total_mass
-        new_x_dot, new_theta_dot = x_dot + task.tau * x_acc, theta_dot + task.tau * theta_acc
-        # Euler moves with the old velocities, semi-implicit Euler with the new ones
-        moved_by = (x_dot, theta_dot) if task.kinematics_integrator == "euler" else (new_x_dot, new_theta_dot)
-        x, theta = x + task.tau * moved_by[0], theta + task.tau * moved_by[1]
-        fallen = (np.abs(x) > task.x_threshold) | (np.abs(theta) > task.theta_threshold_radians)
-        reward = np.where(fallen, -1.0, 0.0) if task._sutton_barto_reward else np.ones(len(rows))
-        return np.stack([x, new_x_dot, theta, new_theta_dot], axis=1), reward, fallen
-
-
-class _MountainCar(_ClassicTask):
-    """``mountain_car.py``, ``continuous_mountain_car.py``; the latter computes in float32, which is not repeated here."""
-
-    def step(self, rows: np.ndarray, action: np.ndarray) -> Outcome:
-        task, (position, velocity) = self.task, rows.T
-        if isinstance(task.action_space, gym.spaces.Discrete):
-            push, gravity = (action - 1) * task.force, task.gravity
-        else:
-            push, gravity = np.clip(action[:, 0], task.min_action, task.max_action) * task.power, 0.0025
-        velocity = np.clip(velocity + push - gravity * np.cos(3 * position), -task.max_speed, task.max_speed)
-        position = np.clip(position + velocity, task.min_position, task.max_position)
-        velocity = np.where((position == task.min_position) & (velocity < 0), 0.0, velocity)
-        arrived = (position >= task.goal_position) & (velocity >= task.goal_velocity)
-        if isinstance(task.action_space, gym.spaces.Discrete):
-            reward = np.full(len(rows), -1.0)
-        else:
-            reward = 100.0 * arrived - 0.1 * action[:, 0] ** 2
-        return np.stack([position, velocity], axis=1), reward, arrived
-
-
-class _Acrobot(_ClassicTask):
-    """``acrobot.py``, without its noise."""
-
-    def start(self, obs: np.ndarray) -> np.ndarray:
-        return np.stack([np.arctan2(obs[:, 1], obs[:, 0]), np.arctan2(obs[:, 3], obs[:, 2]), obs[:, 4], obs[:, 5]], axis=1)
-
-    def observe(self, rows: np.ndarray) -> np.ndarray:
-        first, second, *velocities = rows.T
-        return np.stack([np.cos(first), np.sin(first), np.cos(second), np.sin(second), *velocities], axis=1)
-
-    def step(self, rows: np.ndarray, action: np.ndarray) -> Outcome:
-        task, dt = self.task, self.task.dt
-        torque = np.asarray(task.AVAIL_TORQUE)[action]
-
-        def slope(state: np.ndarray) -> np.ndarray:
-            return np.stack(task._dsdt(np.stack([*state, torque]))[:4])
-
-        k1 = slope(rows.T)
-        k2 = slope(rows.T + dt / 2 * k1)
-        k3 = slope(rows.T + dt / 2 * k2)
-        k4 = slope(rows.T + dt * k3)
-        first, second, *velocities = rows.T + dt / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-        first, second = ((angle + np.pi) % (2 * np.pi) - np.pi for angle in (first, second))
-        limits = (task.MAX_VEL_1, task.MAX_VEL_2)
-        velocities = [np.clip(velocity, -limit, limit) for velocity, limit in zip(velocities, limits, strict=True)]
-        swung_up = -np.cos(first) - np.cos(first + second) > 1.0
-        return np.stack([first, second, *velocities], axis=1), np.where(swung_up, 0.0, -1.0), swung_up
-
-
-_CLASSIC_TASKS: dict[str, type[_ClassicTask]] = {
-    f"gymnasium.envs.classic_control.{entry_point}": task
-    for entry_point, task in (
-        ("pendulum:PendulumEnv", _Pendulum),
-        ("cartpole:CartPoleEnv", _CartPole),
-        ("mountain_car:MountainCarEnv", _MountainCar),
-        ("continuous_mountain_car:Continuous_MountainCarEnv", _MountainCar),
-        ("acrobot:AcrobotEnv", _Acrobot),
-    )
-}
-
-
 def _known_simulator(env: Any, n_threads: int) -> Simulator | None:
     """
     :param env: an unwrapped environment
@@ -192,9 +64,9 @@ def _known_simulator(env: Any, n_threads: int) -> Simulator | None:
     :return: a simulator of all rows at once, None if the task is not known
     """
     entry_point = f"{type(env).__module__}:{type(env).__qualname__}"
-    if entry_point in _CLASSIC_TASKS:
+    if entry_point in CLASSIC_TASKS:
         noisy = getattr(env, "torque_noise_max", 0) > 0
-        return None if noisy else _CLASSIC_TASKS[entry_point](env)
+        return None if noisy else CLASSIC_TASKS[entry_point](env)
     if entry_point.startswith("gymnasium.envs.mujoco."):
         from sb3_mbrl.dynamics.mujoco_tasks import MujocoSimulator, known_mujoco_task  # import MuJoCo, which others need not
 

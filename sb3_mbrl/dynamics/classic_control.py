@@ -1,0 +1,132 @@
+"""Gymnasium's classic control for a batch of rows: what the environment observes, rewards and ends, and its steps."""
+
+import copy
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+Outcome = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Next rows (B, S) float64, rewards (B,) float64, whether the task ended (B,) bool."""
+
+
+class ClassicTask:
+    """
+    A task of Gymnasium's classic control whose rows are its ``state``, and its observation unless told otherwise.
+
+    :param env: the unwrapped environment; its attributes are kept as they are now
+    """
+
+    def __init__(self, env: Any) -> None:
+        self.task = copy.copy(env)
+
+    def start(self, obs: np.ndarray) -> np.ndarray:
+        return obs.copy()
+
+    def observe(self, rows: np.ndarray) -> np.ndarray:
+        return rows
+
+    def step(self, rows: np.ndarray, action: np.ndarray) -> Outcome:
+        raise NotImplementedError
+
+
+class _Pendulum(ClassicTask):
+    """``pendulum.py``."""
+
+    def start(self, obs: np.ndarray) -> np.ndarray:
+        return np.stack([np.arctan2(obs[:, 1], obs[:, 0]), obs[:, 2]], axis=1)
+
+    def observe(self, rows: np.ndarray) -> np.ndarray:
+        angle, velocity = rows.T
+        return np.stack([np.cos(angle), np.sin(angle), velocity], axis=1)
+
+    def step(self, rows: np.ndarray, action: np.ndarray) -> Outcome:
+        task, (angle, velocity) = self.task, rows.T
+        torque = np.clip(action[:, 0], -task.max_torque, task.max_torque)
+        wrapped = (angle + np.pi) % (2 * np.pi) - np.pi
+        cost = wrapped**2 + 0.1 * velocity**2 + 0.001 * torque**2
+        acceleration = 3 * task.g / (2 * task.l) * np.sin(angle) + 3.0 / (task.m * task.l**2) * torque
+        velocity = np.clip(velocity + acceleration * task.dt, -task.max_speed, task.max_speed)
+        return np.stack([angle + velocity * task.dt, velocity], axis=1), -cost, np.zeros(len(rows), dtype=bool)
+
+
+class _CartPole(ClassicTask):
+    """``cartpole.py``."""
+
+    def step(self, rows: np.ndarray, action: np.ndarray) -> Outcome:
+        task, (x, x_dot, theta, theta_dot) = self.task, rows.T
+        force = np.where(action == 1, task.force_mag, -task.force_mag)
+        cos, sin = np.cos(theta), np.sin(theta)
+        temp = (force + task.polemass_length * theta_dot**2 * sin) / task.total_mass
+        inertia = task.length * (4.0 / 3.0 - task.masspole * cos**2 / task.total_mass)
+        theta_acc = (task.gravity * sin - cos * temp) / inertia
+        x_acc = temp - task.polemass_length * theta_acc * cos / task.total_mass
+        new_x_dot, new_theta_dot = x_dot + task.tau * x_acc, theta_dot + task.tau * theta_acc
+        # Euler moves with the old velocities, semi-implicit Euler with the new ones
+        moved_by = (x_dot, theta_dot) if task.kinematics_integrator == "euler" else (new_x_dot, new_theta_dot)
+        x, theta = x + task.tau * moved_by[0], theta + task.tau * moved_by[1]
+        fallen = (np.abs(x) > task.x_threshold) | (np.abs(theta) > task.theta_threshold_radians)
+        reward = np.where(fallen, -1.0, 0.0) if task._sutton_barto_reward else np.ones(len(rows))
+        return np.stack([x, new_x_dot, theta, new_theta_dot], axis=1), reward, fallen
+
+
+class _MountainCar(ClassicTask):
+    """``mountain_car.py``, ``continuous_mountain_car.py``; the latter computes in float32, which is not repeated here."""
+
+    def step(self, rows: np.ndarray, action: np.ndarray) -> Outcome:
+        task, (position, velocity) = self.task, rows.T
+        if isinstance(task.action_space, gym.spaces.Discrete):
+            push, gravity = (action - 1) * task.force, task.gravity
+        else:
+            push, gravity = np.clip(action[:, 0], task.min_action, task.max_action) * task.power, 0.0025
+        velocity = np.clip(velocity + push - gravity * np.cos(3 * position), -task.max_speed, task.max_speed)
+        position = np.clip(position + velocity, task.min_position, task.max_position)
+        velocity = np.where((position == task.min_position) & (velocity < 0), 0.0, velocity)
+        arrived = (position >= task.goal_position) & (velocity >= task.goal_velocity)
+        if isinstance(task.action_space, gym.spaces.Discrete):
+            reward = np.full(len(rows), -1.0)
+        else:
+            reward = 100.0 * arrived - 0.1 * action[:, 0] ** 2
+        return np.stack([position, velocity], axis=1), reward, arrived
+
+
+class _Acrobot(ClassicTask):
+    """``acrobot.py``, without its noise."""
+
+    def start(self, obs: np.ndarray) -> np.ndarray:
+        return np.stack([np.arctan2(obs[:, 1], obs[:, 0]), np.arctan2(obs[:, 3], obs[:, 2]), obs[:, 4], obs[:, 5]], axis=1)
+
+    def observe(self, rows: np.ndarray) -> np.ndarray:
+        first, second, *velocities = rows.T
+        return np.stack([np.cos(first), np.sin(first), np.cos(second), np.sin(second), *velocities], axis=1)
+
+    def step(self, rows: np.ndarray, action: np.ndarray) -> Outcome:
+        task, dt = self.task, self.task.dt
+        torque = np.asarray(task.AVAIL_TORQUE)[action]
+
+        def slope(state: np.ndarray) -> np.ndarray:
+            return np.stack(task._dsdt(np.stack([*state, torque]))[:4])
+
+        k1 = slope(rows.T)
+        k2 = slope(rows.T + dt / 2 * k1)
+        k3 = slope(rows.T + dt / 2 * k2)
+        k4 = slope(rows.T + dt * k3)
+        first, second, *velocities = rows.T + dt / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        first, second = ((angle + np.pi) % (2 * np.pi) - np.pi for angle in (first, second))
+        limits = (task.MAX_VEL_1, task.MAX_VEL_2)
+        velocities = [np.clip(velocity, -limit, limit) for velocity, limit in zip(velocities, limits, strict=True)]
+        swung_up = -np.cos(first) - np.cos(first + second) > 1.0
+        return np.stack([first, second, *velocities], axis=1), np.where(swung_up, 0.0, -1.0), swung_up
+
+
+CLASSIC_TASKS: dict[str, type[ClassicTask]] = {
+    f"gymnasium.envs.classic_control.{entry_point}": task
+    for entry_point, task in (
+        ("pendulum:PendulumEnv", _Pendulum),
+        ("cartpole:CartPoleEnv", _CartPole),
+        ("mountain_car:MountainCarEnv", _MountainCar),
+        ("continuous_mountain_car:Continuous_MountainCarEnv", _MountainCar),
+        ("acrobot:AcrobotEnv", _Acrobot),
+    )
+}
+"""By the entry point of the environment's class."""
