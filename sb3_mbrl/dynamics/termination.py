@@ -146,7 +146,32 @@ class TerminatesBelowTip:
         return (tip <= self.height) | _not_finite(next_obs)
 
 
-BuiltinTermination = NeverTerminates | TerminatesOutside | TerminatesInside | TerminatesBelowTip
+@dataclass(frozen=True)
+class TerminatesAboveBar:
+    """
+    Acrobot: the task ends when the free end is higher than a bar above the fixed one.
+
+    The observation starts with ``cos(a), sin(a), cos(b), sin(b)``, where ``b`` is relative to the first link and ``a = 0``
+    hangs down. Both links count as 1, whatever ``LINK_LENGTH_1`` and ``LINK_LENGTH_2`` say, as in the environment.
+
+    :param height: the task ends above this height (``> 1.0`` in gymnasium's ``_terminal``)
+    """
+
+    height: float = 1.0
+
+    def __call__(self, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
+        """
+        :param obs: raw observations, (B, O)
+        :param action: actions, (B, A)
+        :param next_obs: raw next observations, (B, O)
+        :return: whether the task ended, (B,) bool
+        """
+        cos_a, sin_a, cos_b, sin_b = (next_obs[..., index] for index in range(4))
+        end = -cos_a - (cos_a * cos_b - sin_a * sin_b)
+        return (end > self.height) | _not_finite(next_obs)
+
+
+BuiltinTermination = NeverTerminates | TerminatesOutside | TerminatesInside | TerminatesBelowTip | TerminatesAboveBar
 
 _Read = Callable[[str], Any]
 """Reads an attribute of one sub-environment, whatever wraps it."""
@@ -247,9 +272,32 @@ def _inverted_double_pendulum(read: _Read) -> BuiltinTermination | None:
     return TerminatesBelowTip() if read("fullpath") == stock_file else None
 
 
+def _cart_pole(read: _Read) -> BuiltinTermination:
+    """
+    ``cartpole.py: step``: the ends themselves belong to what is healthy.
+
+    :param read: reads an attribute of the environment
+    :return: its termination
+    """
+    position, angle = read("x_threshold"), read("theta_threshold_radians")
+    return TerminatesOutside(
+        (_bound(0, 1, (-position, position), inclusive=True), _bound(2, 3, (-angle, angle), inclusive=True))
+    )
+
+
+def _acrobot(read: _Read) -> BuiltinTermination:
+    """
+    ``acrobot.py: _terminal``.
+
+    :param read: reads an attribute of the environment
+    :return: its termination
+    """
+    return TerminatesAboveBar()
+
+
 def _mountain_car(read: _Read) -> BuiltinTermination:
     """
-    ``continuous_mountain_car.py: step``: ends at the goal position with at least the goal velocity.
+    ``mountain_car.py: step``, ``continuous_mountain_car.py: step``: ends at the goal position with at least the goal velocity.
 
     :param read: reads an attribute of the environment
     :return: its termination
@@ -293,6 +341,9 @@ _TASKS: dict[str, Callable[[_Read], BuiltinTermination | None]] = {
         for version in (4, 5)
     },
     "gymnasium.envs.classic_control.pendulum:PendulumEnv": _never,
+    "gymnasium.envs.classic_control.cartpole:CartPoleEnv": _cart_pole,
+    "gymnasium.envs.classic_control.acrobot:AcrobotEnv": _acrobot,
+    "gymnasium.envs.classic_control.mountain_car:MountainCarEnv": _mountain_car,
     "gymnasium.envs.classic_control.continuous_mountain_car:Continuous_MountainCarEnv": _mountain_car,
 }
 
@@ -374,11 +425,11 @@ def _known_termination_of(env: VecEnv, index: int) -> BuiltinTermination | None:
 
 def known_termination(env: VecEnv) -> BuiltinTermination | None:
     """
-    The exact termination function of a Gymnasium task: MuJoCo v4 and v5, ``Pendulum-v1``,
-    ``MountainCarContinuous-v0``, under any registered id.
+    The exact termination function of a Gymnasium task: MuJoCo v4 and v5, and classic control (``Pendulum-v1``,
+    ``CartPole-v1``, ``Acrobot-v1``, ``MountainCar-v0``, ``MountainCarContinuous-v0``), under any registered id.
 
-    Health ranges, ``terminate_when_unhealthy`` and ``exclude_current_positions_from_observation`` are read from the
-    environment itself. A wrapper that ends episodes by its own rule cannot be seen here: compare with real
+    Health ranges, thresholds, goals, ``terminate_when_unhealthy`` and ``exclude_current_positions_from_observation`` are
+    read from the environment itself. A wrapper that ends episodes by its own rule cannot be seen here: compare with real
     transitions (:func:`check_termination`).
 
     :param env: the environment, with any ``VecEnv`` wrapper that leaves the raw observation layout alone
@@ -398,6 +449,7 @@ _KINDS: dict[str, type[BuiltinTermination]] = {
     "outside": TerminatesOutside,
     "inside": TerminatesInside,
     "below_tip": TerminatesBelowTip,
+    "above_bar": TerminatesAboveBar,
 }
 
 

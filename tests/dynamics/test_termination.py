@@ -16,6 +16,7 @@ from sb3_mbrl.dynamics.learned_termination import LearnedTermination, _stratifie
 from sb3_mbrl.dynamics.termination import (
     Bound,
     NeverTerminates,
+    TerminatesAboveBar,
     TerminatesBelowTip,
     TerminatesInside,
     TerminatesOutside,
@@ -76,7 +77,7 @@ def cases(table):
 
 
 def make(env_id, **flags):
-    if "/" not in env_id and not env_id.startswith(("Pendulum", "MountainCar", "CartPole")):
+    if "/" not in env_id and not env_id.startswith(("Pendulum", "MountainCar", "CartPole", "Acrobot")):
         pytest.importorskip("mujoco")
         pytest.importorskip("imageio")
     return gym.make(env_id, **flags)
@@ -126,15 +127,38 @@ def test_pendulum_never_ends():
     assert known_termination(vec("Pendulum-v1")) == NeverTerminates()
 
 
-@pytest.mark.parametrize("flags", [{}, {"goal_velocity": 0.02}], ids=str)
-def test_mountain_car_ends_at_the_goal(flags):
-    env = make("MountainCarContinuous-v0", **flags)
-    fn = known_termination(vec("MountainCarContinuous-v0", **flags))
-    # Push along: random actions never arrive
-    transitions = collect(env, 600, policy=lambda obs: np.array([1.0 if obs[1] >= 0 else -1.0], dtype=np.float32))
+def push_along(velocity, left, right):
+    """Swing up: random actions hardly ever do."""
+    return lambda obs: right if obs[velocity] >= 0 else left
+
+
+PUSH = np.array([1.0], dtype=np.float32)
+# (task, what is changed about it, who acts)
+CLASSIC = [
+    ("CartPole-v1", {}, None),
+    ("CartPole-v1", {"x_threshold": 0.1, "theta_threshold_radians": 0.3}, None),
+    ("Acrobot-v1", {}, push_along(5, 0, 2)),
+    ("Acrobot-v1", {"book_or_nips": "nips", "LINK_LENGTH_1": 0.5}, push_along(5, 0, 2)),
+    ("MountainCar-v0", {}, push_along(1, 0, 2)),
+    ("MountainCar-v0", {"goal_velocity": 0.02, "goal_position": 0.3}, push_along(1, 0, 2)),
+    ("MountainCarContinuous-v0", {}, push_along(1, -PUSH, PUSH)),
+    ("MountainCarContinuous-v0", {"goal_velocity": 0.02, "goal_position": 0.4}, push_along(1, -PUSH, PUSH)),
+]
+
+
+@pytest.mark.parametrize("env_id, changes, policy", CLASSIC, ids=lambda value: "" if callable(value) else str(value))
+def test_classic_control_ends_as_the_environment_does(env_id, changes, policy):
+    env = make(env_id)
+    vars(env.unwrapped).update(changes)
+    fn = known_termination(DummyVecEnv([lambda: env]))
+    transitions = collect(env, 1_000, policy)
     predicted = fn(transitions.observations, transitions.actions, transitions.next_observations)
     assert transitions.terminated.sum() >= 2
     assert th.equal(predicted, transitions.terminated)
+
+
+def test_the_constructor_of_mountain_car_is_respected():
+    assert known_termination(vec("MountainCar-v0", goal_velocity=0.02)).bounds[1].low == 0.02
 
 
 def test_hopper_hides_only_velocities_beyond_ten_from_the_state_range():
@@ -186,6 +210,7 @@ def test_ends_of_a_range_follow_the_environment():
         TerminatesOutside((Bound(0, 1, 0.7, math.inf), Bound(1, None, -100.0, 100.0))),
         TerminatesInside((Bound(0, 1, 0.45, math.inf, True),)),
         TerminatesBelowTip(),
+        TerminatesAboveBar(height=1.5),
     ],
     ids=lambda fn: type(fn).__name__,
 )
@@ -206,7 +231,7 @@ def test_what_is_not_finite_has_ended(fn, bad, dtype):
 
 
 def test_unknown_task_is_none():
-    assert known_termination(vec("CartPole-v1")) is None
+    assert known_termination(DummyVecEnv([lambda: gym.make("FrozenLake-v1")])) is None
 
 
 def test_vec_wrappers_are_looked_through():
@@ -327,6 +352,7 @@ terminations = st.one_of(
     st.builds(TerminatesOutside, st.lists(bounds, max_size=4).map(tuple)),
     st.builds(TerminatesInside, st.lists(bounds, max_size=4).map(tuple)),
     st.builds(TerminatesBelowTip, st.floats(0.1, 1.0), st.floats(0.1, 1.0)),
+    st.builds(TerminatesAboveBar, st.floats(0.1, 1.9)),
 )
 
 

@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sb3_mbrl import MBPO, PETS, MPCPolicy
 from sb3_mbrl.common.buffers import real_transitions
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination
+from sb3_mbrl.dynamics.termination import TerminatesOutside
 from sb3_mbrl.planning import CEM
 
 OBS = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
@@ -99,8 +100,16 @@ def test_action_noise_is_stored_as_executed(make_pets):
 
 
 def test_cart_pole_learns_its_termination(make_pets):
-    model = make_pets("CartPole-v1", termination_fn="auto", learning_starts=100).learn(130)
+    model = make_pets("CartPole-v1", termination_fn="learned", learning_starts=100).learn(130)
+    assert isinstance(model.dynamics.termination_fn, LearnedTermination)
     assert model.predict(model.env.reset(), deterministic=True)[0].shape == (1,)
+
+
+def test_cart_pole_ends_by_its_own_rule(make_pets, tmp_path):
+    model = make_pets("CartPole-v1", termination_fn="auto").learn(60)
+    assert isinstance(model.dynamics.termination_fn, TerminatesOutside)
+    model.save(tmp_path / "pets")
+    assert PETS.load(tmp_path / "pets").dynamics.termination_fn == model.dynamics.termination_fn
 
 
 # ---------------------------------------------------------------- save and load
