@@ -15,6 +15,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
+from sb3_mbrl.common.actions import one_hot
 from sb3_mbrl.common.types import Transitions
 from sb3_mbrl.dynamics.model import ModelStep, SteppableModel
 from sb3_mbrl.dynamics.termination import termination_scores
@@ -39,7 +40,8 @@ def trajectories_from_buffer(
     :param buffer: SB3's replay buffer, flat Box observations, any number of environments
     :param device: where the tensors go
     :param n_rows: only the latest transitions, about this many over all environments; None: all
-    :return: pieces of one transition or more, oldest first in each environment; raw observations and rewards
+    :return: pieces of one transition or more, oldest first in each environment; raw observations and rewards, discrete
+        actions one-hot
     :raises ValueError: the buffer does not store next observations
     """
     if buffer.optimize_memory_usage:
@@ -58,7 +60,10 @@ def trajectories_from_buffer(
         # SB3 stores the very same array twice, so that rows of one episode agree to the last bit
         ended[:-1] |= (next_obs[:-1] != obs[1:]).any(axis=1)
         terminated = buffer.dones[steps, env] * (1 - buffer.timeouts[steps, env])
-        columns = (obs, buffer.actions[steps, env], next_obs, buffer.rewards[steps, env], terminated)
+        actions = buffer.actions[steps, env]  # those of a Box are stored in [-1, 1]
+        if isinstance(buffer.action_space, spaces.Discrete):
+            actions = one_hot(actions, buffer.action_space).numpy()
+        columns = (obs, actions, next_obs, buffer.rewards[steps, env], terminated)
         pieces += _split_after(ended, columns, device)
     return pieces
 
@@ -80,12 +85,15 @@ def collect_trajectories(
     :param n_steps: steps of each environment
     :param deterministic: given to ``predict``
     :param device: where the tensors go
-    :return: one trajectory per episode, or begun episode; raw observations and rewards, actions in [-1, 1]
-    :raises ValueError: the actions are not a Box with finite bounds
+    :return: one trajectory per episode, or begun episode; raw observations and rewards, actions in [-1, 1], or one-hot if
+        they are discrete
+    :raises ValueError: the actions are neither Discrete nor a Box with finite bounds
     """
     space = env.action_space
-    if not isinstance(space, spaces.Box) or not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-        raise ValueError(f"Actions are scaled to [-1, 1], which needs a Box with finite bounds; got {space}.")
+    if not (isinstance(space, spaces.Discrete) or (isinstance(space, spaces.Box) and space.is_bounded())):
+        raise ValueError(
+            f"Models see actions in [-1, 1] or one-hot, which needs a Box with finite bounds or Discrete; got {space}."
+        )
     normalize = unwrap_vec_normalize(env)
     was_training = normalize is not None and normalize.training
     if normalize is not None:
@@ -102,7 +110,7 @@ def collect_trajectories(
 
 
 def _play(
-    env: VecEnv, predict: Callable[..., tuple[np.ndarray, Any]], n_steps: int, deterministic: bool, space: spaces.Box
+    env: VecEnv, predict: Callable[..., tuple[np.ndarray, Any]], n_steps: int, deterministic: bool, space: spaces.Space
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """
     :return: the columns of ``Transitions``, (n_steps, n_envs, ...) each, and where an episode ended, (n_steps, n_envs)
@@ -124,11 +132,22 @@ def _play(
             last = infos[i]["terminal_observation"]
             next_obs[i] = last if normalize is None else normalize.unnormalize_obs(last)
         timeouts = np.array([info.get("TimeLimit.truncated", False) for info in infos])
-        scaled_action = 2.0 * (action - space.low) / (space.high - space.low) - 1.0
-        rows.append([np.array(raw_obs), scaled_action, next_obs, np.array(raw_reward), dones & ~timeouts])
+        rows.append([np.array(raw_obs), _from_environment(action, space), next_obs, np.array(raw_reward), dones & ~timeouts])
         dones_of_rows.append(np.array(dones))
         raw_obs, starts = new_raw_obs, dones
     return [np.stack(column) for column in zip(*rows, strict=True)], np.stack(dones_of_rows)
+
+
+def _from_environment(action: np.ndarray, space: spaces.Space) -> np.ndarray:
+    """
+    :param action: as ``step`` takes it, (n_envs, *space.shape)
+    :param space: Discrete, or a Box with finite bounds
+    :return: one-hot, or in [-1, 1], (n_envs, ...)
+    """
+    if isinstance(space, spaces.Discrete):
+        return one_hot(action, space).numpy()
+    assert isinstance(space, spaces.Box)
+    return 2.0 * (action - space.low) / (space.high - space.low) - 1.0
 
 
 def _split_after(ended: np.ndarray, columns: Sequence[np.ndarray], device: th.device | str) -> list[Transitions]:

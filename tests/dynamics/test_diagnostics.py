@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch as th
-from gymnasium import spaces
+from gymnasium import ActionWrapper, spaces
 from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3 import PPO, SAC
@@ -250,6 +250,42 @@ def test_fresh_trajectories_are_raw_and_end_with_the_episode(normalized):
     assert [t for t, (_, starts) in enumerate(seen) if starts.all()] == [0, 200]
     if normalized:
         assert env.training and env.obs_rms.count < 1  # nothing was learned from them
+
+
+class Shifted(ActionWrapper):
+    """CartPole whose actions are numbered from 5."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.action_space = spaces.Discrete(2, start=5)
+
+    def action(self, action):
+        return action - 5
+
+
+def test_discrete_actions_of_fresh_trajectories_are_one_hot():
+    env = make_vec_env("CartPole-v1", 2, seed=0, wrapper_class=Shifted)
+    pieces = collect_trajectories(env, lambda obs, **kwargs: (np.array([5, 6]), None), 30)
+    assert pieces[0].actions.unique(dim=0).tolist() == [[1.0, 0.0]]
+    assert pieces[-1].actions.unique(dim=0).tolist() == [[0.0, 1.0]]
+    assert pieces[0].terminated[-1]
+
+
+def test_discrete_actions_of_a_buffer_are_one_hot():
+    space = spaces.Discrete(3, start=5)
+    buffer = ReplayBuffer(10, spaces.Box(-1, 1, (2,)), space, "cpu", 1)
+    for t in range(3):
+        buffer.add(np.full((1, 2), t / 4), np.full((1, 2), (t + 1) / 4), np.array([5 + t]), np.zeros(1), np.zeros(1), [{}])
+    (piece,) = trajectories_from_buffer(buffer)
+    assert th.equal(piece.actions, th.eye(3))
+
+
+@pytest.mark.parametrize("space", [spaces.MultiBinary(2), spaces.Box(-np.inf, np.inf, (1,))], ids=str)
+def test_actions_that_models_cannot_see_are_refused(space):
+    env = make_vec_env("Pendulum-v1")
+    env.action_space = space
+    with pytest.raises(ValueError, match="Box with finite bounds or Discrete; got"):
+        collect_trajectories(env, None, 1)
 
 
 # ---------------------------------------------------------------- state distribution
