@@ -3,9 +3,10 @@ Learning curves: one CSV per algorithm, environment and seed in ``benchmarks/res
 
     python -m benchmarks.curves --algo mbpo --env Hopper-v5 --seeds 0 1 2 --steps 15000 --jobs 2
     python -m benchmarks.curves --algo sac --env Hopper-v5 --seeds 0 1 2 --steps 15000
+    python -m benchmarks.curves --algo pets --env Pendulum-v1 --seeds 0 1 2 --steps 2000 --eval-freq 200
 
-``mbpo`` takes the tuned values of ``sb3_mbrl/zoo``, ``sac`` SB3's defaults, ``sac-utd`` SAC with MBPO's update-to-data
-ratio, warm-up and target entropy: what the model adds is the gap between ``mbpo`` and ``sac-utd``.
+``mbpo`` and ``pets`` take the tuned values of ``sb3_mbrl/zoo``, ``sac`` and ``dqn`` SB3's defaults, ``sac-utd`` SAC with
+MBPO's update-to-data ratio, warm-up and target entropy: what the model adds is the gap between ``mbpo`` and ``sac-utd``.
 Each job is one process with one thread. The steps count everything, random warm-up included; an evaluation is the mean
 over deterministic episodes on an environment of its own. An interrupted run goes on from its last checkpoint.
 """
@@ -25,7 +26,7 @@ import gymnasium as gym
 import mujoco
 import stable_baselines3
 import torch as th
-from stable_baselines3 import SAC
+from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -33,29 +34,30 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 import sb3_mbrl
-from sb3_mbrl import MBPO
+from sb3_mbrl import MBPO, PETS
 from sb3_mbrl.zoo import load_env_kwargs, load_hyperparams
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 COLUMNS = "env_steps,wall_seconds,cpu_seconds,return_mean,return_std"
+ALGORITHMS: dict[str, Any] = {"mbpo": MBPO, "pets": PETS, "sac": SAC, "sac-utd": SAC, "dqn": DQN}
 SHARED_WITH_SAC = ("learning_starts", "gradient_steps", "target_entropy")
 
 
 def hyperparams(algo: str, env_id: str) -> dict[str, Any]:
     """
-    :param algo: ``"mbpo"``, ``"sac"`` or ``"sac-utd"``
+    :param algo: a key of ``ALGORITHMS``
     :param env_id: Gymnasium id
     :return: what differs from the defaults of the algorithm
     """
-    tuned = load_hyperparams("mbpo", env_id)
-    if algo == "mbpo":
-        return tuned
-    return {"policy": "MlpPolicy", **{key: tuned[key] for key in SHARED_WITH_SAC if algo == "sac-utd" and key in tuned}}
+    if algo in ("mbpo", "pets"):
+        return load_hyperparams(algo, env_id)
+    tuned = load_hyperparams("mbpo", env_id) if algo == "sac-utd" else {}
+    return {"policy": "MlpPolicy", **{key: tuned[key] for key in SHARED_WITH_SAC if key in tuned}}
 
 
-def make_env(env_id: str, seed: int) -> VecEnv:
-    """One environment, as the hyperparameters are tuned for."""
-    return make_vec_env(env_id, seed=seed, env_kwargs=load_env_kwargs("mbpo", env_id))
+def make_env(env_id: str, seed: int, n_envs: int = 1) -> VecEnv:
+    """As the hyperparameters are tuned for."""
+    return make_vec_env(env_id, n_envs, seed=seed, env_kwargs=load_env_kwargs("mbpo", env_id))
 
 
 class CurveCallback(BaseCallback):
@@ -72,7 +74,8 @@ class CurveCallback(BaseCallback):
     def __init__(self, path: pathlib.Path, env_id: str, eval_freq: int, n_episodes: int, spent: tuple[float, float]):
         super().__init__()
         self.path, self.eval_freq, self.n_episodes = path, eval_freq, n_episodes
-        self.eval_env = make_env(env_id, seed=10_000)
+        # Side by side: a planner plans for all of them at once
+        self.eval_env = make_env(env_id, seed=10_000, n_envs=n_episodes)
         self.last = 0
         self.wall, self.cpu = time.perf_counter() - spent[0], time.process_time() - spent[1]
 
@@ -133,15 +136,15 @@ def run_one(args: argparse.Namespace) -> None:
     path, checkpoints = RESULTS / f"{name}.csv", RESULTS / "checkpoints" / name
     env, spent = make_env(args.env, seed), (0.0, 0.0)
     model: OffPolicyAlgorithm
-    if args.algo == "mbpo" and checkpoints.exists() and path.exists():
-        model = MBPO.load_checkpoint(checkpoints, env=env, device="cpu")
+    algorithm = ALGORITHMS[args.algo]
+    if checkpoints.exists() and path.exists():
+        model = algorithm.load_checkpoint(checkpoints, env=env, device="cpu")
         lines = path.read_text().splitlines()
         # Evaluations after the checkpoint will be made again; the last one before it was made where it was saved
         kept = [row for row in lines if not row[0].isdigit() or int(row.split(",")[0]) <= model.num_timesteps]
         path.write_text("\n".join(kept) + "\n")
         spent = (float(kept[-1].split(",")[1]), float(kept[-1].split(",")[2]))
     else:
-        algorithm = MBPO if args.algo == "mbpo" else SAC
         model = algorithm(env=env, seed=seed, device="cpu", **hyperparams(args.algo, args.env))
         RESULTS.mkdir(exist_ok=True)
         path.write_text(header(args))
@@ -151,7 +154,7 @@ def run_one(args: argparse.Namespace) -> None:
         part = min(args.checkpoint_freq, args.steps - model.num_timesteps)
         model.learn(part, callback=curve, log_interval=1_000_000, reset_num_timesteps=False)
         curve.evaluate()
-        if isinstance(model, MBPO):
+        if isinstance(model, MBPO | PETS):
             model.save_checkpoint(checkpoints)
         print(f"{name}: step {model.num_timesteps}", flush=True)
     shutil.rmtree(checkpoints, ignore_errors=True)
@@ -159,7 +162,7 @@ def run_one(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algo", choices=["mbpo", "sac", "sac-utd"], required=True)
+    parser.add_argument("--algo", choices=sorted(ALGORITHMS), required=True)
     parser.add_argument("--env", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, required=True)

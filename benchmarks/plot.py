@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 FIGURES = pathlib.Path(__file__).parent.parent / "docs" / "_static"
-LABELS = {"mbpo": "MBPO", "sac": "SAC", "sac-utd": "SAC at MBPO's update-to-data ratio"}
+LABELS = {"mbpo": "MBPO", "pets": "PETS", "sac": "SAC", "sac-utd": "SAC at MBPO's update-to-data ratio", "dqn": "DQN"}
 
 
 def load_curves() -> dict[str, dict[str, list[np.ndarray]]]:

@@ -1,20 +1,27 @@
 """The tuned values reach the constructor."""
 
+from typing import Any
+
 import gymnasium as gym
 import pytest
 import yaml
 
-from sb3_mbrl import MBPO
+from sb3_mbrl import MBPO, PETS
 from sb3_mbrl.zoo import hyperparams, load_env_kwargs, load_hyperparams
 
-ENTRIES = yaml.safe_load((hyperparams.files("sb3_mbrl.zoo.hyperparams") / "mbpo.yml").read_text())
+ALGORITHMS: dict[str, Any] = {"mbpo": MBPO, "pets": PETS}
+ENTRIES = {
+    algo: yaml.safe_load((hyperparams.files("sb3_mbrl.zoo.hyperparams") / f"{algo}.yml").read_text()) for algo in ALGORITHMS
+}
+NOT_ARGUMENTS = {"n_timesteps", "env_kwargs"}
 
 
-@pytest.mark.parametrize("env_id", [env_id for env_id in ENTRIES if env_id != "default"])
-def test_every_entry_builds_its_algorithm(env_id: str) -> None:
-    env = gym.make(env_id, **ENTRIES[env_id].get("env_kwargs", {}))
-    model = MBPO(env=env, **load_hyperparams("mbpo", env_id))
-    assert model.gradient_steps == ENTRIES[env_id]["gradient_steps"]
+@pytest.mark.parametrize(("algo", "env_id"), [(algo, env) for algo in ALGORITHMS for env in ENTRIES[algo] if env != "default"])
+def test_every_entry_builds_its_algorithm(algo: str, env_id: str) -> None:
+    entry = ENTRIES[algo][env_id]
+    model = ALGORITHMS[algo](env=gym.make(env_id, **entry.get("env_kwargs", {})), **load_hyperparams(algo, env_id))
+    for name in entry.keys() - NOT_ARGUMENTS - {"policy", "policy_kwargs", "rollout_schedule", "dynamics_kwargs"}:
+        assert getattr(model, name) == entry[name]
 
 
 def test_values_are_the_papers() -> None:
@@ -25,7 +32,7 @@ def test_values_are_the_papers() -> None:
 
 
 def test_humanoid_is_observed_as_in_the_paper() -> None:
-    env = gym.make("Humanoid-v5", **ENTRIES["Humanoid-v5"]["env_kwargs"])
+    env = gym.make("Humanoid-v5", **ENTRIES["mbpo"]["Humanoid-v5"]["env_kwargs"])
     assert env.observation_space.shape == (45,)
 
 
