@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.dqn.policies import DQNPolicy
 
 from sb3_mbrl.common.actions import action_bounds, action_dim
@@ -37,7 +38,7 @@ def value_function(model: BaseAlgorithm) -> ObsFn:
     def value(obs: th.Tensor) -> th.Tensor:
         policy.set_training_mode(False)  # as SB3's predict does
         diverged = _has_diverged(obs)
-        values = of_network_input(normalize_obs(obs.masked_fill(diverged, 0.0).float(), env))
+        values = of_network_input(_network_input(obs.masked_fill(diverged, 0.0), policy, env)).to(obs.device)
         return values.masked_fill(diverged.squeeze(1), th.nan)
 
     def of_network_input(obs: th.Tensor) -> th.Tensor:
@@ -65,7 +66,7 @@ def actor_function(model: BaseAlgorithm) -> ObsFn:
     def act(obs: th.Tensor) -> th.Tensor:
         policy.set_training_mode(False)
         obs = obs.masked_fill(_has_diverged(obs), 0.0)
-        action = policy._predict(normalize_obs(obs.float(), env), deterministic=True)
+        action = policy._predict(_network_input(obs, policy, env), deterministic=True).to(obs.device)
         if isinstance(space, spaces.Discrete):
             return F.one_hot(action.flatten(), action_dim(space)).float()  # SB3 counts from 0, whatever ``start`` is
         action = action.reshape(len(obs), -1)
@@ -75,6 +76,11 @@ def actor_function(model: BaseAlgorithm) -> ObsFn:
         return action.clamp(-1, 1)
 
     return act
+
+
+def _network_input(obs: th.Tensor, policy: BasePolicy, env: VecNormalize | None) -> th.Tensor:
+    """Where the policy lives: a simulator's rows are on the CPU, its agent may be on a GPU."""
+    return normalize_obs(obs.float(), env).to(policy.device)
 
 
 def _has_diverged(obs: th.Tensor) -> th.Tensor:

@@ -3,8 +3,10 @@
 import inspect
 import io
 import json
+import operator
 import pathlib
 import tempfile
+import time
 import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -88,7 +90,9 @@ class MPCPolicy(BasePolicy):
     :param n_proposals: plans of the actor
     :param proposal_noise: standard deviation added to its actions in all of its plans but the first; for discrete actions
         the probability of a random one
-    :param max_plan_seconds: of a call; the best plan so far is taken
+    :param max_plan_seconds: of a call, the actor's proposals included: an iteration of the planner that would end later is not
+        begun, and the best plan so far is taken; the first one is always made. Plans then depend on the clock, those of
+        ``deterministic=True`` too
     :param vec_normalize: if observations come normalised, by what
     :param seed: of the planner's samples
     :raises ValueError: an argument that is not known or does not fit
@@ -149,13 +153,13 @@ class MPCPolicy(BasePolicy):
         self.proposal_noise = proposal_noise
         self.max_plan_seconds = max_plan_seconds
         self.vec_normalize = vec_normalize
-        self.seed = seed
+        self.seed = None if seed is None else operator.index(seed)  # NumPy's integers too
         self.last_plan: Plan | None = None  # for whoever watches; predict does not read it
         self.generator = th.Generator()  # of the samples that are not deterministic
-        if seed is None:
+        if self.seed is None:
             self.generator.seed()
         else:
-            self.generator.manual_seed(seed)
+            self.generator.manual_seed(self.seed)
 
     @property
     def device(self) -> th.device:
@@ -178,7 +182,8 @@ class MPCPolicy(BasePolicy):
         :param episode_start: where a new episode begins, (B,)
         :param deterministic: the same samples each time, instead of new ones
         :return: actions in the environment's scale, and the state for the next call
-        :raises ValueError: the observation does not fit, or ``state`` comes from another number of environments
+        :raises ValueError: the observation does not fit, or ``state`` comes from another number of environments or from a
+            policy with another horizon, planner or action space
         """
         if isinstance(observation, tuple):
             raise ValueError(
@@ -203,13 +208,13 @@ class MPCPolicy(BasePolicy):
         return self._replan(observation, memory, ~memory.started, deterministic).actions[:, 0]
 
     def _memory(self, n_envs: int, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None) -> MPCState:
+        initial = self.planner.initial_state(n_envs, self.model.action_dim, self.device)
+        zeros = th.zeros(n_envs, dtype=th.long, device=self.device)
+        fresh = MPCState(*initial, initial.mean, zeros, zeros)
         if state is None:
-            fresh = self.planner.initial_state(n_envs, self.model.action_dim, self.device)
-            zeros = th.zeros(n_envs, dtype=th.long, device=self.device)
-            return MPCState(*fresh, fresh.mean, zeros, zeros)
+            return fresh
+        _check_state(state, fresh)
         memory = MPCState(*(th.as_tensor(array, device=self.device) for array in state))
-        if len(memory.started) != n_envs:
-            raise ValueError(f"state is of {len(memory.started)} environments, the observation of {n_envs}.")
         if episode_start is None:
             return memory
         begins = th.as_tensor(np.asarray(episode_start, dtype=bool), device=self.device).reshape(-1)
@@ -220,22 +225,30 @@ class MPCPolicy(BasePolicy):
 
     def _replan(self, obs: th.Tensor, memory: MPCState, due: th.Tensor, deterministic: bool) -> MPCState:
         """New plans for the environments that are due."""
-        obs, old = obs[due.to(obs.device)], MPCState(*(tensor[due] for tensor in memory))
+        begin = time.perf_counter()
+        # In all environments, as a model of live ones could not tell which are meant; and once, as it forgets earlier starts
+        rows, old = self.model.start(obs)[due], MPCState(*(tensor[due] for tensor in memory))
         generators = self._generators(old.n_plans, deterministic)
-        start = self.planner.shift(old.planner, old.actions[:, : self.replan_freq])
-        score = self.objective.score(obs, generators)
-        plan = self.planner.plan(score, start, generators, self._proposals(obs, generators), self.max_plan_seconds)
+        warm_start = self.planner.shift(old.planner, old.actions[:, : self.replan_freq])
+        proposals = self._proposals(rows, generators)
+        score = self.objective.score_rows(rows, generators)
+        plan = self.planner.plan(score, warm_start, generators, proposals, self._seconds_left(begin))
         new = MPCState(*plan.state, plan.actions, th.zeros_like(old.n_executed), old.n_plans + 1)
         self.last_plan = plan
         return MPCState(*(_put(whole, due, part) for whole, part in zip(memory, new, strict=True)))
 
-    def _proposals(self, obs: th.Tensor, generators: list[th.Generator]) -> th.Tensor | None:
+    def _seconds_left(self, begin: float) -> float | None:
+        if self.max_plan_seconds is None:
+            return None
+        return max(self.max_plan_seconds - (time.perf_counter() - begin), 1e-9)  # planners refuse 0
+
+    def _proposals(self, rows: th.Tensor, generators: list[th.Generator]) -> th.Tensor | None:
         if self.actor is None:
             return None
         return policy_proposals(
             self.actor,
             self.model,
-            obs,
+            rows,
             self.n_proposals,
             self.planner.horizon,
             self.proposal_noise,
@@ -256,7 +269,7 @@ class MPCPolicy(BasePolicy):
     def save(self, path: str | pathlib.Path) -> None:
         """
         Save as a zip of JSON and, for a :class:`~sb3_mbrl.dynamics.ProbabilisticEnsemble`, its safetensors. Atomic. Functions,
-        other models, planners of yours and ``vec_normalize`` are not saved: pass them again to :meth:`load`.
+        SB3 algorithms, other models, planners of yours and ``vec_normalize`` are not saved: pass them again to :meth:`load`.
 
         :param path: the file
         """
@@ -271,7 +284,7 @@ class MPCPolicy(BasePolicy):
         }
         content = io.BytesIO()
         with zipfile.ZipFile(content, "w") as archive:
-            archive.writestr("policy.json", json.dumps(config, indent=4))
+            archive.writestr("policy.json", json.dumps(config, indent=4, default=operator.methodcaller("item")))  # NumPy's numbers
             if isinstance(self.model, ProbabilisticEnsemble):
                 with tempfile.TemporaryDirectory() as folder:
                     file = pathlib.Path(folder) / "model.safetensors"
@@ -299,7 +312,8 @@ class MPCPolicy(BasePolicy):
         :param planner: needed again if it is one of yours
         :param model_reward_fn: needed again if the model was made with a ``reward_fn``
         :param termination_fn: needed again if the model was made with a function of yours
-        :param functions: ``reward_fn``, ``terminal_value``, ``actor`` of the policy; needed again if it had them
+        :param functions: ``reward_fn``, ``terminal_value``, ``actor`` (functions, or SB3 algorithms) and ``vec_normalize`` of
+            the policy; needed again if it had them
         :return: the policy
         :raises ValueError: the file is damaged or no such policy, or something is missing
         """
@@ -339,6 +353,26 @@ class MPCPolicy(BasePolicy):
 
 _OWN_ARGUMENTS = ("action_repeat", "replan_freq", "n_proposals", "proposal_noise", "max_plan_seconds", "seed")
 _OBJECTIVE_ARGUMENTS = ("discount", "n_particles", "propagation", "value_mode", "kappa", "disagreement_weight")
+
+
+def _check_state(state: tuple[np.ndarray, ...], fresh: MPCState) -> None:
+    """
+    :param state: given by the caller
+    :param fresh: as it would be at the beginning, for as many environments as there are observations
+    :raises ValueError: it is of another policy or of other environments
+    """
+    advice = "Pass what predict() of this policy returned last, or None to begin anew."
+    if len(state) != len(fresh):
+        raise ValueError(f"state has {len(state)} parts, expected {len(fresh)}. {advice}")
+    n_given, n_envs = len(state[0]), len(fresh.mean)
+    if n_given != n_envs:
+        raise ValueError(f"state is of {n_given} environments, the observation of {n_envs}. {advice}")
+    for name, given, expected in zip(MPCState._fields, state, fresh, strict=True):
+        if np.shape(given) != expected.shape:
+            raise ValueError(
+                f"The state's {name} has shape {np.shape(given)}, expected {tuple(expected.shape)}: it is of a policy with "
+                f"another horizon, planner or action space. {advice}"
+            )
 
 
 def _planner_for(

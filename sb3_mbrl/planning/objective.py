@@ -99,9 +99,17 @@ class ModelObjective:
         :param generator: source of members and noise; one for all, or one for each of the B environments
         :return: the function that a planner maximises: (B, N, H, A) -> (B, N)
         """
-        if isinstance(generator, Sequence) and len(generator) != len(obs):
-            raise ValueError(f"Pass one generator, or one for each of the {len(obs)} environments; got {len(generator)}.")
-        starts = self.model.start(obs)
+        return self.score_rows(self.model.start(obs), generator)
+
+    def score_rows(self, starts: th.Tensor, generator: Generators = None) -> Score:
+        """
+        :param starts: rows of the model to plan from, (B, S)
+        :param generator: source of members and noise; one for all, or one for each of the B environments
+        :return: the function that a planner maximises: (B, N, H, A) -> (B, N)
+        :raises ValueError: another number of generators
+        """
+        if isinstance(generator, Sequence) and len(generator) != len(starts):
+            raise ValueError(f"Pass one generator, or one for each of the {len(starts)} environments; got {len(generator)}.")
 
         def returns(actions: th.Tensor) -> th.Tensor:
             n_envs, n = actions.shape[:2]

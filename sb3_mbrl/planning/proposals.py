@@ -17,7 +17,7 @@ Actor = Callable[[th.Tensor], th.Tensor]
 def policy_proposals(
     actor: Actor,
     model: DynamicsModel,
-    obs: th.Tensor,
+    starts: th.Tensor,
     n: int,
     horizon: int,
     noise: float,
@@ -29,7 +29,7 @@ def policy_proposals(
 
     :param actor: the policy
     :param model: to step
-    :param obs: raw observations to start from, (B, O)
+    :param starts: rows of the model to start from, (B, S)
     :param n: proposals for each environment; the first follows the policy without noise
     :param horizon: H
     :param noise: standard deviation added to actions; the probability of a random one if they are discrete
@@ -37,7 +37,7 @@ def policy_proposals(
     :param generator: source of all noise
     :return: (B, n, H, A)
     """
-    rows = model.start(obs).repeat_interleave(n, dim=0)
+    rows = starts.repeat_interleave(n, dim=0)
     noisy = (th.arange(len(rows), device=rows.device) % n > 0).unsqueeze(1)
     actions = []
     for _ in range(horizon):
@@ -46,7 +46,7 @@ def policy_proposals(
         actions.append(action)
         for _ in range(action_repeat):
             rows = model.step(rows, action, generator).next_obs
-    plans = th.stack(actions, dim=1).reshape(len(obs), n, horizon, -1)
+    plans = th.stack(actions, dim=1).reshape(len(starts), n, horizon, -1)
     return plans.nan_to_num(0.0)  # of a rollout that diverged; the planner scores it anew
 
 

@@ -1,6 +1,7 @@
 """A planner as an SB3 policy."""
 
 import pickle
+import time
 
 import gymnasium as gym
 import numpy as np
@@ -32,15 +33,15 @@ def policy(model):
     return MPCPolicy(model, **PLANNER)
 
 
-def calls(policy, name="score"):
+def calls(policy):
     """How often the policy has planned since."""
-    counted, plain = [], policy.objective.score
+    counted, plain = [], policy.objective.score_rows
 
     def score(*args):
         counted.append(len(args[0]))
         return plain(*args)
 
-    policy.objective.score = score
+    policy.objective.score_rows = score
     return counted
 
 
@@ -261,6 +262,23 @@ def test_bad_arguments(model, kwargs, message):
         MPCPolicy(model, **kwargs)
 
 
+@pytest.mark.parametrize("changes", [{"horizon": 6}, {"horizon": 4, "replan_freq": 2}, {"planner": "icem"}], ids=str)
+def test_the_state_of_another_policy_is_refused(model, policy, changes):
+    _, state = MPCPolicy(model, **{**PLANNER, **changes}).predict(OBS)
+    with pytest.raises(
+        ValueError, match=r"shape \(4, .*expected \(4, .*another horizon, planner or action space.*None to begin"
+    ):
+        policy.predict(OBS, state)
+
+
+def test_the_state_of_other_actions_or_of_no_planner_is_refused(model, policy):
+    _, state = MPCPolicy(random_model(spaces.Box(-1, 1, (3,))), **PLANNER).predict(OBS)
+    with pytest.raises(ValueError, match=r"The state's mean has shape \(4, 5, 3\), expected \(4, 5, 1\)"):
+        policy.predict(OBS, state)
+    with pytest.raises(ValueError, match="state has 2 parts, expected 7"):
+        policy.predict(OBS, state[:2])
+
+
 # ---------------------------------------------------------------- files
 
 
@@ -385,6 +403,26 @@ def test_a_continuous_planner_is_refused_for_discrete_actions():
         MPCPolicy(random_model(spaces.Discrete(3)), CEM())
 
 
+def test_numpy_numbers_are_numbers(model, tmp_path):
+    path = tmp_path / "policy.zip"
+    policy = MPCPolicy(model, **PLANNER, seed=np.int64(3), replan_freq=np.int64(2), kappa=np.float32(0.5))
+    policy.save(path)
+    loaded = MPCPolicy.load(path, device="cpu")
+    assert (loaded.seed, loaded.replan_freq, loaded.objective.kappa) == (3, 2, 0.5)
+    np.testing.assert_array_equal(policy.predict(OBS)[0], MPCPolicy(model, **PLANNER, seed=3, replan_freq=2).predict(OBS)[0])
+
+
+def test_proposals_count_against_the_time_of_a_plan(model):
+    def slow(obs):
+        time.sleep(0.2)
+        return obs[:, :1]
+
+    kwargs = {"n_iterations": 100, "min_variance": 0.0}
+    policy = MPCPolicy(model, "cem", 1, kwargs, actor=slow, max_plan_seconds=0.15)
+    policy.predict(OBS)
+    assert policy.last_plan.n_iterations == 1
+
+
 def test_the_time_of_a_plan_is_limited(model):
     policy = MPCPolicy(model, "cem", 4, {"n_iterations": 10_000, "min_variance": 0.0}, max_plan_seconds=0.05)
     policy.predict(OBS)
@@ -437,6 +475,45 @@ def test_a_live_environment_is_planned_in_and_left_alone():
     np.testing.assert_array_equal([each.unwrapped.state for each in env.envs], before)
     # Towards the middle, from either side
     assert (np.sign(first[:, 0]) == -np.sign(obs[:, 0])).all()
+
+
+def out_of_phase(model_of, n_envs=3, **kwargs):
+    """What is done in live environments whose episodes end after 3, 4, ... steps, (9, n_envs)."""
+    env = DummyVecEnv([lambda i=i: gym.make("Slider-v0", max_episode_steps=3 + i) for i in range(n_envs)])
+    env.seed(0)
+    policy, obs, state, starts = cheap(model_of(env), "cem", seed=0, **kwargs), env.reset(), None, np.ones(n_envs, bool)
+    taken = []
+    for _ in range(9):
+        action, state = policy.predict(obs, state, starts, deterministic=True)
+        taken.append(action[:, 0])
+        obs, _, starts, _ = env.step(action)
+    return np.array(taken)
+
+
+def state_vectors(env):
+    return SimulatorModel(
+        env, get_state=lambda env: env.state.copy(), set_state=lambda env, state: vars(env).update(state=state)
+    )
+
+
+@pytest.mark.parametrize("model_of", [SimulatorModel, state_vectors], ids=["copies", "state vectors"])
+@pytest.mark.parametrize("actor", [None, lambda obs: -obs[:, :1].clamp(-1, 1)], ids=["samples", "actor"])
+def test_live_environments_may_be_out_of_phase(model_of, actor):
+    together = out_of_phase(model_of, replan_freq=2, actor=actor)
+    # The first environment is seeded alike, and its plans are its own
+    assert_close(together[:, 0], out_of_phase(model_of, n_envs=1, replan_freq=2, actor=actor)[:, 0])
+
+
+@pytest.mark.parametrize("model_of", [SimulatorModel, state_vectors], ids=["copies", "state vectors"])
+def test_a_plan_starts_once(model_of):
+    env = make_vec_env("Slider-v0", n_envs=2, seed=0)
+    model, starts = model_of(env), []
+    plain = model.simulator.start
+    model.simulator.start = lambda obs: (starts.append(len(obs)), plain(obs))[1]
+    policy = cheap(model, "cem", actor=lambda obs: -obs[:, :1].clamp(-1, 1))
+    action, _ = policy.predict(env.reset(), deterministic=True)
+    assert starts == [2]
+    assert all(policy.action_space.contains(each) for each in action)
 
 
 # ---------------------------------------------------------------- what actors and critics are worth
@@ -539,6 +616,21 @@ def test_a_terminal_value_is_worked_towards(model):
         for sign in (-1, 1)
     ]
     assert (actions[0] != actions[1]).any(axis=1).all()
+
+
+@pytest.mark.parametrize("function_of", [actor_function, value_function])
+def test_an_agent_is_asked_where_it_lives(function_of, monkeypatch):
+    agent, seen = small(PPO, "Slider-v0"), []
+
+    def answer(obs, deterministic=True):
+        seen.append(obs.device.type)
+        return th.zeros(len(obs), 1)  # from "meta" nothing comes back
+
+    agent.policy.to("meta")
+    monkeypatch.setattr(agent.policy, "_predict", answer)
+    monkeypatch.setattr(agent.policy, "predict_values", answer)
+    assert function_of(agent)(th.as_tensor(OBS)).device.type == "cpu"
+    assert seen == ["meta"]
 
 
 def test_agents_without_a_known_critic_are_refused():

@@ -67,7 +67,8 @@ def generators(n, seed=0):
 
 def propose(model, n=4, horizon=5, noise=0.3, action_repeat=1, obs=OBS, generator=None):
     generator = generators(len(obs)) if generator is None else generator
-    return policy_proposals(actor_for(model.action_space), model, obs, n, horizon, noise, action_repeat, generator)
+    starts = model.start(obs)
+    return policy_proposals(actor_for(model.action_space), model, starts, n, horizon, noise, action_repeat, generator)
 
 
 @pytest.mark.parametrize("action_repeat", [1, 3])
