@@ -1,6 +1,8 @@
 """PETS: planning with an ensemble of learned dynamics, https://arxiv.org/abs/1805.12114. Results: docs/modules/pets.md."""
 
 import inspect
+import io
+import pathlib
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -8,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -29,6 +32,9 @@ ENSEMBLE = {"ensemble_size": 5, "n_elites": 5, "net_arch": (200, 200, 200)}
 
 _SET_HERE = {"model", "planner", "horizon", "planner_kwargs", "replan_freq", "discount", "n_particles"}
 _SET_HERE |= {"propagation", "vec_normalize", "seed"}
+
+_AGENTS = ("actor", "terminal_value")
+"""Arguments of the policy that may be SB3 algorithms."""
 
 
 class PETS(LearnsDynamics, OffPolicyAlgorithm):
@@ -53,7 +59,8 @@ class PETS(LearnsDynamics, OffPolicyAlgorithm):
     :param replay_buffer_kwargs: Keyword arguments to pass to the replay buffer on creation
     :param stats_window_size: Window size for the rollout logging
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
-    :param policy_kwargs: further arguments of :class:`~sb3_mbrl.MPCPolicy` (``value_mode``, ``terminal_value``, ...)
+    :param policy_kwargs: further arguments of :class:`~sb3_mbrl.MPCPolicy` (``value_mode``, ``terminal_value``, ...). An SB3
+        algorithm given as ``terminal_value`` or ``actor`` is not saved: pass it again to :meth:`load`
     :param verbose: Verbosity level: 0 for no output, 1 for a line per fit
     :param seed: Seed for the pseudo random generators
     :param device: Device on which the code should run
@@ -149,6 +156,12 @@ class PETS(LearnsDynamics, OffPolicyAlgorithm):
         self.propagation = propagation
         self.aggregate = aggregate
         self._planner_state: tuple[np.ndarray, ...] | None = None
+        # Not in the zip: they bring along their own buffers, environments and open log files
+        self._agents = {
+            name: self.policy_kwargs[name] for name in _AGENTS if isinstance(self.policy_kwargs.get(name), BaseAlgorithm)
+        }
+        self._agent_names: list[str] = []
+        self.policy_kwargs = {name: value for name, value in self.policy_kwargs.items() if name not in self._agents}
 
         if _init_setup_model:
             self._setup_model()
@@ -189,6 +202,13 @@ class PETS(LearnsDynamics, OffPolicyAlgorithm):
         lr_schedule: Schedule,
         **policy_kwargs: Any,
     ) -> MPCPolicy:
+        missing = [name for name in self._agent_names if name not in self._agents]
+        if missing:
+            raise ValueError(
+                f"This PETS was saved with SB3 algorithms as {missing}, which its file does not hold. Pass them again: "
+                f"PETS.load(path, {', '.join(f'{name}=...' for name in missing)})."
+            )
+        self._agent_names = list(self._agents)
         self._setup_dynamics(learning_rate=lr_schedule(1.0))
         return policy_class(
             self.dynamics,
@@ -201,7 +221,7 @@ class PETS(LearnsDynamics, OffPolicyAlgorithm):
             propagation=self.propagation,
             vec_normalize=self._vec_normalize_env,
             seed=self.seed,
-            **policy_kwargs,
+            **{**policy_kwargs, **self._agents},
         )
 
     def _setup_dynamics(self, **arguments: Any) -> None:
@@ -293,6 +313,39 @@ class PETS(LearnsDynamics, OffPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> SelfPETS:
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    @classmethod
+    def load(
+        cls: type[SelfPETS],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | str | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfPETS:
+        """
+        Load the model from a zip-file, as SB3 does.
+
+        :param path: path to the file (or a file-like) where to load the agent from
+        :param env: the new environment to run the loaded model on, or its name (can be None if you only need prediction)
+        :param device: Device on which the code should run.
+        :param custom_objects: Dictionary of objects to replace upon loading
+        :param print_system_info: Whether to print system info from the saved model and the current system info
+        :param force_reset: Force call to ``reset()`` before training to avoid unexpected behavior
+        :param kwargs: extra arguments to change the model when loading; ``terminal_value`` and ``actor`` of the policy, needed
+            again if they were SB3 algorithms
+        :return: new model instance with loaded parameters
+        :raises ValueError: the file is damaged, was saved by another algorithm, or ``terminal_value`` or ``actor`` is missing
+        """
+        agents = {name: kwargs.pop(name) for name in _AGENTS if name in kwargs}
+        if kwargs.keys() & {"planner", "horizon", "planner_kwargs"}:
+            kwargs["_planner_state"] = None  # of a plan that this planner did not make
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, _agents=agents, **kwargs)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_agents"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()

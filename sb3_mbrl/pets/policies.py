@@ -282,9 +282,10 @@ class MPCPolicy(BasePolicy):
             "objective": {name: getattr(self.objective, name) for name in _OBJECTIVE_ARGUMENTS},
             "functions": [name for name, function in self._functions().items() if function is not None],
         }
+        numbers_of_numpy = operator.methodcaller("item")
         content = io.BytesIO()
         with zipfile.ZipFile(content, "w") as archive:
-            archive.writestr("policy.json", json.dumps(config, indent=4, default=operator.methodcaller("item")))  # NumPy's numbers
+            archive.writestr("policy.json", json.dumps(config, indent=4, default=numbers_of_numpy))
             if isinstance(self.model, ProbabilisticEnsemble):
                 with tempfile.TemporaryDirectory() as folder:
                     file = pathlib.Path(folder) / "model.safetensors"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -384,6 +385,45 @@ def test_normalization_is_that_of_the_environment_given(make_pets, tmp_path):
     assert PETS.load(tmp_path / "pets").policy.vec_normalize is None
     model.set_env(make_vec_env("Slider-v0", n_envs=2))
     assert model.policy.vec_normalize is None
+
+
+@pytest.fixture
+def agent(tmp_path):
+    """An agent that writes to TensorBoard: a file that cannot be pickled."""
+    kwargs = {"buffer_size": 100, "learning_starts": 5, "policy_kwargs": {"net_arch": [8]}, "device": "cpu"}
+    return SAC("MlpPolicy", "Slider-v0", tensorboard_log=str(tmp_path / "logs"), **kwargs).learn(10)
+
+
+@pytest.mark.parametrize("names", [["terminal_value"], ["actor", "terminal_value"]], ids=str)
+def test_agents_are_not_saved_but_asked_for(make_pets, agent, tmp_path, names):
+    agents = dict.fromkeys(names, agent)
+    given = {"n_proposals": 2, **agents}
+    model = make_pets(policy_kwargs=given).learn(55)
+    assert given == {"n_proposals": 2, **agents}
+    model.save(tmp_path / "pets")
+    with pytest.raises(ValueError, match=rf"SB3 algorithms as \['{names[0]}'.*PETS.load\(path, {names[0]}=\.\.\."):
+        PETS.load(tmp_path / "pets")
+    for _ in range(2):  # a loaded model is saved alike
+        loaded = PETS.load(tmp_path / "pets", **agents)
+        np.testing.assert_array_equal(loaded.predict(OBS, deterministic=True)[0], model.predict(OBS, deterministic=True)[0])
+        loaded.save(tmp_path / "pets")
+
+
+def test_a_run_with_an_agent_goes_on(make_pets, agent, tmp_path):
+    settings = {"policy_kwargs": {"terminal_value": agent}}
+    whole = make_pets(**settings).learn(60)
+    make_pets(**settings).learn(55).save_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match="Pass them again"):
+        PETS.load_checkpoint(tmp_path, env="Slider-v0")
+    resumed = PETS.load_checkpoint(tmp_path, env="Slider-v0", device="cpu", terminal_value=agent)
+    resumed.learn(5, reset_num_timesteps=False)
+    np.testing.assert_array_equal(transitions(whole), transitions(resumed))
+
+
+def test_a_run_goes_on_with_another_horizon(make_pets, tmp_path):
+    make_pets().learn(55).save_checkpoint(tmp_path)
+    resumed = PETS.load_checkpoint(tmp_path, env="Slider-v0", device="cpu", horizon=3)
+    assert resumed.learn(5, reset_num_timesteps=False).policy.last_plan.actions.shape == (1, 3, 1)
 
 
 CASES = {
