@@ -124,6 +124,7 @@ class MPCPolicy(BasePolicy):
         super().__init__(model.observation_space, model.action_space, squash_output=True)
         self.model = model
         self.planner = _planner_for(model, planner, horizon, planner_kwargs)
+        _check_agents(model, terminal_value=terminal_value, actor=actor)
         if n_particles is None:
             n_particles = 1 if propagation == "expectation" else len(model.elites)
         self.objective = ModelObjective(
@@ -246,7 +247,7 @@ class MPCPolicy(BasePolicy):
         if self.actor is None:
             return None
         return policy_proposals(
-            self.actor,
+            self._act,
             self.model,
             rows,
             self.n_proposals,
@@ -255,6 +256,14 @@ class MPCPolicy(BasePolicy):
             self.action_repeat,
             generators,
         )
+
+    def _act(self, obs: th.Tensor) -> th.Tensor:
+        """What the actor does; functions of the user may come in any shape and precision."""
+        assert self.actor is not None
+        actions, expected = self.actor(obs), (len(obs), self.model.action_dim)
+        if actions.shape != expected:
+            raise ValueError(f"actor must return actions of shape {expected}, got {tuple(actions.shape)}.")
+        return actions.float()
 
     def _generators(self, n_plans: th.Tensor, deterministic: bool) -> list[th.Generator]:
         """One for each environment; of a deterministic plan, seeded by how many were made before it."""
@@ -302,7 +311,7 @@ class MPCPolicy(BasePolicy):
         planner: Planner | None = None,
         model_reward_fn: RewardFn | None = None,
         termination_fn: TerminationFn | None = None,
-        **functions: Any,
+        **kwargs: Any,
     ) -> "MPCPolicy":
         """
         Load what :meth:`save` wrote; nothing is unpickled.
@@ -313,8 +322,8 @@ class MPCPolicy(BasePolicy):
         :param planner: needed again if it is one of yours
         :param model_reward_fn: needed again if the model was made with a ``reward_fn``
         :param termination_fn: needed again if the model was made with a function of yours
-        :param functions: ``reward_fn``, ``terminal_value``, ``actor`` (functions, or SB3 algorithms) and ``vec_normalize`` of
-            the policy; needed again if it had them
+        :param kwargs: arguments of the policy: ``reward_fn``, ``terminal_value``, ``actor`` (functions, or SB3 algorithms) and
+            ``vec_normalize`` are needed again if it had them, others take the place of what was saved
         :return: the policy
         :raises ValueError: the file is damaged or no such policy, or something is missing
         """
@@ -326,7 +335,7 @@ class MPCPolicy(BasePolicy):
             raise ValueError(f"{path} is damaged or was not written by MPCPolicy.save: {error}") from error
         if config.get("format") != FILE_FORMAT:
             raise ValueError(f"{path} was not written by MPCPolicy.save: format {config.get('format')!r}.")
-        missing = [name for name in config["functions"] if functions.get(name) is None]
+        missing = [name for name in config["functions"] if kwargs.get(name) is None]
         if missing:
             raise ValueError(f"{path} was saved with {missing}, which a file cannot hold: pass them again to load.")
         if model is None and weights is None:
@@ -341,7 +350,7 @@ class MPCPolicy(BasePolicy):
             if planner_class is None or config["planner_kwargs"] is None:
                 raise ValueError(f"{path} was saved with a {config['planner']} of yours: pass planner= to load.")
             planner = planner_class(**config["planner_kwargs"])
-        return cls(model, planner, **config["policy"], **config["objective"], **functions)
+        return cls(model, planner, **{**config["policy"], **config["objective"], **kwargs})
 
     def _functions(self) -> dict[str, Any]:
         return {
@@ -354,6 +363,19 @@ class MPCPolicy(BasePolicy):
 
 _OWN_ARGUMENTS = ("action_repeat", "replan_freq", "n_proposals", "proposal_noise", "max_plan_seconds", "seed")
 _OBJECTIVE_ARGUMENTS = ("discount", "n_particles", "propagation", "value_mode", "kappa", "disagreement_weight")
+
+
+def _check_agents(model: DynamicsModel, **agents: Any) -> None:
+    """
+    :param model: to plan in
+    :param agents: SB3 algorithms, or functions, of which nothing is known
+    :raises ValueError: an algorithm has learned something else
+    """
+    for name, agent in agents.items():
+        if isinstance(agent, BaseAlgorithm) and agent.observation_space.shape != model.observation_space.shape:
+            raise ValueError(
+                f"{name} was trained on {agent.observation_space}, the model's observations are {model.observation_space}."
+            )
 
 
 def _check_state(state: tuple[np.ndarray, ...], fresh: MPCState) -> None:

@@ -289,6 +289,15 @@ def test_a_saved_policy_acts_alike(policy, tmp_path):
     assert vars(loaded.planner) == vars(policy.planner)
 
 
+def test_the_normalization_is_asked_for_and_arguments_may_change(model, tmp_path):
+    path, env = tmp_path / "policy.zip", VecNormalize(make_vec_env("Slider-v0"))
+    MPCPolicy(model, **PLANNER, vec_normalize=env).save(path)
+    with pytest.raises(ValueError, match=r"saved with \['vec_normalize'\]"):
+        MPCPolicy.load(path)
+    loaded = MPCPolicy.load(path, vec_normalize=env, replan_freq=2, discount=0.9)
+    assert (loaded.vec_normalize, loaded.replan_freq, loaded.objective.discount) == (env, 2, 0.9)
+
+
 def test_what_a_file_cannot_hold_is_asked_for(model, tmp_path):
     path = tmp_path / "policy.zip"
     MPCPolicy(model, **PLANNER, reward_fn=lambda obs, action, next_obs: obs[:, 0]).save(path)
@@ -631,6 +640,24 @@ def test_an_agent_is_asked_where_it_lives(function_of, monkeypatch):
     monkeypatch.setattr(agent.policy, "predict_values", answer)
     assert function_of(agent)(th.as_tensor(OBS)).device.type == "cpu"
     assert seen == ["meta"]
+
+
+@pytest.mark.parametrize("name", ["actor", "terminal_value"])
+def test_an_agent_of_another_task_is_refused(model, name):
+    with pytest.raises(ValueError, match=rf"{name} was trained on Box.*\(3,\).*the model's observations are Box.*\(2,\)"):
+        MPCPolicy(model, **{name: small(SAC, "Pendulum-v1", **OFF)})
+
+
+@pytest.mark.parametrize("actor", [lambda obs: obs, lambda obs: obs[:, 0]], ids=["two", "none"])
+def test_an_actor_of_other_actions_is_refused(model, actor):
+    with pytest.raises(ValueError, match=r"actor must return actions of shape \(32, 1\), got \(32"):
+        cheap(model, "cem", actor=actor).predict(OBS)
+
+
+def test_an_actor_may_be_more_precise_than_the_model(model):
+    actor = cheap(model, "cem", actor=lambda obs: obs[:, :1])
+    precise = cheap(model, "cem", actor=lambda obs: obs[:, :1].double())
+    np.testing.assert_array_equal(precise.predict(OBS, deterministic=True)[0], actor.predict(OBS, deterministic=True)[0])
 
 
 def test_agents_without_a_known_critic_are_refused():
