@@ -82,8 +82,9 @@ class DynamicsModel(SteppableModel, Protocol):
 
     def start(self, obs: th.Tensor) -> th.Tensor:
         """
-        :param obs: raw observations of the environment, (B, O)
-        :return: rows to step from, (B, S)
+        :param obs: raw observations of the environments, (B, O): all that are acted in, in their order, even if only some are
+            planned for
+        :return: rows to step from, valid until the next call, (B, S)
         """
 
     def unscale_action(self, action: th.Tensor) -> th.Tensor:
