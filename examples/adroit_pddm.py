@@ -1,0 +1,84 @@
+"""
+PDDM's planner (Nagabandi et al. 2019, https://arxiv.org/abs/1909.11652) on a hand with 24 actuators that turns a pen.
+
+Needs Gymnasium-Robotics: ``pip install -e '.[robotics]'``.
+
+PDDM's numbers: three networks of 2 x 250, plans of 7 steps, 700 candidates whose noise is filtered over time (beta = 0.7),
+weighted by their returns (kappa = 10). As there, the reward is known: all of it can be read off the observation. What differs:
+networks are probabilistic and keep their weights from fit to fit (PDDM trains them from scratch), and PDDM's own task is
+another one, with two balls in a hand and a hundred times as many steps.
+"""
+
+import argparse
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_mbrl import PETS
+
+try:
+    import gymnasium_robotics
+except ImportError as error:
+    raise SystemExit("This example needs Gymnasium-Robotics: pip install -e '.[robotics]'") from error
+
+gym.register_envs(gymnasium_robotics)
+ENV_ID = "AdroitHandPen-v1"
+
+# Where things stand in the observation (45): 24 joints, pen (position, velocities, direction), and what is asked for
+PEN_HEIGHT, PEN_DIRECTION, DESIRED_DIRECTION, OFFSET = 26, slice(33, 36), slice(36, 39), slice(39, 42)
+
+
+def reward(obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
+    """``adroit_pen.py``: be where asked and point there, with bonuses for doing so well; do not drop the pen."""
+    distance = next_obs[:, OFFSET].norm(dim=1)
+    similarity = (next_obs[:, PEN_DIRECTION] * next_obs[:, DESIRED_DIRECTION]).sum(dim=1)
+    near = distance < 0.075
+    bonus = 10.0 * (near & (similarity > 0.9)) + 50.0 * (near & (similarity > 0.95))
+    return similarity - distance + bonus - 5.0 * (next_obs[:, PEN_HEIGHT] < 0.075)
+
+
+def random_returns(env: VecEnv, n_episodes: int) -> np.ndarray:
+    """Returns of uniform random actions."""
+    returns: list[float] = []
+    env.action_space.seed(0)
+    env.reset()
+    while len(returns) < n_episodes:
+        _, _, _, infos = env.step(np.stack([env.action_space.sample() for _ in range(env.num_envs)]))
+        returns += [info["episode"]["r"] for info in infos if "episode" in info]
+    return np.array(returns)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--timesteps", type=int, default=3_000)
+    parser.add_argument("--episodes", type=int, default=10, help="for each mean")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    model = PETS(
+        "MPCPolicy",
+        ENV_ID,
+        planner="pddm",
+        learning_starts=min(1_000, args.timesteps // 2),
+        model_train_freq=500,
+        reward_fn=reward,
+        termination_fn=None,
+        dynamics_kwargs={"ensemble_size": 3, "n_elites": 3, "net_arch": (250, 250)},
+        verbose=1,
+        seed=args.seed,
+    )
+    model.learn(args.timesteps, progress_bar=True)
+
+    env = make_vec_env(ENV_ID, n_envs=min(5, args.episodes), seed=args.seed + 1_000)
+    returns = random_returns(env, args.episodes)
+    print(f"random actions: {returns.mean():8.1f} ± {returns.std():.1f}")
+    mean, std = evaluate_policy(model, env, n_eval_episodes=args.episodes)
+    print(f"PDDM's planner: {mean:8.1f} ± {std:.1f}")
+
+
+if __name__ == "__main__":
+    main()
