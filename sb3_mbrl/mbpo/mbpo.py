@@ -1,31 +1,26 @@
 """MBPO: model-based policy optimization, https://arxiv.org/abs/1906.08253. Results: docs/modules/mbpo.md."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
-import numpy as np
 import torch as th
-from gymnasium import spaces
-from stable_baselines3 import SAC
-from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from sb3_contrib import TQC, CrossQ
+from sb3_contrib.crossq.policies import MlpPolicy as CrossQMlpPolicy
+from sb3_contrib.tqc.policies import MlpPolicy as TQCMlpPolicy
+from stable_baselines3 import SAC, TD3
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.sac.policies import MlpPolicy, SACPolicy
+from stable_baselines3.td3.policies import MlpPolicy as TD3MlpPolicy
 
-from sb3_mbrl.common.buffers import MixedReplayBuffer, ModelReplayBuffer, initial_rows, normalize_obs, real_transitions
-from sb3_mbrl.common.schedules import RolloutSchedule
+from sb3_mbrl.common.buffers import normalize_obs
 from sb3_mbrl.common.types import RewardFn, TerminationFn
-from sb3_mbrl.dynamics.ensemble import check_spaces
-from sb3_mbrl.dynamics.learning import LearnsDynamics
-from sb3_mbrl.dynamics.rollouts import RolloutStats, branched_rollouts
-
-SelfMBPO = TypeVar("SelfMBPO", bound="MBPO")
+from sb3_mbrl.mbpo.model_based import ModelBased
 
 
-class MBPO(LearnsDynamics, SAC):
+class MBPO(ModelBased, SAC):
     """
     Model-Based Policy Optimization (Janner et al. 2019): SAC that learns mostly from short rollouts imagined by an
     ensemble of learned dynamics, branched from real states.
@@ -64,8 +59,6 @@ class MBPO(LearnsDynamics, SAC):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": MlpPolicy}
-
-    model_buffer: ModelReplayBuffer
 
     def __init__(
         self,
@@ -139,224 +132,53 @@ class MBPO(LearnsDynamics, SAC):
             verbose=verbose,
             seed=seed,
             device=device,
-            _init_setup_model=False,
-        )
-        self._store_dynamics_arguments(
-            model_train_freq, model_updates_per_step, reward_fn, termination_fn, dynamics_kwargs, fit_kwargs
-        )
-        self.rollouts_per_step = rollouts_per_step
-        self.rollout_schedule = rollout_schedule
-        self.model_retain_steps = model_retain_steps
-        self.real_ratio = real_ratio
-        self.branch_from = branch_from
-        self.deterministic_rollout = deterministic_rollout
-        self.one_member_per_branch = one_member_per_branch
-
-        if _init_setup_model:
-            self._setup_model()
-
-    # ---------------------------------------------------------------- setup
-
-    def _setup_model(self) -> None:
-        self._check_arguments()
-        if self.n_steps > 1 and self.replay_buffer_class is NStepReplayBuffer:
-            # SB3's own choice, read from a zip: SB3 would take it for the user's and warn that n_steps is ignored
-            self.replay_buffer_class = None
-        super()._setup_model()
-        self._rollout_length = RolloutSchedule(self.rollout_schedule)
-        self._setup_dynamics()
-        self.model_buffer = ModelReplayBuffer(
-            self._model_buffer_capacity(), self.dynamics.observation_dim, self.dynamics.action_dim, self.device
+            model_train_freq=model_train_freq,
+            model_updates_per_step=model_updates_per_step,
+            rollouts_per_step=rollouts_per_step,
+            rollout_schedule=rollout_schedule,
+            model_retain_steps=model_retain_steps,
+            real_ratio=real_ratio,
+            branch_from=branch_from,
+            deterministic_rollout=deterministic_rollout,
+            one_member_per_branch=one_member_per_branch,
+            reward_fn=reward_fn,
+            termination_fn=termination_fn,
+            dynamics_kwargs=dynamics_kwargs,
+            fit_kwargs=fit_kwargs,
+            _init_setup_model=_init_setup_model,
         )
 
-    def _check_arguments(self) -> None:
-        _check_spaces(self.observation_space, self.action_space)
-        self._check_dynamics_arguments()
-        RolloutSchedule(self.rollout_schedule)
-        if not 0.0 <= self.real_ratio <= 1.0:
-            raise ValueError(f"real_ratio is the share of real transitions in a batch, in [0, 1]; got {self.real_ratio}.")
-        if self.real_ratio > 0 and int(self.batch_size * self.real_ratio) == 0:
-            raise ValueError(
-                f"batch_size={self.batch_size} at real_ratio={self.real_ratio} leaves no real transition in a batch. Use "
-                f"batch_size >= {int(np.ceil(1 / self.real_ratio))}, a larger real_ratio, or real_ratio=0 to train on "
-                "imagined transitions alone."
-            )
-        for name in ("rollouts_per_step", "model_retain_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.branch_from not in ("all", "initial"):
-            raise ValueError(f"branch_from must be 'all' or 'initial', got {self.branch_from!r}.")
 
-    @staticmethod
-    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        # Every environment comes in here, at construction, set_env and load: unsupported spaces are refused first
-        _check_spaces(env.observation_space, env.action_space)
-        return SAC._wrap_env(env, verbose, monitor_wrapper)
+class MBTQC(ModelBased, TQC):
+    """
+    MBPO over TQC (truncated mixture of quantile critics, https://arxiv.org/abs/2005.04269) in the place of SAC. Takes the
+    arguments of ``sb3_contrib.TQC`` and those of :class:`~sb3_mbrl.mbpo.model_based.ModelBased`, as keywords.
+    """
 
-    # ---------------------------------------------------------------- the algorithm
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": TQCMlpPolicy}
 
-    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
-        """
-        Refit the model and imagine if it is time, then SAC's updates on batches of real and imagined transitions.
 
-        :param gradient_steps: number of SAC updates
-        :param batch_size: rows per update
-        """
-        if self._fit_is_due():
-            assert self.replay_buffer is not None
-            transitions = real_transitions(self.replay_buffer, self.device)
-            self._fit_dynamics(transitions)
-            self._imagine(transitions.observations)
-            self._last_fit_timestep = self.num_timesteps
-        # While nothing has been imagined, all batches are real
-        with self._timed("updating"), self._mixed_batches(), _without_weight_gradients_in_the_actor_loss(self.critic):
-            super().train(gradient_steps, batch_size)
+class MBCrossQ(ModelBased, CrossQ):
+    """
+    MBPO over CrossQ (batch normalisation instead of target networks, https://arxiv.org/abs/1902.05605) in the place of SAC:
+    few updates per environment step instead of many. Takes the arguments of ``sb3_contrib.CrossQ`` and those of
+    :class:`~sb3_mbrl.mbpo.model_based.ModelBased`, as keywords. CrossQ makes one update per step, here two are the default.
+    """
 
-    def _steps_since_fit(self) -> int:
-        # Of a model just loaded nothing is imagined yet: it makes up for an interval
-        return super()._steps_since_fit() if len(self.model_buffer) > 0 else self.model_train_freq
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": CrossQMlpPolicy}
+    own_defaults: ClassVar[dict[str, Any]] = {**ModelBased.own_defaults, "gradient_steps": 2}
 
-    def _imagine(self, states: th.Tensor) -> None:
-        """Branch short rollouts of the current policy from real states into the model buffer (algorithm 2, lines 6-8)."""
-        n_branches = self.rollouts_per_step * min(self._steps_since_fit(), self.model_retain_steps)
-        length = self._rollout_length(self.num_timesteps)
-        self.model_buffer.resize(self._model_buffer_capacity())
-        starts = self._start_states(states, n_branches)
-        self.policy.set_training_mode(False)
-        with self._timed("imagining", f"imagining {n_branches} x {length} steps"):
-            stats = branched_rollouts(
-                self.dynamics,
-                self._sample_imagined_action,
-                starts,
-                length,
-                self.model_buffer.add,
-                self._generator,
-                self.deterministic_rollout,
-                self.one_member_per_branch,
-            )
-        self._log_imagination(stats, length, starts[:1024])
 
-    def _start_states(self, states: th.Tensor, n: int) -> th.Tensor:
-        """Real states to branch from, uniformly, (n, O) raw."""
-        if self.branch_from == "initial":
-            assert self.replay_buffer is not None
-            initial = initial_rows(self.replay_buffer)
-            states = states[th.as_tensor(initial, device=self.device)] if len(initial) > 0 else states
-        return states[th.randint(len(states), (n,), generator=self._generator, device=self.device)]
+class MBTD3(ModelBased, TD3):
+    """
+    MBPO over TD3 (https://arxiv.org/abs/1802.09477) in the place of SAC. Takes the arguments of ``stable_baselines3.TD3`` and
+    those of :class:`~sb3_mbrl.mbpo.model_based.ModelBased`, as keywords. Imagined actions are TD3's target actions: the
+    actor's with clipped noise.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": TD3MlpPolicy}
 
     def _sample_imagined_action(self, obs: th.Tensor) -> th.Tensor:
-        """
-        The stochastic policy on raw observations, from the model's own stream. With gSDE each row has its own noise
-        matrix, whose marginal this is.
-        """
-        params = self.actor.get_action_dist_params(normalize_obs(obs, self._vec_normalize_env))
-        normal = self.actor.action_dist.proba_distribution(*params[:2], **params[2]).distribution
-        noise = th.randn(normal.mean.shape, generator=self._generator, device=self.device)
-        return th.tanh(normal.mean + normal.stddev * noise)
-
-    @contextmanager
-    def _mixed_batches(self) -> Iterator[None]:
-        """SAC's unchanged ``train`` samples from the real and the model buffer together."""
-        real = self.replay_buffer
-        assert real is not None
-        self.replay_buffer = MixedReplayBuffer(  # type: ignore[assignment]
-            real, self.model_buffer, self.real_ratio, self.gamma, self._generator
-        )
-        try:
-            yield
-        finally:
-            self.replay_buffer = real
-
-    def _model_buffer_capacity(self) -> int:
-        return self.rollouts_per_step * self.model_retain_steps * self._rollout_length(self.num_timesteps)
-
-    # ---------------------------------------------------------------- learn
-
-    def learn(
-        self: SelfMBPO,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 4,
-        tb_log_name: str = "MBPO",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfMBPO:
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-
-    def _log_imagination(self, stats: RolloutStats, length: int, starts: th.Tensor) -> None:
-        with th.no_grad():
-            step = self.dynamics.step(starts, self._sample_imagined_action(starts), self._generator, uncertainty=True)
-        assert step.epistemic_std is not None and step.aleatoric_std is not None
-        assert self.replay_buffer is not None
-        n_real = self.replay_buffer.size()
-        self._log(
-            {
-                "dynamics/epistemic_std": step.epistemic_std.mean().item(),
-                "dynamics/aleatoric_std": step.aleatoric_std.mean().item(),
-                "imagination/rollout_length": length,
-                "imagination/n_transitions": stats.n_transitions,
-                "imagination/termination_fraction": stats.n_terminated / stats.n_branches,
-                "imagination/diverged_fraction": stats.n_diverged / stats.n_branches,
-                "imagination/reward_mean": stats.reward_sum / max(stats.n_transitions, 1),
-                "imagination/real_reward_mean": float(self.replay_buffer.rewards[:n_real].mean()),
-                "imagination/model_buffer_size": len(self.model_buffer),
-                "imagination/real_buffer_size": n_real * self.n_envs,
-            }
-        )
-
-    # ---------------------------------------------------------------- save and load
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "model_buffer", "_rollout_length"]
-
-    def _checkpoint_extras(self) -> dict[str, Any]:
-        buffer = self.model_buffer
-        return {
-            **super()._checkpoint_extras(),
-            "imagined": buffer.rows[: len(buffer)].clone(),  # a view would be saved with the rows that are not written yet
-            "capacity": buffer.capacity,
-            "pos": buffer.pos,
-            "full": buffer.full,
-        }
-
-    def _restore_checkpoint_extras(self, extras: dict[str, Any]) -> None:
-        super()._restore_checkpoint_extras(extras)
-        buffer = self.model_buffer
-        buffer.resize(extras["capacity"])
-        if len(extras["imagined"]) > 0:
-            buffer.rows = extras["imagined"].new_empty(buffer.capacity, extras["imagined"].shape[1])
-            buffer.rows[: len(extras["imagined"])] = extras["imagined"]
-        buffer.pos, buffer.full = extras["pos"], extras["full"]
-
-
-def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
-    check_spaces(observation_space, action_space)
-    if not isinstance(action_space, spaces.Box):
-        raise ValueError(f"MBPO, like SAC, supports Box actions, got {action_space}. PETS plans with discrete ones.")
-
-
-@contextmanager
-def _without_weight_gradients_in_the_actor_loss(critic: th.nn.Module) -> Iterator[None]:
-    """
-    SAC's actor loss needs the critic's gradient in the actions alone; SB3 computes those in its weights too and throws
-    them away, a tenth of an update. The actions of the actor loss are the ones that require a gradient.
-    """
-    trainable = [parameter for parameter in critic.parameters() if parameter.requires_grad]
-
-    def freeze(module: th.nn.Module, args: tuple[th.Tensor, th.Tensor]) -> None:
-        if args[1].requires_grad:
-            for parameter in trainable:
-                parameter.requires_grad_(False)
-
-    def unfreeze(module: th.nn.Module, args: tuple[th.Tensor, th.Tensor], output: tuple[th.Tensor, ...]) -> None:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-
-    handles = [critic.register_forward_pre_hook(freeze), critic.register_forward_hook(unfreeze)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for parameter in trainable:  # an interrupt may have come between the two hooks
-            parameter.requires_grad_(True)
+        action = self.actor(normalize_obs(obs, self._vec_normalize_env))
+        noise = self.target_policy_noise * th.randn(action.shape, generator=self._generator, device=self.device)
+        return (action + noise.clamp(-self.target_noise_clip, self.target_noise_clip)).clamp(-1, 1)

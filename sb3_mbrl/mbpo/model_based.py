@@ -1,0 +1,310 @@
+"""The model-based half of MBPO: it makes an off-policy algorithm of Stable-Baselines3 learn from imagined transitions."""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import NStepReplayBuffer
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_mbrl.common.buffers import MixedReplayBuffer, ModelReplayBuffer, initial_rows, normalize_obs, real_transitions
+from sb3_mbrl.common.schedules import RolloutSchedule
+from sb3_mbrl.common.types import RewardFn, TerminationFn
+from sb3_mbrl.dynamics.ensemble import check_spaces
+from sb3_mbrl.dynamics.learning import LearnsDynamics
+from sb3_mbrl.dynamics.rollouts import RolloutStats, branched_rollouts
+
+SelfModelBased = TypeVar("SelfModelBased", bound="ModelBased")
+
+
+class ModelBased(LearnsDynamics):
+    """
+    Before an off-policy algorithm of SB3, sb3-contrib or yours in the list of bases, it fits an ensemble to the replay buffer,
+    branches short rollouts of the current policy from real states, and lets the algorithm's unchanged ``train`` sample from
+    both kinds of transitions (Janner et al. 2019, algorithm 2)::
+
+        class MBTQC(ModelBased, TQC): ...
+
+    The algorithm has an ``actor`` for Box actions; one that is no squashed Gaussian overrides :meth:`_sample_imagined_action`.
+
+    :param args: the algorithm's own arguments, whose defaults differ where :attr:`own_defaults` says so
+    :param model_train_freq: environment steps between two refits of the model, each followed by imagination (paper: 250)
+    :param model_updates_per_step: budget of a fit: at most this many gradient steps of the model per environment step
+        since the last one; of the first fit, since the beginning. None: every fit runs to its end (paper)
+    :param rollouts_per_step: imagined branches per environment step (paper: 400)
+    :param rollout_schedule: imagined steps per branch: an integer, or ``(start, end, min_length, max_length)`` in
+        environment steps, warm-up included (paper: linear from epoch 20 to 150, ``(20_000, 150_000, 1, 15)``
+        on Hopper)
+    :param model_retain_steps: the model buffer keeps the imagined transitions of this many environment steps (paper: 1000)
+    :param real_ratio: share of real transitions in a batch, in [0, 1] (paper's code: 0.05). At 1 nothing imagined is used
+    :param branch_from: ``"all"`` branches from any real state, ``"initial"`` from first states of episodes (with a
+        ``rollout_schedule`` as long as an episode: full-length imagination, the baseline that the paper argues against)
+    :param deterministic_rollout: the model predicts means instead of samples
+    :param one_member_per_branch: a branch keeps its elite (TS-infinity) instead of drawing one at each step (TS1, paper)
+    :param reward_fn: the reward ``f(obs (B, O), action (B, A), next_obs (B, O)) -> (B,)`` on torch tensors, actions in the
+        environment's scale; learned if None
+    :param termination_fn: ``"auto"``: the environment's own rule where it is a known Gymnasium task, otherwise learned;
+        ``"learned"``; a function ``f(obs, action, next_obs) -> (B,) bool``; None: the task never terminates
+    :param dynamics_kwargs: arguments of :class:`~sb3_mbrl.dynamics.ProbabilisticEnsemble` (``ensemble_size``,
+        ``n_elites``, ``net_arch``, ...)
+    :param fit_kwargs: arguments of :func:`~sb3_mbrl.dynamics.fitting.fit` (``patience``, ``bootstrap``, ...)
+    :param kwargs: the algorithm's own arguments
+    :raises ValueError: arguments or spaces that are not supported, saying what is
+    """
+
+    _is_mixin = True
+
+    own_defaults: ClassVar[dict[str, Any]] = {"learning_starts": 1_000, "gradient_steps": 20}
+    """Of the algorithm's arguments: a model needs more data at first, and then allows more updates."""
+
+    model_buffer: ModelReplayBuffer
+
+    def __init__(
+        self,
+        *args: Any,
+        model_train_freq: int = 250,
+        model_updates_per_step: float | None = 2.0,
+        rollouts_per_step: int = 400,
+        rollout_schedule: int | Sequence[int] = 1,
+        model_retain_steps: int = 1_000,
+        real_ratio: float = 0.05,
+        branch_from: str = "all",
+        deterministic_rollout: bool = False,
+        one_member_per_branch: bool = False,
+        reward_fn: RewardFn | None = None,
+        termination_fn: TerminationFn | str | None = "auto",
+        dynamics_kwargs: Mapping[str, Any] | None = None,
+        fit_kwargs: Mapping[str, Any] | None = None,
+        _init_setup_model: bool = True,
+        **kwargs: Any,
+    ):
+        given = inspect.signature(super().__init__).bind_partial(*args, **kwargs)
+        given.arguments = {**self.own_defaults, **given.arguments}
+        super().__init__(*given.args, **given.kwargs, _init_setup_model=False)  # type: ignore[call-arg]
+        self._store_dynamics_arguments(
+            model_train_freq, model_updates_per_step, reward_fn, termination_fn, dynamics_kwargs, fit_kwargs
+        )
+        self.rollouts_per_step = rollouts_per_step
+        self.rollout_schedule = rollout_schedule
+        self.model_retain_steps = model_retain_steps
+        self.real_ratio = real_ratio
+        self.branch_from = branch_from
+        self.deterministic_rollout = deterministic_rollout
+        self.one_member_per_branch = one_member_per_branch
+
+        if _init_setup_model:
+            self._setup_model()
+
+    # ---------------------------------------------------------------- setup
+
+    def _setup_model(self) -> None:
+        self._check_arguments()
+        if self.n_steps > 1 and self.replay_buffer_class is NStepReplayBuffer:
+            # SB3's own choice, read from a zip: SB3 would take it for the user's and warn that n_steps is ignored
+            self.replay_buffer_class = None
+        super()._setup_model()
+        self._rollout_length = RolloutSchedule(self.rollout_schedule)
+        self._setup_dynamics()
+        self.model_buffer = ModelReplayBuffer(
+            self._model_buffer_capacity(), self.dynamics.observation_dim, self.dynamics.action_dim, self.device
+        )
+
+    def _check_arguments(self) -> None:
+        _check_spaces(self.observation_space, self.action_space)
+        self._check_dynamics_arguments()
+        RolloutSchedule(self.rollout_schedule)
+        if not 0.0 <= self.real_ratio <= 1.0:
+            raise ValueError(f"real_ratio is the share of real transitions in a batch, in [0, 1]; got {self.real_ratio}.")
+        if self.real_ratio > 0 and int(self.batch_size * self.real_ratio) == 0:
+            raise ValueError(
+                f"batch_size={self.batch_size} at real_ratio={self.real_ratio} leaves no real transition in a batch. Use "
+                f"batch_size >= {int(np.ceil(1 / self.real_ratio))}, a larger real_ratio, or real_ratio=0 to train on "
+                "imagined transitions alone."
+            )
+        for name in ("rollouts_per_step", "model_retain_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.branch_from not in ("all", "initial"):
+            raise ValueError(f"branch_from must be 'all' or 'initial', got {self.branch_from!r}.")
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        # Every environment comes in here, at construction, set_env and load: unsupported spaces are refused first
+        _check_spaces(env.observation_space, env.action_space)
+        return OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+
+    # ---------------------------------------------------------------- the algorithm
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        """
+        Refit the model and imagine if it is time, then the algorithm's updates on batches of real and imagined transitions.
+
+        :param gradient_steps: number of updates
+        :param batch_size: rows per update
+        """
+        if self._fit_is_due():
+            assert self.replay_buffer is not None
+            transitions = real_transitions(self.replay_buffer, self.device)
+            self._fit_dynamics(transitions)
+            self._imagine(transitions.observations)
+            self._last_fit_timestep = self.num_timesteps
+        # While nothing has been imagined, all batches are real
+        with self._timed("updating"), self._mixed_batches(), _without_weight_gradients_in_the_actor_loss(self.critic):  # type: ignore[attr-defined]
+            super().train(gradient_steps, batch_size)
+
+    def _steps_since_fit(self) -> int:
+        # Of a model just loaded nothing is imagined yet: it makes up for an interval
+        return super()._steps_since_fit() if len(self.model_buffer) > 0 else self.model_train_freq
+
+    def _imagine(self, states: th.Tensor) -> None:
+        """Branch short rollouts of the current policy from real states into the model buffer (algorithm 2, lines 6-8)."""
+        n_branches = self.rollouts_per_step * min(self._steps_since_fit(), self.model_retain_steps)
+        length = self._rollout_length(self.num_timesteps)
+        self.model_buffer.resize(self._model_buffer_capacity())
+        starts = self._start_states(states, n_branches)
+        self.policy.set_training_mode(False)
+        with self._timed("imagining", f"imagining {n_branches} x {length} steps"):
+            stats = branched_rollouts(
+                self.dynamics,
+                self._sample_imagined_action,
+                starts,
+                length,
+                self.model_buffer.add,
+                self._generator,
+                self.deterministic_rollout,
+                self.one_member_per_branch,
+            )
+        self._log_imagination(stats, length, starts[:1024])
+
+    def _start_states(self, states: th.Tensor, n: int) -> th.Tensor:
+        """Real states to branch from, uniformly, (n, O) raw."""
+        if self.branch_from == "initial":
+            assert self.replay_buffer is not None
+            initial = initial_rows(self.replay_buffer)
+            states = states[th.as_tensor(initial, device=self.device)] if len(initial) > 0 else states
+        return states[th.randint(len(states), (n,), generator=self._generator, device=self.device)]
+
+    def _sample_imagined_action(self, obs: th.Tensor) -> th.Tensor:
+        """
+        A squashed Gaussian policy on raw observations, drawn from the model's own stream. With gSDE each row has its own noise
+        matrix, whose marginal this is.
+        """
+        actor: Any = self.actor
+        params = actor.get_action_dist_params(normalize_obs(obs, self._vec_normalize_env))
+        normal = actor.action_dist.proba_distribution(*params[:2], **params[2]).distribution
+        noise = th.randn(normal.mean.shape, generator=self._generator, device=self.device)
+        return th.tanh(normal.mean + normal.stddev * noise)
+
+    @contextmanager
+    def _mixed_batches(self) -> Iterator[None]:
+        """The unchanged ``train`` samples from the real and the model buffer together."""
+        real = self.replay_buffer
+        assert real is not None
+        self.replay_buffer = MixedReplayBuffer(  # type: ignore[assignment]
+            real, self.model_buffer, self.real_ratio, self.gamma, self._generator
+        )
+        try:
+            yield
+        finally:
+            self.replay_buffer = real
+
+    def _model_buffer_capacity(self) -> int:
+        return self.rollouts_per_step * self.model_retain_steps * self._rollout_length(self.num_timesteps)
+
+    # ---------------------------------------------------------------- learn
+
+    def learn(
+        self: SelfModelBased,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfModelBased:
+        tb_log_name = type(self).__name__ if tb_log_name is None else tb_log_name
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def _log_imagination(self, stats: RolloutStats, length: int, starts: th.Tensor) -> None:
+        with th.no_grad():
+            step = self.dynamics.step(starts, self._sample_imagined_action(starts), self._generator, uncertainty=True)
+        assert step.epistemic_std is not None and step.aleatoric_std is not None
+        assert self.replay_buffer is not None
+        n_real = self.replay_buffer.size()
+        self._log(
+            {
+                "dynamics/epistemic_std": step.epistemic_std.mean().item(),
+                "dynamics/aleatoric_std": step.aleatoric_std.mean().item(),
+                "imagination/rollout_length": length,
+                "imagination/n_transitions": stats.n_transitions,
+                "imagination/termination_fraction": stats.n_terminated / stats.n_branches,
+                "imagination/diverged_fraction": stats.n_diverged / stats.n_branches,
+                "imagination/reward_mean": stats.reward_sum / max(stats.n_transitions, 1),
+                "imagination/real_reward_mean": float(self.replay_buffer.rewards[:n_real].mean()),
+                "imagination/model_buffer_size": len(self.model_buffer),
+                "imagination/real_buffer_size": n_real * self.n_envs,
+            }
+        )
+
+    # ---------------------------------------------------------------- save and load
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "model_buffer", "_rollout_length"]
+
+    def _checkpoint_extras(self) -> dict[str, Any]:
+        buffer = self.model_buffer
+        return {
+            **super()._checkpoint_extras(),
+            "imagined": buffer.rows[: len(buffer)].clone(),  # a view would be saved with the rows that are not written yet
+            "capacity": buffer.capacity,
+            "pos": buffer.pos,
+            "full": buffer.full,
+        }
+
+    def _restore_checkpoint_extras(self, extras: dict[str, Any]) -> None:
+        super()._restore_checkpoint_extras(extras)
+        buffer = self.model_buffer
+        buffer.resize(extras["capacity"])
+        if len(extras["imagined"]) > 0:
+            buffer.rows = extras["imagined"].new_empty(buffer.capacity, extras["imagined"].shape[1])
+            buffer.rows[: len(extras["imagined"])] = extras["imagined"]
+        buffer.pos, buffer.full = extras["pos"], extras["full"]
+
+
+def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
+    check_spaces(observation_space, action_space)
+    if not isinstance(action_space, spaces.Box):
+        raise ValueError(f"Model-based actor-critics support Box actions, got {action_space}. PETS plans with discrete ones.")
+
+
+@contextmanager
+def _without_weight_gradients_in_the_actor_loss(critic: th.nn.Module) -> Iterator[None]:
+    """
+    The actor loss needs the critic's gradient in the actions alone; SB3 computes those in its weights too and throws
+    them away, a tenth of an update. The actions of the actor loss are the ones that require a gradient.
+    """
+    trainable = [parameter for parameter in critic.parameters() if parameter.requires_grad]
+
+    def freeze(module: th.nn.Module, args: tuple[th.Tensor, th.Tensor]) -> None:
+        if args[1].requires_grad:
+            for parameter in trainable:
+                parameter.requires_grad_(False)
+
+    def unfreeze(module: th.nn.Module, args: tuple[th.Tensor, th.Tensor], output: tuple[th.Tensor, ...]) -> None:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+    handles = [critic.register_forward_pre_hook(freeze), critic.register_forward_hook(unfreeze)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter in trainable:  # an interrupt may have come between the two hooks
+            parameter.requires_grad_(True)

@@ -1,0 +1,111 @@
+"""The model-based half over other algorithms than SAC."""
+
+import numpy as np
+import pytest
+import torch as th
+from sb3_contrib import TQC, CrossQ
+from stable_baselines3 import DDPG, TD3
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_mbrl import MBTD3, MBTQC, MBCrossQ
+from sb3_mbrl.mbpo import ModelBased
+
+PAIRS = [(MBTQC, TQC), (MBCrossQ, CrossQ), (MBTD3, TD3)]
+ALGORITHMS = [algorithm for algorithm, _ in PAIRS]
+OBS = np.linspace(-1.0, 1.0, 20, dtype=np.float32).reshape(10, 2)
+
+
+def same_parameters(first, second):
+    pairs = zip(first.policy.state_dict().items(), second.policy.state_dict().values(), strict=True)
+    return all(th.equal(th.as_tensor(a), th.as_tensor(b)) for (_, a), b in pairs)
+
+
+@pytest.mark.parametrize(("algorithm", "parent"), PAIRS)
+def test_real_ratio_of_one_is_the_algorithm_alone(algorithm, parent, tiny):
+    model = algorithm("MlpPolicy", "PointMass-v0", **{**tiny, "real_ratio": 1.0}).learn(200)
+    alone = {name: tiny[name] for name in ("learning_starts", "buffer_size", "batch_size", "gradient_steps", "seed", "device")}
+    reference = parent("MlpPolicy", "PointMass-v0", policy_kwargs=tiny["policy_kwargs"], **alone).learn(200)
+    assert len(model.model_buffer) > 0
+    assert same_parameters(model, reference)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_imagined_transitions_change_what_is_learned(algorithm, tiny):
+    mixed = algorithm("MlpPolicy", "PointMass-v0", **tiny).learn(120)
+    real = algorithm("MlpPolicy", "PointMass-v0", **{**tiny, "real_ratio": 1.0}).learn(120)
+    assert not same_parameters(mixed, real)
+    imagined = mixed.model_buffer.contents()
+    assert imagined.actions.abs().max() <= 1
+    assert imagined.actions.std() > 0.05  # not the one action of a policy without noise
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_save_and_load(algorithm, tiny, tmp_path):
+    model = algorithm("MlpPolicy", "PointMass-v0", **tiny).learn(100)
+    model.save(tmp_path / "model.zip")
+    loaded = algorithm.load(tmp_path / "model.zip", env=model.get_env())
+    assert np.array_equal(model.predict(OBS, deterministic=True)[0], loaded.predict(OBS, deterministic=True)[0])
+    assert th.equal(model.dynamics.weights[0], loaded.dynamics.weights[0])
+    loaded.learn(60)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_resume_is_exact(algorithm, tiny, tmp_path):
+    def env():
+        return VecNormalize(make_vec_env("PointMass-v0", 2))
+
+    in_one_piece = algorithm("MlpPolicy", env(), **tiny).learn(160)
+    cut = algorithm("MlpPolicy", env(), **tiny).learn(80)
+    cut.save_checkpoint(tmp_path)
+    resumed = algorithm.load_checkpoint(tmp_path, env=env(), device="cpu").learn(80, reset_num_timesteps=False)
+    assert resumed.num_timesteps == in_one_piece.num_timesteps
+    assert same_parameters(resumed, in_one_piece)
+    assert th.equal(resumed.model_buffer.contents().rewards, in_one_piece.model_buffer.contents().rewards)
+
+
+def test_gsde_imagines_with_the_marginal_of_its_noise(tiny):
+    model = MBTQC("MlpPolicy", "PointMass-v0", use_sde=True, **tiny).learn(100)
+    assert model.model_buffer.contents().actions.std() > 0.05
+
+
+def test_td3_imagines_its_target_actions(tiny):
+    model = MBTD3("MlpPolicy", "PointMass-v0", **tiny)
+    obs = th.zeros(5_000, 2)
+    noise = model._sample_imagined_action(obs) - model.actor(obs)
+    assert noise.abs().max() <= model.target_noise_clip
+    assert noise.std().item() == pytest.approx(0.19, abs=0.02)  # 0.2, a little less for the clip
+
+
+def test_arguments_of_the_algorithm_in_any_form():
+    model = MBTQC("MlpPolicy", "PointMass-v0", 1e-4, 500, 77, top_quantiles_to_drop_per_net=3)
+    assert (model.learning_rate, model.buffer_size, model.learning_starts) == (1e-4, 500, 77)
+    assert model.top_quantiles_to_drop_per_net == 3
+    assert model.gradient_steps == 20  # not given: ModelBased's default, not TQC's
+    assert MBCrossQ("MlpPolicy", "PointMass-v0").gradient_steps == 2
+    with pytest.raises(TypeError, match="quantiles"):
+        MBTQC("MlpPolicy", "PointMass-v0", quantiles=3)
+
+
+def test_over_an_algorithm_of_the_user(tiny):
+    class MBDDPG(ModelBased, DDPG):
+        def _sample_imagined_action(self, obs):
+            return self.actor(obs)
+
+    model = MBDDPG("MlpPolicy", "PointMass-v0", **tiny).learn(100)
+    assert model.num_timesteps == 100
+    assert len(model.model_buffer) > 0
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_bad_input_is_named(algorithm):
+    with pytest.raises(ValueError, match="real_ratio"):
+        algorithm("MlpPolicy", "PointMass-v0", real_ratio=1.5)
+    with pytest.raises(ValueError, match="Box actions"):
+        algorithm("MlpPolicy", "CartPole-v1")
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_log_has_the_name_of_the_algorithm(algorithm, tiny, tmp_path):
+    algorithm("MlpPolicy", "PointMass-v0", tensorboard_log=str(tmp_path), **tiny).learn(60)
+    assert [folder.name for folder in tmp_path.iterdir()] == [f"{algorithm.__name__}_1"]
