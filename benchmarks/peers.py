@@ -1,8 +1,9 @@
 r"""
 Time a peer library on the work that this library does.
 
-This script runs under the *peer's* Python, not ours: it imports nothing from this repository. The one peer so far is
-mbrl-lib 0.2.0, whose ``mbrl.algorithms.mbpo.train`` is run on Gymnasium's Hopper-v5 at the settings of the MBPO paper.
+This script runs under the *peer's* Python, not ours: it imports nothing from this repository. The peers so far are
+mbrl-lib 0.2.0, whose ``mbrl.algorithms.mbpo.train`` is run on Gymnasium's Hopper-v5 at the settings of the MBPO paper and
+whose ``mbrl.planning`` is timed per action, and pytorch_mppi 0.9.1, which plans in mbrl-lib's model.
 
 Set up its environment from published packages (``--no-deps`` because mbrl-lib pins a Gymnasium, a Hydra and an OmegaConf
 that do not go with the others)::
@@ -10,12 +11,16 @@ that do not go with the others)::
     python3.11 -m venv /path/to/peer
     /path/to/peer/bin/pip install torch==2.13.0 numpy==2.4.6 gymnasium==1.4.0 mujoco==4.0.0 hydra-core==1.3.8 \
         omegaconf==2.3.1 imageio==2.38.1 packaging==26.3 termcolor==3.3.0 tqdm==4.70.1
-    /path/to/peer/bin/pip install --no-deps mbrl==0.2.0
+    /path/to/peer/bin/pip install --no-deps mbrl==0.2.0 pytorch_mppi==0.9.1 arm-pytorch-utilities==0.5.0 \
+        pytorch-seed==0.2.0
+    /path/to/peer/bin/pip install scipy==1.17.1
 
-Then measure the training loop, or its two components alone::
+Then measure the training loop, its two components alone, or planning::
 
     /path/to/peer/bin/python benchmarks/peers.py mbrl-lib --env Hopper-v5 --random-steps 5000 --steps 1000 --threads 2
     /path/to/peer/bin/python benchmarks/peers.py mbrl-lib --component --threads 2
+    /path/to/peer/bin/python benchmarks/peers.py mbrl-lib --planner cem --threads 2
+    /path/to/peer/bin/python benchmarks/peers.py pytorch_mppi --planner mppi --threads 2
 
 The last line on standard output is a JSON object; everything the peer prints goes to standard error. The shims without
 which mbrl-lib does not start on this stack are described in ``benchmarks/README.md`` and written in
@@ -42,7 +47,24 @@ from typing import Any
 OVERRIDES = {"Hopper-v5": "mbpo_hopper"}
 """The Gymnasium environments that can be measured, with mbrl-lib's own file of settings for each."""
 
-PACKAGES = ("mbrl", "torch", "numpy", "gymnasium", "mujoco", "hydra-core", "omegaconf")
+PACKAGES = ("mbrl", "torch", "numpy", "gymnasium", "mujoco", "hydra-core", "omegaconf", "pytorch_mppi", "scipy")
+
+PROPAGATIONS = {"tsinf": "fixed_model", "ts1": "random_model"}
+"""Names of ``benchmarks/planning_cost.py``, and mbrl-lib's."""
+
+PLANNING_SIZES = {
+    "obs_dim": 17,
+    "action_dim": 6,
+    "ensemble_size": 5,
+    "n_elites": 5,
+    "layers": 3,
+    "population": 400,
+    "horizon": 25,
+    "iterations": 5,
+    "particles": 20,
+    "repeats": 5,
+}
+"""PETS on HalfCheetah (but its four layers and horizon of 30), as in ``benchmarks/planning_cost.py``."""
 
 BATCH_SIZE = 256
 FIT_ROWS = 8_000
@@ -168,7 +190,11 @@ def versions() -> dict[str, str]:
     """
     :return: the versions that a measurement depends on
     """
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # not every measurement needs each of them
+            found[name] = importlib.metadata.version(name)
+    return {"python": platform.python_version()} | found
 
 
 @contextlib.contextmanager
@@ -336,6 +362,140 @@ def time_components(env: str, seed: int, threads: int, epochs: int = 10, updates
     }
 
 
+def peer_model(sizes: argparse.Namespace) -> Any:
+    """
+    mbrl-lib's Gaussian ensemble in the wrapper that its planners step, with initial weights.
+
+    :param sizes: ``ensemble_size``, ``n_elites``, ``layers``, ``obs_dim``, ``action_dim`` and ``propagation``
+    :return: a ``mbrl.models.OneDTransitionRewardModel``
+    """
+    models: Any = importlib.import_module("mbrl.models")
+    network = models.GaussianMLP(
+        sizes.obs_dim + sizes.action_dim,
+        sizes.obs_dim + 1,
+        "cpu",
+        num_layers=sizes.layers,
+        ensemble_size=sizes.ensemble_size,
+        hid_size=200,
+        propagation_method=PROPAGATIONS[sizes.propagation],
+        activation_fn_cfg={"_target_": "torch.nn.SiLU"},
+    )
+    model = models.OneDTransitionRewardModel(
+        network, target_is_delta=True, normalize=True, learned_rewards=True, num_elites=sizes.n_elites
+    )
+    model.set_elite(range(sizes.n_elites))
+    return model
+
+
+def mbrl_agent(sizes: argparse.Namespace) -> Callable[[Any], Any]:
+    """
+    mbrl-lib's way to act by planning: ``TrajectoryOptimizerAgent`` on ``ModelEnv.evaluate_action_sequences``.
+
+    :param sizes: of :func:`peer_model`, and ``planner``, ``population``, ``horizon``, ``iterations`` and ``particles``
+    :return: an observation to an action
+    """
+    torch: Any = importlib.import_module("torch")
+    env: Any = importlib.import_module("mbrl.models").ModelEnv
+    agent: Any = importlib.import_module("mbrl.planning").TrajectoryOptimizerAgent
+    omega_conf: Any = importlib.import_module("omegaconf").OmegaConf
+    spaces: Any = importlib.import_module("gymnasium.spaces")
+
+    def never(_actions: Any, next_obs: Any) -> Any:
+        return torch.zeros(len(next_obs), 1, dtype=torch.bool)
+
+    class Spaces:  # all that ModelEnv asks of the environment
+        observation_space = spaces.Box(-float("inf"), float("inf"), (sizes.obs_dim,))
+        action_space = spaces.Box(-1, 1, (sizes.action_dim,))
+
+    model_env = env(Spaces(), peer_model(sizes), never, None, generator=torch.Generator().manual_seed(sizes.seed))
+    common = {"num_iterations": sizes.iterations, "population_size": sizes.population, "device": "cpu"}
+    own = {
+        "cem": {"elite_ratio": 0.1, "alpha": 0.1, "return_mean_elites": True},
+        "icem": {
+            "elite_ratio": 0.1,
+            "alpha": 0.1,
+            "population_decay_factor": 1.25,
+            "colored_noise_exponent": 2.0,
+            "keep_elite_frac": 0.3,
+        },
+        "mppi": {"gamma": 10.0, "sigma": 0.5, "beta": 1.0},
+    }[sizes.planner]
+    target = {"cem": "CEMOptimizer", "icem": "ICEMOptimizer", "mppi": "MPPIOptimizer"}[sizes.planner]
+    bounds = {"lower_bound": None, "upper_bound": None}  # which the agent fills in
+    optimizer = omega_conf.create({"_target_": f"mbrl.planning.{target}"} | common | own | bounds)
+    acts = agent(optimizer, [-1.0] * sizes.action_dim, [1.0] * sizes.action_dim, sizes.horizon)
+    acts.set_trajectory_eval_fn(
+        lambda obs, sequences: model_env.evaluate_action_sequences(sequences, initial_state=obs, num_particles=sizes.particles)
+    )
+    return acts.act  # type: ignore[no-any-return]
+
+
+def pytorch_mppi_agent(sizes: argparse.Namespace) -> Callable[[Any], Any]:
+    """
+    pytorch_mppi in mbrl-lib's model. The learned reward travels as one more column of the state.
+
+    :param sizes: of :func:`mbrl_agent`
+    :return: an observation to an action
+    """
+    torch: Any = importlib.import_module("torch")
+    mppi: Any = importlib.import_module("pytorch_mppi").MPPI
+    model, rng = peer_model(sizes), torch.Generator().manual_seed(sizes.seed)
+    planned: dict[str, Any] = {}
+
+    def dynamics(state: Any, action: Any) -> Any:
+        next_obs, reward, _, planned["state"] = model.sample(action, planned["state"] | {"obs": state[:, :-1]}, rng=rng)
+        return torch.cat([next_obs, reward], dim=1)
+
+    controller = mppi(
+        dynamics,
+        lambda state, _action: -state[:, -1],
+        sizes.obs_dim + 1,
+        0.25 * torch.eye(sizes.action_dim),
+        num_samples=sizes.population,
+        horizon=sizes.horizon,
+        lambda_=0.1,
+        u_min=-torch.ones(sizes.action_dim),
+        u_max=torch.ones(sizes.action_dim),
+        rollout_samples=sizes.particles,
+    )
+
+    @torch.no_grad()
+    def act(obs: Any) -> Any:
+        state = torch.cat([torch.as_tensor(obs), torch.zeros(1)])
+        for iteration in range(sizes.iterations):
+            planned["state"] = model.reset(torch.empty(sizes.population * sizes.particles, sizes.obs_dim), rng=rng)
+            action = controller.command(state, shift_nominal_trajectory=iteration == 0)
+        return action
+
+    return act
+
+
+def time_planning(sizes: argparse.Namespace) -> dict[str, Any]:
+    """
+    Time planning one action for one environment, as often as ``sizes.repeats`` says after one that is not timed.
+
+    :param sizes: the command line
+    :return: the measurement, with medians
+    """
+    np: Any = importlib.import_module("numpy")
+    with peer_session(sizes.seed, sizes.threads):
+        act = {"mbrl-lib": mbrl_agent, "pytorch_mppi": pytorch_mppi_agent}[sizes.peer](sizes)
+        wall, cpu = [], []
+        for _ in range(sizes.repeats + 1):
+            obs = np.random.normal(size=sizes.obs_dim).astype(np.float32)
+            wall_start, cpu_start = time.perf_counter(), time.process_time()
+            act(obs)
+            wall.append(time.perf_counter() - wall_start)
+            cpu.append(time.process_time() - cpu_start)
+    names = ["planner", "propagation", *PLANNING_SIZES]
+    return {
+        "measured": "planning",
+        **{name: getattr(sizes, name) for name in names},
+        "seconds_per_action": round(statistics.median(wall[1:]), 4),
+        "cpu_seconds_per_action": round(statistics.median(cpu[1:]), 4),
+    }
+
+
 def median_step(moments: Sequence[float]) -> float:
     """
     :param moments: increasing times
@@ -348,8 +508,8 @@ def main() -> None:
     """
     Measure what the command line asks for and print it.
     """
-    parser = argparse.ArgumentParser(description="Time a peer library's MBPO (run under the peer's own Python).")
-    parser.add_argument("peer", choices=["mbrl-lib"])
+    parser = argparse.ArgumentParser(description="Time a peer library (run under the peer's own Python).")
+    parser.add_argument("peer", choices=["mbrl-lib", "pytorch_mppi"])
     parser.add_argument("--env", choices=sorted(OVERRIDES), default="Hopper-v5")
     parser.add_argument("--random-steps", type=int, default=5000, help="uniformly random steps first, not timed")
     parser.add_argument("--steps", type=int, default=1000, help="training steps: up to 1000, or a multiple of 1000")
@@ -357,12 +517,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--component", action="store_true", help="time one fit epoch and one SAC update instead of the loop")
+    planning = parser.add_argument_group("planning", "the same as those of planning_cost.py")
+    planning.add_argument("--planner", choices=["cem", "icem", "mppi"], help="time this instead of the loop")
+    planning.add_argument("--propagation", choices=sorted(PROPAGATIONS), default="tsinf")
+    for name, default in PLANNING_SIZES.items():
+        planning.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     args = parser.parse_args()
+    if args.peer == "pytorch_mppi" and args.planner != "mppi":
+        parser.error("pytorch_mppi has one planner: --planner mppi")
 
     # before NumPy and PyTorch are imported, which happens no earlier than in the functions called below
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(args.threads)
-    if args.component:
+    if args.planner:
+        measured = time_planning(args)
+    elif args.component:
         measured = time_components(args.env, args.seed, args.threads)
     else:
         measured = time_mbpo(args.env, args.random_steps, args.steps, args.seed, args.threads, args.train_freq)

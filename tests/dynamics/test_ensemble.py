@@ -9,6 +9,7 @@ from gymnasium import spaces
 from safetensors.torch import save_file
 
 from sb3_mbrl.common.types import Transitions
+from sb3_mbrl.dynamics import ensemble as ensemble_module
 from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination
 from sb3_mbrl.dynamics.termination import Bound, TerminatesOutside
@@ -138,8 +139,29 @@ def test_one_member_per_row_gives_what_all_members_give_at_that_row(activation, 
     model = shaken(activation=activation, probabilistic=probabilistic)
     x, members = th.randn(20, OBS_DIM + ACTION_DIM, generator=seeded(1)), th.randint(3, (20,), generator=seeded(2))
     everything = model(x.expand(3, -1, -1))
-    for rows, all_rows in zip(model._forward_rows(x, members), everything, strict=True):
+    for rows, all_rows in zip(model._split_head(model._forward_rows(x, members)), everything, strict=True):
         th.testing.assert_close(rows, all_rows[members, th.arange(20)])
+
+
+@pytest.mark.parametrize("onednn", sorted({False, ensemble_module.ONEDNN}))
+def test_rows_in_blocks_with_and_without_gradients_and_onednn_give_the_same(monkeypatch, onednn):
+    monkeypatch.setattr(ensemble_module, "ONEDNN", onednn)
+    model = shaken(ensemble_size=4)
+    # Blocks that are whole, filled up, too small for oneDNN, and empty
+    members = th.tensor([0] * 130 + [1] * 64 + [3] * 3)[th.randperm(197, generator=seeded(2))]
+    x = th.randn(197, OBS_DIM + ACTION_DIM, generator=seeded(1))
+    whole = model._forward_rows(x, members)
+    assert whole.requires_grad
+    monkeypatch.setattr(ensemble_module, "BLOCK", 100)
+    th.testing.assert_close(model._forward_rows(x, members), whole)
+    with th.no_grad():
+        th.testing.assert_close(model._forward_rows(x, members), whole.detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_the_standard_deviation_is_that_of_the_bounded_log_variance():
+    model = shaken()
+    head = 20 * th.randn(50, 2 * (OBS_DIM + 1), generator=seeded(1))
+    th.testing.assert_close(model._std(head), th.exp(0.5 * model._split_head(head)[1]))
 
 
 def test_initial_weights_are_truncated_normals_and_biases_zero():

@@ -296,7 +296,8 @@ def test_with_ts_infinity_a_particle_keeps_its_elite(n_particles):
     model = Line(elites=(2, 0, 1))
     ModelObjective(model, n_particles=n_particles, propagation="tsinf").score(observations(2))(plans(2, 3, 4))
     for call in model.calls:
-        assert call["members"].tolist() == [2, 0, 1, 2, 0][:n_particles] * (2 * 3)
+        of_an_environment = [member for member in sorted([2, 0, 1, 2, 0][:n_particles]) for _ in range(3)]
+        assert call["members"].tolist() == of_an_environment * 2
 
 
 @pytest.mark.parametrize(("propagation", "members"), [("ts1", "random"), ("expectation", "expectation")])
@@ -358,7 +359,7 @@ def test_more_particles_than_rows_at_once_are_stepped_all_the_same(monkeypatch):
     score = ModelObjective(Line(), n_particles=10).score(observations(2))
     whole = score(plans(2, 3, 2))
     monkeypatch.setattr(objective, "CHUNK", 4)
-    assert score(plans(2, 3, 2)).equal(whole)
+    th.testing.assert_close(score(plans(2, 3, 2)), whole)
 
 
 @pytest.mark.parametrize(("propagation", "n_particles"), PROPAGATION)

@@ -366,7 +366,7 @@ def test_smoothing_follows_the_recursion(name):
             seen.append(actions)
             return actions.sum(dim=(2, 3))
 
-        planner = planner_of(name, smoothing=smoothing, n_iterations=1)
+        planner = planner_of(name, smoothing=smoothing, n_iterations=2)
         state = planner.initial_state(1, ACTION_DIM)
         state = state._replace(previous=th.full_like(state.previous, 0.5), started=th.tensor([started]))
         planner.plan(score, state, generators(0))
@@ -379,6 +379,16 @@ def test_smoothing_follows_the_recursion(name):
         th.testing.assert_close(smooth[:, t], before)
     # Nothing was executed before an episode
     th.testing.assert_close(first_candidates(0.4, False)[:, 0], rough[:, 0])
+
+
+def test_where_all_plans_are_equal_icem_keeps_its_mean():
+    """A sample would be as good, and shake."""
+    planner = planner_of("icem")
+    state = plan_repeatedly(planner, near(targets(2)), 2).state
+    plan = planner.plan(lambda actions: actions.sum(dim=(2, 3)) * 0, state, generators(0, 1))
+    single = planner_of("icem", n_iterations=1).plan(lambda actions: actions.sum(dim=(2, 3)) * 0, state, generators(0, 1))
+    th.testing.assert_close(single.actions, state.mean)
+    assert (plan.actions - state.mean).abs().mean() < 0.5 * planner.init_std
 
 
 @pytest.mark.parametrize("name", [*CONTINUOUS])
