@@ -1,12 +1,18 @@
 """Every test: one torch thread, no screen, the same examples from hypothesis on every run."""
 
+import math
 import os
+from collections.abc import Callable
 
 # Before anything imports pyplot
 os.environ["MPLBACKEND"] = "Agg"
 
+import pytest
 import torch as th
 from hypothesis import settings
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import EvalCallback, StopTrainingOnRewardThreshold
+from stable_baselines3.common.env_util import make_vec_env
 
 # `make test` runs two processes on two cores; results must not depend on how many threads sum
 th.set_num_threads(1)
@@ -14,3 +20,18 @@ th.set_num_threads(1)
 # Neither a slow machine nor luck may decide whether a test passes
 settings.register_profile("reproducible", deadline=None, derandomize=True)
 settings.load_profile("reproducible")
+
+
+@pytest.fixture
+def best_return() -> Callable[..., float]:
+    """``best_return(model, env_id, steps, enough)``, for reproductions: trains it."""
+
+    def train(model: BaseAlgorithm, env_id: str, steps: int, enough: float = math.inf) -> float:
+        """Best mean return of five deterministic episodes, evaluated every 250 steps; training ends where it is enough."""
+        stop = StopTrainingOnRewardThreshold(enough)
+        env = make_vec_env(env_id, 5, seed=1_000)
+        callback = EvalCallback(env, callback_on_new_best=stop, eval_freq=250, verbose=0)
+        model.learn(steps, callback=callback)
+        return callback.best_mean_reward
+
+    return train
