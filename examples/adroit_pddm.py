@@ -5,8 +5,10 @@ Needs Gymnasium-Robotics: ``pip install -e '.[robotics]'``.
 
 PDDM's numbers: three networks of 2 x 250, plans of 7 steps, 700 candidates whose noise is filtered over time (beta = 0.7),
 weighted by their returns (kappa = 10). As there, the reward is known: all of it can be read off the observation. What differs:
-networks are probabilistic and keep their weights from fit to fit (PDDM trains them from scratch), and PDDM's own task is
-another one, with two balls in a hand and a hundred times as many steps.
+networks are probabilistic and keep their weights from fit to fit (PDDM trains them from scratch), and PDDM's own hand turns
+two balls.
+
+Tested with Gymnasium-Robotics 1.4.2, Gymnasium 1.4.0 and MuJoCo 4.0.0.
 """
 
 import argparse
@@ -68,7 +70,6 @@ def main() -> None:
         reward_fn=reward,
         termination_fn=None,
         dynamics_kwargs={"ensemble_size": 3, "n_elites": 3, "net_arch": (250, 250)},
-        verbose=1,
         seed=args.seed,
     )
     model.learn(args.timesteps, progress_bar=True)

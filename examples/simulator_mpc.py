@@ -2,11 +2,12 @@
 Plan in the true environment: what a planner achieves when the model makes no error, and what each action costs.
 
     python examples/simulator_mpc.py Pendulum-v1 --episodes 20
-    python examples/simulator_mpc.py HalfCheetah-v5 --noise-beta 0.25 --no-flips
+    python examples/simulator_mpc.py HalfCheetah-v5 --population 100 --noise-beta 0.25 --shaped
+    python examples/simulator_mpc.py InvertedPendulum-v5 --horizon 15 --init-std 0.3 --noise-beta 0.5 --shaped
 
-iCEM plans; MuJoCo steps its candidates in parallel threads. A planner finds what pays, not what was meant: HalfCheetah rolls
-over and over, faster and faster, as long as nothing forbids it. ``--no-flips`` plans with a reward that does, as iCEM's own
-experiments do; the return that is reported is the environment's.
+MuJoCo steps its candidates in parallel threads. A planner finds what pays within its horizon, not what was meant: HalfCheetah
+rolls over and over, faster and faster; InvertedPendulum-v5 pays the same wherever the cart stands, until it meets the end of
+its rail. ``--shaped`` plans with a reward that says what was meant. The return that is reported is the environment's.
 """
 
 import argparse
@@ -21,9 +22,17 @@ from sb3_mbrl.dynamics import SimulatorModel
 
 
 def run_upright(obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
-    """HalfCheetah's reward, less 10 while it lies on its back."""
+    """About HalfCheetah's reward, less 10 while it lies on its back, as in iCEM's own experiments."""
     lies = next_obs[:, 1].abs() > np.pi / 2
     return next_obs[:, 8] - 0.1 * action.square().sum(dim=1) - 10.0 * lies
+
+
+def balance_in_the_middle(obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
+    """InvertedPendulum's reward, less the squares of position and angle."""
+    return 1.0 - next_obs[:, 0] ** 2 - next_obs[:, 1] ** 2
+
+
+SHAPED = {"HalfCheetah-v5": run_upright, "InvertedPendulum-v5": balance_in_the_middle}
 
 
 def main() -> None:
@@ -31,24 +40,23 @@ def main() -> None:
     parser.add_argument("env", nargs="?", default="Pendulum-v1", help="classic control, or a MuJoCo task")
     parser.add_argument("--timesteps", type=int, help="environment steps at most")
     parser.add_argument("--episodes", type=int, default=1)
+    parser.add_argument("--planner", default="icem", choices=["icem", "cem", "mppi", "random_shooting"])
     parser.add_argument("--horizon", type=int, default=30)
     parser.add_argument("--population", type=int, default=40, help="candidates in the first iteration")
     parser.add_argument("--iterations", type=int, default=3)
-    parser.add_argument("--noise-beta", type=float, default=2.0, help="0: white noise; larger: smoother")
-    parser.add_argument("--no-flips", action="store_true", help="for HalfCheetah")
+    parser.add_argument("--noise-beta", type=float, default=2.0, help="of iCEM; 0 is white, larger is smoother")
+    parser.add_argument("--init-std", type=float, default=0.5, help="of iCEM, in units of half the range of actions")
+    parser.add_argument("--shaped", action="store_true", help=f"plan with a reward of this script: {', '.join(SHAPED)}")
     parser.add_argument("--threads", type=int, help="that step MuJoCo; one for each core unless told")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
-    planner_kwargs = {
-        "population_size": args.population,
-        "n_iterations": args.iterations,
-        "noise_beta": args.noise_beta,
-        "n_elites": min(10, args.population),
-    }
+    planner_kwargs = {"population_size": args.population, "n_iterations": args.iterations}
+    if args.planner == "icem":
+        planner_kwargs |= {"noise_beta": args.noise_beta, "init_std": args.init_std}
     model = SimulatorModel(args.env, n_threads=args.threads)
-    reward_fn = run_upright if args.no_flips else None
-    policy = MPCPolicy(model, "icem", args.horizon, planner_kwargs, reward_fn=reward_fn, seed=args.seed)
+    reward_fn = SHAPED[args.env] if args.shaped else None
+    policy = MPCPolicy(model, args.planner, args.horizon, planner_kwargs, reward_fn=reward_fn, seed=args.seed)
 
     env = gym.make(args.env)
     returns, seconds, n_steps = [], 0.0, 0
