@@ -1,0 +1,391 @@
+"""Real transitions, and the model, start states and bounds that imagined environments take from them."""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any, Protocol, TypeVar
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+from stable_baselines3.common.utils import get_device
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from sb3_mbrl.common.actions import action_dim
+from sb3_mbrl.common.buffers import initial_rows, real_transitions
+from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
+from sb3_mbrl.dynamics.diagnostics import collect_trajectories, concatenate
+from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble, check_spaces
+from sb3_mbrl.dynamics.fitting import FitReport, fit
+from sb3_mbrl.dynamics.learned_termination import LearnedTermination
+from sb3_mbrl.dynamics.model import DynamicsModel
+from sb3_mbrl.dynamics.termination import known_termination
+from sb3_mbrl.envs.imagination import Imagination, ImaginationRules, StartFn
+
+StartStates = str | np.ndarray | th.Tensor | StartFn
+"""``"all"`` or ``"initial"`` observations of the transitions, raw observations (M, O), or ``f(n, generator) -> (n, O)``."""
+
+Bounds = tuple[np.ndarray, np.ndarray]
+"""Lowest and highest observation, (O,) each."""
+
+SelfImagined = TypeVar("SelfImagined", bound="ImaginedFromExperience")
+
+BOUNDS_MARGIN = 0.5
+"""Predictions may leave the observed range of each observation entry by this share of it, on either side."""
+
+
+class Predicts(Protocol):
+    """Algorithms and policies of Stable-Baselines3."""
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, Any]:
+        """Actions in the environment's scale, and the state of the policy."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Real environments
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def collect(
+    env: gym.Env | VecEnv | str, n_steps: int, policy: Predicts | None = None, seed: int | None = None
+) -> list[Transitions]:
+    """
+    Let a policy act in the real environment, which is reset first.
+
+    :param env: the environment or its id
+    :param n_steps: transitions, over all environments of a vector (rounded up)
+    :param policy: anything with SB3's ``predict``; None: uniformly random actions
+    :param seed: of the environment and of random actions
+    :return: trajectories, each from the first observation of an episode; raw observations and rewards, actions in [-1, 1]
+        or one-hot
+    :raises ValueError: n_steps < 1, or spaces that no model of observations has
+    """
+    if n_steps < 1:
+        raise ValueError(f"n_steps must be at least 1, got {n_steps}.")
+    with as_vec_env(env) as vec_env:
+        check_spaces(vec_env.observation_space, vec_env.action_space)
+        if seed is not None:  # SB3 would draw one from NumPy's global stream
+            vec_env.seed(seed)
+        predict = _random_actions(vec_env.action_space, vec_env.num_envs, seed) if policy is None else policy.predict
+        return collect_trajectories(vec_env, predict, n_steps=-(-n_steps // vec_env.num_envs))
+
+
+@contextmanager
+def as_vec_env(env: gym.Env | VecEnv | str) -> Iterator[VecEnv]:
+    """
+    :param env: an environment, which stays open, or its id
+    :return: a context in which it is a vector
+    """
+    if isinstance(env, VecEnv):
+        yield env
+        return
+    made = gym.make(env) if isinstance(env, str) else env
+    try:
+        yield DummyVecEnv([lambda: made])
+    finally:
+        if isinstance(env, str):
+            made.close()
+
+
+def spec_of(env: VecEnv | None) -> EnvSpec | None:
+    """
+    :param env: a vector of environments
+    :return: how its first one is made, if that is known
+    """
+    return env.get_attr("spec", indices=[0])[0] if env is not None and env.has_attr("spec") else None
+
+
+def time_limit(env: VecEnv | None) -> int:
+    """
+    :param env: a vector of environments
+    :return: steps after which they truncate an episode
+    :raises ValueError: nothing is known about that
+    """
+    spec = spec_of(env)
+    if spec is None or spec.max_episode_steps is None:
+        raise ValueError("The real environment has no time limit from which a horizon would follow: pass horizon=, in steps.")
+    return int(spec.max_episode_steps)
+
+
+def _random_actions(space: spaces.Space, n_envs: int, seed: int | None) -> Any:
+    """``predict`` of a policy that acts at random."""
+    rng = np.random.default_rng(seed)
+
+    def predict(obs: np.ndarray, state: Any = None, **_: Any) -> tuple[np.ndarray, Any]:
+        if isinstance(space, spaces.Discrete):
+            return space.start + rng.integers(space.n, size=n_envs), state
+        assert isinstance(space, spaces.Box)
+        return rng.uniform(space.low, space.high, (n_envs, *space.shape)).astype(space.dtype), state
+
+    return predict
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What has been seen
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Experience:
+    """
+    :param transitions: all real transitions
+    :param initial: first observations of episodes among them, (K, O)
+    """
+
+    transitions: Transitions
+    initial: th.Tensor
+
+    @classmethod
+    def of(cls, trajectories: Sequence[Transitions] | Transitions, device: th.device) -> "Experience":
+        """
+        :param trajectories: each from the first observation of an episode; or a batch of transitions in any order
+        :param device: where they go
+        """
+        if isinstance(trajectories, Transitions):
+            batch, initial = trajectories, trajectories.observations[:0]
+        else:
+            batch = concatenate(trajectories)
+            initial = th.cat([trajectory.observations[:1] for trajectory in trajectories])
+        columns = [getattr(batch, field.name).to(device) for field in fields(batch)]
+        return cls(Transitions(*columns), initial.to(device))
+
+    def __add__(self, other: "Experience") -> "Experience":
+        return Experience(concatenate([self.transitions, other.transitions]), th.cat([self.initial, other.initial]))
+
+    def starts(self, which: StartStates) -> np.ndarray | th.Tensor | StartFn:
+        """
+        :param which: ``"all"`` observations, or ``"initial"`` ones; an array or a function stays what it is
+        :return: what :class:`Imagination` starts from
+        :raises ValueError: another name, or no such states
+        """
+        if not isinstance(which, str):
+            return which
+        states = {"all": self.transitions.observations, "initial": self.initial}.get(which)
+        if states is None:
+            raise ValueError(f"start_states must be 'all', 'initial', an array, or a function f(n, generator); got {which!r}.")
+        if len(states) == 0:
+            raise ValueError(f"There are no states to start from: start_states={which!r}, but none is among the transitions.")
+        return states
+
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest observation, (O,) each: those observed, and a margin."""
+        low, high = th.cat([self.transitions.observations, self.transitions.next_observations]).aminmax(dim=0)
+        margin = BOUNDS_MARGIN * (high - low)
+        return (low - margin).cpu().numpy(), (high + margin).cpu().numpy()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What environments share
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class ImaginedFromExperience:
+    """Where an imagined environment's model, start states and bounds come from, and how they are renewed."""
+
+    imagination: Imagination
+    _experience: Experience | None = None
+    _start_states: StartStates = "all"
+    _observation_bounds: Bounds | None = None
+    _fit_kwargs: Mapping[str, Any] = MappingProxyType({})
+
+    @classmethod
+    def _around(
+        cls: type[SelfImagined],
+        env: gym.Env | VecEnv | str | None,
+        dynamics: DynamicsModel,
+        start_states: np.ndarray | th.Tensor | StartFn,
+        observation_bounds: Bounds | None,
+        **kwargs: Any,
+    ) -> SelfImagined:
+        """The constructor, whatever it needs of the real environment."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_env(
+        cls: type[SelfImagined],
+        env: gym.Env | VecEnv | str,
+        n_steps: int = 5_000,
+        policy: Predicts | None = None,
+        start_states: StartStates = "all",
+        horizon: int | None = None,
+        observation_bounds: Bounds | None = None,
+        reward_fn: RewardFn | None = None,
+        termination_fn: TerminationFn | str | None = "auto",
+        dynamics_kwargs: Mapping[str, Any] | None = None,
+        fit_kwargs: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        **kwargs: Any,
+    ) -> SelfImagined:
+        """
+        Collect real transitions, fit a model to them, and imagine.
+
+        :param env: the real environment or its id
+        :param n_steps: transitions to collect
+        :param policy: acts meanwhile: anything with SB3's ``predict``; None: uniformly random actions
+        :param start_states: ``"all"``: any observation of the transitions (branched rollouts); ``"initial"``: first
+            observations of episodes; raw observations (M, O); or ``f(n, generator) -> (n, O)``
+        :param horizon: steps until truncation; None: the time limit of the real environment
+        :param observation_bounds: lowest and highest prediction; None: the observed range and half of it on either side,
+            within the observation space
+        :param reward_fn: the reward ``f(obs (B, O), action (B, A), next_obs (B, O)) -> (B,)``, actions in the environment's
+            scale; learned if None
+        :param termination_fn: ``"auto"``: the environment's own rule where it is a known Gymnasium task, otherwise learned;
+            ``"learned"``; a function ``f(obs, action, next_obs) -> (B,) bool``; None: the task never terminates
+        :param dynamics_kwargs: arguments of :class:`~sb3_mbrl.dynamics.ProbabilisticEnsemble`
+        :param fit_kwargs: arguments of :func:`~sb3_mbrl.dynamics.fitting.fit`, of this fit and of :meth:`refit`
+        :param seed: of what is collected and fitted; what is imagined is seeded as in any environment
+        :param device: of the model
+        :param kwargs: further arguments of the constructor
+        :return: the environment; what was collected is its ``transitions``
+        :raises ValueError: spaces, names, numbers; most of it before anything is collected
+        """
+        generator = th.Generator(device=get_device(device))
+        generator.seed() if seed is None else generator.manual_seed(seed)
+        fit_kwargs = fit_kwargs or {}
+        with as_vec_env(env) as vec_env:
+            kwargs["horizon"] = time_limit(vec_env) if horizon is None else horizon
+            cls._check_arguments(kwargs)
+            check_spaces(vec_env.observation_space, vec_env.action_space)
+            dynamics = ProbabilisticEnsemble(
+                vec_env.observation_space,
+                vec_env.action_space,
+                reward_fn=reward_fn,
+                termination_fn=_termination(termination_fn, vec_env, generator),
+                generator=generator,
+                device=device,
+                **(dynamics_kwargs or {}),
+            )
+            inspect.signature(fit).bind(dynamics, None, **fit_kwargs)  # what it does not accept fails here, not after it all
+            experience = Experience.of(collect(vec_env, n_steps, policy, seed), dynamics.device)
+        dynamics.fit(experience.transitions, generator, **fit_kwargs)
+        return cls._from_experience(env, dynamics, experience, start_states, observation_bounds, fit_kwargs, kwargs)
+
+    @classmethod
+    def from_algorithm(
+        cls: type[SelfImagined],
+        model: Any,
+        start_states: StartStates = "all",
+        horizon: int | None = None,
+        observation_bounds: Bounds | None = None,
+        fit_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> SelfImagined:
+        """
+        Imagine in what an algorithm has learned. The model is shared with it, and works on raw observations: for a policy that
+        was trained on a ``VecNormalize``, wrap the imagined environments in one with ``training=False`` and call
+        ``sync_envs_normalization``.
+
+        :param model: a trained ``MBPO``, ``PETS``, or whatever has ``dynamics``, ``replay_buffer`` and ``env``
+        :param start_states: as in :meth:`from_env`, from the replay buffer
+        :param horizon: steps until truncation; None: the time limit of the algorithm's environment
+        :param observation_bounds: lowest and highest prediction; None: the observed range and half of it on either side,
+            within the observation space
+        :param fit_kwargs: of :meth:`refit`: arguments of :func:`~sb3_mbrl.dynamics.fitting.fit`
+        :param kwargs: further arguments of the constructor
+        :return: the environment
+        :raises ValueError: no model, nothing in the replay buffer, no environment
+        """
+        dynamics, buffer = getattr(model, "dynamics", None), getattr(model, "replay_buffer", None)
+        if dynamics is None or buffer is None:
+            raise ValueError(f"{type(model).__name__} has no `dynamics` and `replay_buffer`, as MBPO and PETS have.")
+        if buffer.size() == 0:
+            raise ValueError(
+                "The replay buffer is empty; it is not in the zip of a saved algorithm: model.load_replay_buffer(path). "
+                "Without data, pass model.dynamics and start_states to the constructor."
+            )
+        kwargs["horizon"] = time_limit(model.env) if horizon is None else horizon
+        cls._check_arguments(kwargs)
+        transitions = real_transitions(buffer, dynamics.device)
+        initial = th.as_tensor(initial_rows(buffer), device=dynamics.device)
+        experience = Experience(transitions, transitions.observations[initial])
+        return cls._from_experience(
+            model.env, dynamics, experience, start_states, observation_bounds, fit_kwargs or {}, kwargs
+        )
+
+    @classmethod
+    def _from_experience(
+        cls: type[SelfImagined],
+        env: gym.Env | VecEnv | str | None,
+        dynamics: ProbabilisticEnsemble,
+        experience: Experience,
+        start_states: StartStates,
+        observation_bounds: Bounds | None,
+        fit_kwargs: Mapping[str, Any],
+        kwargs: Mapping[str, Any],
+    ) -> SelfImagined:
+        starts, bounds = experience.starts(start_states), observation_bounds or experience.bounds()
+        imagined = cls._around(env, dynamics, starts, bounds, **kwargs)
+        imagined._experience = experience
+        imagined._start_states, imagined._observation_bounds = start_states, observation_bounds
+        imagined._fit_kwargs = fit_kwargs
+        return imagined
+
+    @classmethod
+    def _check_arguments(cls, kwargs: Mapping[str, Any]) -> None:
+        """Raises now what the constructor would raise after all the work."""
+        given = inspect.signature(cls._around).bind(None, None, None, None, **kwargs)
+        ImaginationRules(**given.arguments["rules"])
+        check_n_envs(given.arguments.get("n_envs", 1))
+
+    @property
+    def dynamics(self) -> DynamicsModel:
+        """The model."""
+        return self.imagination.dynamics
+
+    @property
+    def transitions(self) -> Transitions | None:
+        """The real transitions that the model is known to be fitted to; None if there are none."""
+        return None if self._experience is None else self._experience.transitions
+
+    def refit(self, transitions: Transitions | Sequence[Transitions]) -> FitReport:
+        """
+        Fit the model further, to all transitions together. Branches under way go on in the new model; those that follow start
+        from the new transitions too, unless ``start_states`` were given as an array or a function.
+
+        :param transitions: what :func:`collect` returned, which tells where episodes began; or a batch of transitions
+        :return: errors and cost of this fit
+        :raises ValueError: transitions that are not finite, or a model that cannot be fitted
+        """
+        if not isinstance(self.dynamics, ProbabilisticEnsemble):
+            raise ValueError(f"{type(self.dynamics).__name__} cannot be fitted to transitions: ProbabilisticEnsemble can.")
+        experience = Experience.of(transitions, self.dynamics.device)
+        known = self._experience
+        experience = experience if known is None else known + experience
+        report = self.dynamics.fit(experience.transitions, self.imagination.generator, **self._fit_kwargs)
+        self._experience = experience
+        if known is not None:
+            bounds = self._observation_bounds or experience.bounds()
+            self.imagination.set_starts(experience.starts(self._start_states), bounds)
+        return report
+
+
+def check_n_envs(n_envs: int) -> None:
+    """
+    :param n_envs: number of environments
+    :raises ValueError: there are none
+    """
+    if n_envs < 1:
+        raise ValueError(f"n_envs must be at least 1, got {n_envs}.")
+
+
+def _termination(termination_fn: TerminationFn | str | None, env: VecEnv, generator: th.Generator) -> TerminationFn | None:
+    """What ``"auto"`` and ``"learned"`` stand for."""
+    if termination_fn is None or callable(termination_fn):
+        return termination_fn
+    if termination_fn not in ("auto", "learned"):
+        raise ValueError(
+            "termination_fn must be 'auto', 'learned', a function or None (the task never terminates), got "
+            f"{termination_fn!r}."
+        )
+    known = known_termination(env) if termination_fn == "auto" else None
+    if known is not None:
+        return known
+    obs_dim = int(np.prod(env.observation_space.shape or ()))
+    return LearnedTermination(obs_dim, action_dim(env.action_space), generator=generator)

@@ -1,0 +1,320 @@
+"""A batch of imagined branches: the core that the environments share. Torch in, torch out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+
+from sb3_mbrl.common.actions import action_bounds, one_hot
+from sb3_mbrl.dynamics.ensemble import check_spaces
+from sb3_mbrl.dynamics.model import DynamicsModel, Members, ModelStep
+
+StartFn = Callable[[int, th.Generator], th.Tensor | np.ndarray]
+"""``f(n, generator) -> raw observations (n, O)`` at which branches begin."""
+
+PROPAGATIONS = ("ts1", "tsinf", "expectation")
+VALUE_MODES = {"expected": 0, "pessimistic": -1, "optimistic": 1}
+
+
+@dataclass(frozen=True)
+class ImaginationRules:
+    """
+    How imagined branches go on, what they pay, and when they end.
+
+    :param horizon: steps after which a branch is truncated
+    :param propagation: ``"ts1"``: an elite drawn for each row and step (MBPO); ``"tsinf"``: a branch keeps the elite drawn
+        when it begins; ``"expectation"``: the elites' average, without noise
+    :param deterministic: means instead of samples of the predicted distributions
+    :param value_mode: ``"expected"`` reward; ``"pessimistic"``: less ``kappa`` times the elites' disagreement (standard
+        deviation) about the reward; ``"optimistic"``: more
+    :param kappa: standard deviations away from the mean, for the latter two
+    :param uncertainty_penalty: lambda of MOPO (Yu et al. 2020, https://arxiv.org/abs/2005.13239): subtracted from the reward,
+        times the Euclidean norm of the elites' disagreement about the next observation, in its own units
+    :param max_disagreement: MOReL's halt (Kidambi et al. 2020, https://arxiv.org/abs/2005.05951): a step about whose next
+        observation the elites disagree by a larger norm ends the task; None: never
+    :param halt_reward: reward of such a step. Less than what going on pays, or the policy looks for unknown states
+    :param stagger: branches begin their first episode at step ``i * horizon // n`` of it, so that they are not all truncated
+        at once: PPO evaluates its critic for each truncated environment, one after the other. Returns of first episodes are
+        then shorter: False to evaluate a policy
+    :raises ValueError: a name that is not known, or a number out of its range
+    """
+
+    horizon: int
+    propagation: str = "ts1"
+    deterministic: bool = False
+    value_mode: str = "expected"
+    kappa: float = 1.0
+    uncertainty_penalty: float = 0.0
+    max_disagreement: float | None = None
+    halt_reward: float | None = None
+    stagger: bool = True
+
+    def __post_init__(self) -> None:
+        if self.horizon < 1:
+            raise ValueError(f"horizon must be at least 1 step, got {self.horizon}.")
+        if self.propagation not in PROPAGATIONS:
+            raise ValueError(f"propagation must be one of {PROPAGATIONS}, got {self.propagation!r}.")
+        if self.value_mode not in VALUE_MODES:
+            raise ValueError(f"value_mode must be one of {tuple(VALUE_MODES)}, got {self.value_mode!r}.")
+        if not 0 <= self.kappa < np.inf:
+            raise ValueError(f"kappa must not be negative, got {self.kappa}; value_mode gives the sign.")
+        if not 0 <= self.uncertainty_penalty < np.inf:
+            raise ValueError(f"uncertainty_penalty is subtracted, and must not be negative; got {self.uncertainty_penalty}.")
+        if (self.max_disagreement is None) != (self.halt_reward is None):
+            raise ValueError(
+                "max_disagreement and halt_reward come together: where the model is too uncertain a branch ends, with a "
+                "reward less than what going on pays (MOReL: the lowest reward of the data, and less)."
+            )
+        if self.max_disagreement is not None and not self.max_disagreement >= 0:
+            raise ValueError(f"max_disagreement must not be negative, got {self.max_disagreement}.")
+        if self.halt_reward is not None and not np.isfinite(self.halt_reward):
+            raise ValueError(f"halt_reward must be finite, got {self.halt_reward}.")
+
+    @property
+    def needs_uncertainty(self) -> bool:
+        """Whether a step has to evaluate all members."""
+        return self.value_mode != "expected" or self.uncertainty_penalty > 0 or self.max_disagreement is not None
+
+
+class ImaginedStep(NamedTuple):
+    """
+    :param obs: raw observation after the step, finite and within bounds, (n, O) float32
+    :param reward: (n,) float32
+    :param terminated: the task ended, (n,) bool
+    :param truncated: the horizon is reached, or the model diverged, (n,) bool
+    """
+
+    obs: th.Tensor
+    reward: th.Tensor
+    terminated: th.Tensor
+    truncated: th.Tensor
+
+
+class Imagination:
+    """
+    ``n`` branches, stepped together in a model.
+
+    What a model predicts is kept within bounds; reward and termination are judged before that. A prediction that is not
+    finite truncates its branch where it was, with reward 0: nothing is gained by it, and nothing bootstraps from it.
+
+    :param dynamics: fitted, if it is learned
+    :param n: number of branches
+    :param start_states: raw observations (M, O) to draw from uniformly, or ``f(n, generator) -> (n, O)``
+    :param rules: of the branches
+    :param observation_bounds: lowest and highest observation, (O,) each, tightened to the space's; None: the space's
+    :raises ValueError: a model that is not fitted or cannot start from observations; start states of another shape, not
+        finite, or out of bounds
+    """
+
+    def __init__(
+        self,
+        dynamics: DynamicsModel,
+        n: int,
+        start_states: np.ndarray | th.Tensor | StartFn,
+        rules: ImaginationRules,
+        observation_bounds: tuple[np.ndarray, np.ndarray] | None = None,
+    ):
+        _check_model(dynamics, rules)
+        self.dynamics = dynamics
+        self.n = n
+        self.rules = rules
+        self.generator = th.Generator(device=dynamics.device)
+        self.generator.seed()
+        self.set_starts(start_states, observation_bounds)
+
+        self.obs = th.empty(0)
+        self.rows = th.empty(0)  # of the model, which need not be observations
+        self.members = th.empty(0, dtype=th.long)
+        self.steps = th.empty(0, dtype=th.long)
+
+    def set_starts(
+        self,
+        start_states: np.ndarray | th.Tensor | StartFn,
+        observation_bounds: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> None:
+        """
+        What following branches begin with. Those under way go on.
+
+        :param start_states: raw observations (M, O) to draw from uniformly, or ``f(n, generator) -> (n, O)``
+        :param observation_bounds: lowest and highest observation, (O,) each, tightened to the space's; None: the space's
+        :raises ValueError: start states of another shape, not finite, or out of bounds
+        """
+        self.low, self.high = _bounds(self.dynamics.observation_space, observation_bounds, self.dynamics.device)
+        if callable(start_states):
+            self._pool, self._draw = None, start_states
+            probe = self._checked(start_states(2, th.Generator(self.dynamics.device).manual_seed(0)), 2)
+        else:
+            self._pool = self._checked(start_states)
+            probe = self._pool[:1].expand(2, -1)
+        self._check_starts_anywhere(probe)
+
+    # ---------------------------------------------------------------- stepping
+
+    @th.no_grad()
+    def reset(self, which: th.Tensor | None = None) -> th.Tensor:
+        """
+        Begin anew.
+
+        :param which: branches, (K,) long; None: all
+        :return: their raw observations, (K, O) float32
+        """
+        starts = self._starts(self.n if which is None else len(which))
+        rows, members = self.dynamics.start(starts), self._draw_members(len(starts))
+        if which is None:
+            self.obs, self.rows, self.members = starts.clone(), rows.clone(), members
+            phase = th.arange(self.n, device=starts.device) * self.rules.horizon // self.n
+            self.steps = phase if self.rules.stagger else th.zeros_like(phase)
+        else:
+            self.obs[which], self.rows[which], self.members[which], self.steps[which] = starts, rows, members, 0
+        return starts
+
+    @th.no_grad()
+    def step(self, actions: th.Tensor) -> ImaginedStep:
+        """
+        One step of all branches; those that end stay where they are until they are reset.
+
+        :param actions: in [-1, 1] or one-hot, (n, A)
+        :return: what came of it
+        """
+        self.require_reset()
+        step = self.dynamics.step(
+            self.rows, actions, self.generator, self._propagated(), self.rules.deterministic, self.rules.needs_uncertainty
+        )
+        reward, terminated = self._judged(step)
+        obs = self.dynamics.observe(step.next_obs)
+        finite = obs.isfinite().all(dim=1) & reward.isfinite()
+
+        self.rows = th.where(finite.unsqueeze(1), step.next_obs, self.rows)
+        obs = th.where(finite.unsqueeze(1), obs, self.obs)
+        self.obs = th.maximum(th.minimum(obs, self.high), self.low)
+        clipped = (self.obs != obs).any(dim=1).nonzero().squeeze(1)
+        if len(clipped) > 0:
+            self.rows[clipped] = self.dynamics.start(self.obs[clipped])
+
+        self.steps = self.steps + 1
+        reward = th.where(finite, reward, 0.0)
+        return ImaginedStep(self.obs.clone(), reward, terminated & finite, ~finite | (self.steps >= self.rules.horizon))
+
+    def require_reset(self) -> None:
+        """
+        :raises ResetNeeded: no branch has begun
+        """
+        if len(self.rows) == 0:
+            raise gym.error.ResetNeeded("Call reset() before anything else.")
+
+    def _propagated(self) -> Members:
+        if self.rules.propagation == "tsinf":
+            return self.members
+        return "random" if self.rules.propagation == "ts1" else "expectation"
+
+    def _judged(self, step: ModelStep) -> tuple[th.Tensor, th.Tensor]:
+        """Reward and termination, uncertainty taken into account."""
+        rules = self.rules
+        if not rules.needs_uncertainty:
+            return step.reward, step.terminated
+        assert step.epistemic_std is not None
+        disagreement = step.epistemic_std[:, :-1].norm(dim=1)
+        reward = step.reward + VALUE_MODES[rules.value_mode] * rules.kappa * step.epistemic_std[:, -1]
+        reward = reward - rules.uncertainty_penalty * disagreement
+        if rules.max_disagreement is None or rules.halt_reward is None:
+            return reward, step.terminated
+        halted = disagreement > rules.max_disagreement
+        return th.where(halted, rules.halt_reward, reward), step.terminated | halted
+
+    # ---------------------------------------------------------------- beginning
+
+    def _draw_members(self, k: int) -> th.Tensor:
+        elites = self.dynamics.elites
+        if self.rules.propagation != "tsinf":
+            return elites[:1].expand(k).clone()  # of no effect
+        return elites[th.randint(len(elites), (k,), generator=self.generator, device=elites.device)]
+
+    def _starts(self, k: int) -> th.Tensor:
+        if self._pool is None:
+            return self._checked(self._draw(k, self.generator), k)
+        return self._pool[th.randint(len(self._pool), (k,), generator=self.generator, device=self._pool.device)]
+
+    def _checked(self, states: np.ndarray | th.Tensor, k: int | None = None) -> th.Tensor:
+        """
+        :param states: start states
+        :param k: how many there have to be; None: at least one
+        :return: (M, O) float32, within bounds
+        """
+        states = th.as_tensor(states, dtype=th.float32, device=self.dynamics.device)
+        n_obs = len(self.low)
+        if states.dim() != 2 or states.shape[1] != n_obs or len(states) == 0 or (k is not None and len(states) != k):
+            raise ValueError(
+                f"start_states must have shape ({'M' if k is None else k}, {n_obs}), one raw observation in each row; got "
+                f"{tuple(states.shape)}."
+            )
+        if not states.isfinite().all():
+            raise ValueError("start_states must be finite, but there is NaN or infinity among them.")
+        slack = 1e-4 * (1.0 + states.abs())  # a rounding error of the environment is none
+        outside = (states < self.low - slack) | (states > self.high + slack)
+        if outside.any():
+            row, entry = outside.nonzero()[0].tolist()
+            raise ValueError(
+                f"start_states[{row}, {entry}] = {states[row, entry]:.4g} lies outside of what the model may predict: entry "
+                f"{entry} is bounded by [{self.low[entry]:.4g}, {self.high[entry]:.4g}] (the observation space, or what was "
+                "observed and a margin). Start where there are data, or pass observation_bounds. Are the states raw, or "
+                "normalised?"
+            )
+        return th.maximum(th.minimum(states, self.high), self.low)
+
+    def _check_starts_anywhere(self, two_states: th.Tensor) -> None:
+        """Some simulators start where live environments stand: one row for each of them, whatever is asked for."""
+        try:
+            for states in (two_states[:1], two_states):
+                self.dynamics.start(states)
+        except ValueError as error:
+            raise ValueError(f"This model cannot start from any observation, as imagined branches have to: {error}") from error
+
+
+def _check_model(dynamics: DynamicsModel, rules: ImaginationRules) -> None:
+    check_spaces(dynamics.observation_space, dynamics.action_space)
+    if not getattr(dynamics, "is_fitted", True):
+        raise ValueError(
+            "The model has not been fitted to data: it would imagine noise. Call its fit(transitions), or let from_env "
+            "collect and fit."
+        )
+    if rules.value_mode != "expected" and getattr(dynamics, "reward_fn", None) is not None:
+        raise ValueError(
+            f"value_mode={rules.value_mode!r}: the reward is known (reward_fn), so that members do not disagree about it. Use "
+            "uncertainty_penalty, which is about the next observation."
+        )
+
+
+def _bounds(
+    space: spaces.Space, bounds: tuple[np.ndarray, np.ndarray] | None, device: th.device
+) -> tuple[th.Tensor, th.Tensor]:
+    """Lowest and highest observation, (O,) float32 each, rounded towards each other so that both lie in the space."""
+    assert isinstance(space, spaces.Box)
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    if bounds is not None:
+        given_low, given_high = (np.asarray(bound, dtype=np.float64) for bound in bounds)
+        if given_low.shape != low.shape or given_high.shape != low.shape or not (given_low <= given_high).all():
+            raise ValueError(f"observation_bounds must be two arrays of shape {low.shape}, lowest and highest; got {bounds}.")
+        low, high = np.maximum(low, given_low), np.minimum(high, given_high)
+    with np.errstate(over="ignore"):
+        low32, high32 = low.astype(np.float32), high.astype(np.float32)
+    low32 = np.where(low32 < low, np.nextafter(low32, np.float32(np.inf)), low32)
+    high32 = np.where(high32 > high, np.nextafter(high32, np.float32(-np.inf)), high32)
+    return th.as_tensor(low32, device=device), th.as_tensor(high32, device=device)
+
+
+def to_model(actions: np.ndarray, dynamics: DynamicsModel) -> th.Tensor:
+    """
+    :param actions: as the environment's ``step`` takes them, (n, \\*action_space.shape)
+    :param dynamics: the model
+    :return: in [-1, 1], clipped, or one-hot, (n, A) float32 on the device
+    """
+    space = dynamics.action_space
+    if isinstance(space, spaces.Discrete):
+        return one_hot(actions, space).to(dynamics.device)
+    low, high = action_bounds(space)
+    flat = th.as_tensor(np.asarray(actions), dtype=th.float32).reshape(len(actions), -1)
+    return (2.0 * (flat - low) / (high - low) - 1.0).clamp(-1.0, 1.0).to(dynamics.device)

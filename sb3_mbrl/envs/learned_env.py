@@ -1,0 +1,133 @@
+"""A model as an environment of Gymnasium."""
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_mbrl.dynamics.model import DynamicsModel
+from sb3_mbrl.envs.experience import Bounds, ImaginedFromExperience, as_vec_env, spec_of, time_limit
+from sb3_mbrl.envs.imagination import Imagination, ImaginationRules, StartFn, to_model
+from sb3_mbrl.envs.rendering import state_setter
+
+N_INITIAL = 100
+"""Resets of the real environment, if no start states are given."""
+
+
+class LearnedModelEnv(ImaginedFromExperience, gym.Env[np.ndarray, Any]):
+    """
+    One environment in a model, with the real one as ``env``, which is never stepped here: it is reset for start states and
+    put into the imagined state to be rendered. :class:`LearnedModelVecEnv` is many times faster per step::
+
+        env = LearnedModelEnv.from_env("Pendulum-v1", n_steps=5_000)
+        SAC("MlpPolicy", env).learn(10_000)
+        evaluate_policy(model, Monitor(env.env))  # in the real one
+
+    Predictions that are not finite truncate the episode where it was, with reward 0.
+
+    :param env: the real environment or its id
+    :param dynamics: a fitted model, or a simulator that starts from observations
+    :param start_states: raw observations (M, O) at which episodes begin, drawn uniformly, or ``f(n, generator) -> (n, O)``;
+        None: those that 100 resets of the real environment give
+    :param horizon: steps until truncation; None: the time limit of the real environment
+    :param observation_bounds: lowest and highest prediction, (O,) each; None: those of the observation space
+    :param rules: further arguments of :class:`~sb3_mbrl.envs.ImaginationRules`: ``propagation``, ``value_mode``,
+        ``uncertainty_penalty``, ``max_disagreement``, ...
+    :raises ValueError: spaces of the environment that are not the model's, a model that is not fitted, start states that the
+        model cannot start from, numbers or names
+    """
+
+    def __init__(
+        self,
+        env: gym.Env | str,
+        dynamics: DynamicsModel,
+        start_states: np.ndarray | th.Tensor | StartFn | None = None,
+        horizon: int | None = None,
+        observation_bounds: Bounds | None = None,
+        **rules: Any,
+    ):
+        if horizon is None:
+            with as_vec_env(env) as vec_env:
+                horizon = time_limit(vec_env)
+        self.env = gym.make(env) if isinstance(env, str) else env
+        for name in ("observation_space", "action_space"):
+            real, of_model = getattr(self.env, name), getattr(dynamics, name)
+            if real != of_model:
+                raise ValueError(f"The model is of another environment: its {name} is {of_model}, that of {self.env} {real}.")
+        self.observation_space, self.action_space = self.env.observation_space, self.env.action_space
+        self.render_mode, self.metadata = self.env.render_mode, self.env.metadata
+        self._set_state: Callable[[np.ndarray], None] | None = None
+        starts = _initial_states(self.env) if start_states is None else start_states
+        self.imagination = Imagination(dynamics, 1, starts, ImaginationRules(horizon, **rules), observation_bounds)
+
+    @classmethod
+    def _around(  # type: ignore[override]
+        cls,
+        env: gym.Env | VecEnv | str | None,
+        dynamics: DynamicsModel,
+        start_states: np.ndarray | th.Tensor | StartFn,
+        observation_bounds: Bounds | None,
+        **rules: Any,
+    ) -> "LearnedModelEnv":
+        if env is None or isinstance(env, VecEnv):
+            spec = spec_of(env)
+            if spec is None:
+                raise ValueError(
+                    "LearnedModelEnv holds the real environment, but it is not known how to make another one here."
+                )
+            env = gym.make(spec)
+        return cls(env, dynamics, start_states, observation_bounds=observation_bounds, **rules)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """
+        :param seed: of what follows; None goes on with the generator at hand
+        :param options: not used
+        :return: raw observation (O,), and an empty dictionary
+        """
+        super().reset(seed=seed)
+        self.imagination.generator.manual_seed(int(self.np_random.integers(2**63 - 1)))
+        obs = self.imagination.reset()
+        self._show()
+        return self._to_numpy(obs), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """
+        :param action: in the environment's scale; clipped if it is out of bounds
+        :return: raw observation (O,), reward, terminated, truncated, and an empty dictionary
+        """
+        step = self.imagination.step(to_model(np.asarray(action)[None], self.imagination.dynamics))
+        self._show()
+        obs = self._to_numpy(step.obs)
+        return obs, step.reward.item(), bool(step.terminated.item()), bool(step.truncated.item()), {}
+
+    def render(self) -> Any:
+        """
+        Render the real environment in the imagined state.
+
+        :return: what its ``render`` returns
+        :raises ValueError: its state cannot be set from an observation: it can for Gymnasium's classic control and MuJoCo
+            tasks, as long as no wrapper changes the observation
+        """
+        if self._set_state is None:
+            self._set_state = state_setter(self.env)
+        self.imagination.require_reset()
+        self._set_state(self.imagination.obs.cpu().numpy().astype(np.float64))
+        return self.env.render()
+
+    def _show(self) -> None:
+        if self.render_mode == "human":
+            self.render()
+
+    def close(self) -> None:
+        """Close the real environment."""
+        self.env.close()
+
+    def _to_numpy(self, obs: th.Tensor) -> np.ndarray:
+        return obs[0].cpu().numpy().astype(self.observation_space.dtype)
+
+
+def _initial_states(env: gym.Env) -> np.ndarray:
+    return np.stack([env.reset(seed=seed)[0] for seed in range(N_INITIAL)])

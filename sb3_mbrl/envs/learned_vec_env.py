@@ -1,0 +1,163 @@
+"""A model as a vector of environments for Stable-Baselines3."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
+
+from sb3_mbrl.dynamics.model import DynamicsModel
+from sb3_mbrl.envs.experience import Bounds, ImaginedFromExperience, check_n_envs
+from sb3_mbrl.envs.imagination import Imagination, ImaginationRules, StartFn, to_model
+
+
+class LearnedModelVecEnv(ImaginedFromExperience, VecEnv):
+    """
+    Any number of environments in a model, stepped together: one batch through the model for a step of all of them. What an
+    algorithm of Stable-Baselines3 learns in here costs no real step::
+
+        env = LearnedModelVecEnv.from_env("Pendulum-v1", n_envs=256, n_steps=5_000)
+        PPO("MlpPolicy", env).learn(500_000)
+
+    It behaves as SB3's ``DummyVecEnv``; wrap it in ``VecMonitor`` to see returns, in ``VecNormalize`` to scale. Predictions
+    that are not finite truncate their episode where it was, with reward 0.
+
+    :param dynamics: a fitted model, or a simulator that starts from observations
+    :param n_envs: number of environments
+    :param start_states: raw observations (M, O) at which episodes begin, drawn uniformly, or ``f(n, generator) -> (n, O)``
+    :param horizon: steps until truncation
+    :param observation_bounds: lowest and highest prediction, (O,) each; None: those of the observation space
+    :param rules: further arguments of :class:`~sb3_mbrl.envs.ImaginationRules`: ``propagation``, ``value_mode``,
+        ``uncertainty_penalty``, ``max_disagreement``, ``stagger``, ...
+    :raises ValueError: a model that is not fitted, start states that the model cannot start from, numbers or names
+    """
+
+    def __init__(
+        self,
+        dynamics: DynamicsModel,
+        n_envs: int,
+        start_states: np.ndarray | th.Tensor | StartFn,
+        horizon: int,
+        observation_bounds: Bounds | None = None,
+        **rules: Any,
+    ):
+        check_n_envs(n_envs)
+        self.imagination = Imagination(dynamics, n_envs, start_states, ImaginationRules(horizon, **rules), observation_bounds)
+        self.render_mode: str | None = None  # SB3 asks for it before it is set
+        super().__init__(n_envs, dynamics.observation_space, dynamics.action_space)
+
+    @classmethod
+    def _around(  # type: ignore[override]
+        cls,
+        env: gym.Env | VecEnv | str | None,
+        dynamics: DynamicsModel,
+        start_states: np.ndarray | th.Tensor | StartFn,
+        observation_bounds: Bounds | None,
+        n_envs: int,
+        **rules: Any,
+    ) -> "LearnedModelVecEnv":
+        return cls(dynamics, n_envs, start_states, observation_bounds=observation_bounds, **rules)
+
+    # ---------------------------------------------------------------- stepping
+
+    def reset(self) -> np.ndarray:
+        """
+        Begin all episodes anew. The seed of the first environment, if any was set, is that of all.
+
+        :return: raw observations, (n_envs, O)
+        """
+        if self._seeds[0] is not None:
+            self.imagination.generator.manual_seed(self._seeds[0])
+        self._reset_seeds()
+        self._reset_options()
+        self.reset_infos = [{} for _ in range(self.num_envs)]
+        return self._to_numpy(self.imagination.reset())
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """
+        :param actions: in the environment's scale, (n_envs, \\*action_space.shape); those out of bounds are clipped
+        """
+        self._actions = to_model(actions, self.imagination.dynamics)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """
+        :return: raw observations (n_envs, O), rewards (n_envs,) float32, dones (n_envs,) bool, infos; an environment that is
+            done has been reset, its last observation is ``infos[i]["terminal_observation"]``
+        """
+        step = self.imagination.step(self._actions)
+        # Everything in one transfer; bool is exact in float32
+        columns = [step.obs, step.reward.unsqueeze(1), step.terminated.unsqueeze(1), step.truncated.unsqueeze(1)]
+        table = th.cat([column.float() for column in columns], dim=1).cpu().numpy()
+        obs, rewards = self._cast(table[:, :-3]), table[:, -3].copy()
+        terminated, truncated = table[:, -2:].T > 0.5
+        dones = terminated | truncated
+        infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
+        done = np.flatnonzero(dones)
+        if len(done) > 0:
+            for i in done:
+                infos[i]["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
+                infos[i]["terminal_observation"] = obs[i].copy()
+            obs[done] = self._to_numpy(self.imagination.reset(th.as_tensor(done, device=step.obs.device)))
+        return obs, rewards, dones, infos
+
+    def _to_numpy(self, obs: th.Tensor) -> np.ndarray:
+        return self._cast(obs.cpu().numpy())
+
+    def _cast(self, obs: np.ndarray) -> np.ndarray:
+        """A fresh array of the space's type."""
+        return obs.astype(self.observation_space.dtype)
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    # ---------------------------------------------------------------- attributes
+
+    # All environments are one object: what is asked of some of them is asked of it
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """
+        :param attr_name: an attribute of this object
+        :param indices: environments
+        :return: its value, for each of them
+        """
+        return [getattr(self, attr_name) for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """
+        :param attr_name: an attribute of this object
+        :param value: for all environments
+        :param indices: all of them
+        :raises ValueError: only some of them
+        """
+        if set(self._get_indices(indices)) != set(range(self.num_envs)):
+            raise ValueError(f"{attr_name!r} is shared by all imagined environments, and cannot be set for {indices} alone.")
+        setattr(self, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """
+        :param method_name: a method of this object, called once
+        :param method_args: for it
+        :param indices: environments
+        :param method_kwargs: for it
+        :return: what it returned, for each of them
+        """
+        result = getattr(self, method_name)(*method_args, **method_kwargs)
+        return [result for _ in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """
+        :param wrapper_class: of Gymnasium
+        :param indices: environments
+        :return: False, for each of them
+        """
+        return [False for _ in self._get_indices(indices)]
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """
+        :return: nothing: :class:`~sb3_mbrl.envs.LearnedModelEnv` renders
+        """
+        return [None] * self.num_envs
