@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
@@ -96,9 +96,12 @@ def as_vec_env(env: gym.Env | VecEnv | str) -> Iterator[VecEnv]:
 def spec_of(env: VecEnv | None) -> EnvSpec | None:
     """
     :param env: a vector of environments
-    :return: how its first one is made, if that is known
+    :return: how its first one is made, if that is known; without SB3's ``Monitor``, which Gymnasium cannot make
     """
-    return env.get_attr("spec", indices=[0])[0] if env is not None and env.has_attr("spec") else None
+    spec = env.get_attr("spec", indices=[0])[0] if env is not None and env.has_attr("spec") else None
+    if spec is None:
+        return None
+    return replace(spec, additional_wrappers=tuple(each for each in spec.additional_wrappers if each.name != "Monitor"))
 
 
 def time_limit(env: VecEnv | None) -> int:
@@ -162,13 +165,11 @@ class Experience:
         """
         :param which: ``"all"`` observations, or ``"initial"`` ones; an array or a function stays what it is
         :return: what :class:`Imagination` starts from
-        :raises ValueError: another name, or no such states
+        :raises ValueError: there are no such states
         """
         if not isinstance(which, str):
             return which
-        states = {"all": self.transitions.observations, "initial": self.initial}.get(which)
-        if states is None:
-            raise ValueError(f"start_states must be 'all', 'initial', an array, or a function f(n, generator); got {which!r}.")
+        states = {"all": self.transitions.observations, "initial": self.initial}[which]
         if len(states) == 0:
             raise ValueError(f"There are no states to start from: start_states={which!r}, but none is among the transitions.")
         return states
@@ -251,7 +252,7 @@ class ImaginedFromExperience:
         fit_kwargs = fit_kwargs or {}
         with as_vec_env(env) as vec_env:
             kwargs["horizon"] = time_limit(vec_env) if horizon is None else horizon
-            cls._check_arguments(kwargs)
+            cls._check_arguments(start_states, kwargs)
             check_spaces(vec_env.observation_space, vec_env.action_space)
             dynamics = ProbabilisticEnsemble(
                 vec_env.observation_space,
@@ -274,7 +275,6 @@ class ImaginedFromExperience:
         start_states: StartStates = "all",
         horizon: int | None = None,
         observation_bounds: Bounds | None = None,
-        fit_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> SelfImagined:
         """
@@ -287,7 +287,6 @@ class ImaginedFromExperience:
         :param horizon: steps until truncation; None: the time limit of the algorithm's environment
         :param observation_bounds: lowest and highest prediction; None: the observed range and half of it on either side,
             within the observation space
-        :param fit_kwargs: of :meth:`refit`: arguments of :func:`~sb3_mbrl.dynamics.fitting.fit`
         :param kwargs: further arguments of the constructor
         :return: the environment
         :raises ValueError: no model, nothing in the replay buffer, no environment
@@ -301,13 +300,11 @@ class ImaginedFromExperience:
                 "Without data, pass model.dynamics and start_states to the constructor."
             )
         kwargs["horizon"] = time_limit(model.env) if horizon is None else horizon
-        cls._check_arguments(kwargs)
+        cls._check_arguments(start_states, kwargs)
         transitions = real_transitions(buffer, dynamics.device)
         initial = th.as_tensor(initial_rows(buffer), device=dynamics.device)
         experience = Experience(transitions, transitions.observations[initial])
-        return cls._from_experience(
-            model.env, dynamics, experience, start_states, observation_bounds, fit_kwargs or {}, kwargs
-        )
+        return cls._from_experience(model.env, dynamics, experience, start_states, observation_bounds, {}, kwargs)
 
     @classmethod
     def _from_experience(
@@ -328,8 +325,12 @@ class ImaginedFromExperience:
         return imagined
 
     @classmethod
-    def _check_arguments(cls, kwargs: Mapping[str, Any]) -> None:
+    def _check_arguments(cls, start_states: StartStates, kwargs: Mapping[str, Any]) -> None:
         """Raises now what the constructor would raise after all the work."""
+        if isinstance(start_states, str) and start_states not in ("all", "initial"):
+            raise ValueError(
+                f"start_states must be 'all', 'initial', an array, or a function f(n, generator); got {start_states!r}."
+            )
         given = inspect.signature(cls._around).bind(None, None, None, None, **kwargs)
         ImaginationRules(**given.arguments["rules"])
         check_n_envs(given.arguments.get("n_envs", 1))
@@ -344,12 +345,13 @@ class ImaginedFromExperience:
         """The real transitions that the model is known to be fitted to; None if there are none."""
         return None if self._experience is None else self._experience.transitions
 
-    def refit(self, transitions: Transitions | Sequence[Transitions]) -> FitReport:
+    def refit(self, transitions: Transitions | Sequence[Transitions], **fit_kwargs: Any) -> FitReport:
         """
         Fit the model further, to all transitions together. Branches under way go on in the new model; those that follow start
         from the new transitions too, unless ``start_states`` were given as an array or a function.
 
         :param transitions: what :func:`collect` returned, which tells where episodes began; or a batch of transitions
+        :param fit_kwargs: of this fit, in addition to those of :meth:`from_env`
         :return: errors and cost of this fit
         :raises ValueError: transitions that are not finite, or a model that cannot be fitted
         """
@@ -358,7 +360,7 @@ class ImaginedFromExperience:
         experience = Experience.of(transitions, self.dynamics.device)
         known = self._experience
         experience = experience if known is None else known + experience
-        report = self.dynamics.fit(experience.transitions, self.imagination.generator, **self._fit_kwargs)
+        report = self.dynamics.fit(experience.transitions, self.imagination.generator, **{**self._fit_kwargs, **fit_kwargs})
         self._experience = experience
         if known is not None:
             bounds = self._observation_bounds or experience.bounds()

@@ -115,9 +115,15 @@ def drift():
 
 
 @pytest.fixture(scope="session")
-def drift_model():
+def drift_ends():
+    """The termination function of :class:`Drift`."""
+    return lambda obs, action, next_obs: next_obs[:, 0].abs() > 0.9
+
+
+@pytest.fixture(scope="session")
+def drift_model(drift_ends):
     """Fitted once: a test that fits it further makes its own."""
-    return LearnedModelEnv.from_env(Drift(), horizon=20, **TINY).dynamics
+    return LearnedModelEnv.from_env(Drift(), horizon=20, termination_fn=drift_ends, **TINY).dynamics
 
 
 @pytest.fixture

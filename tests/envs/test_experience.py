@@ -1,0 +1,247 @@
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_mbrl.dynamics import LearnedTermination, ProbabilisticEnsemble, SimulatorModel
+from sb3_mbrl.dynamics.termination import NeverTerminates, TerminatesOutside
+from sb3_mbrl.envs import LearnedModelEnv, LearnedModelVecEnv, collect
+from sb3_mbrl.mbpo import MBPO
+
+
+@pytest.fixture
+def from_drift(drift, drift_ends, tiny_fit):
+    """``from_drift(cls=..., **changes)``: collected from :class:`Drift` and fitted."""
+
+    def make(cls=LearnedModelEnv, **changes):
+        kwargs = {"horizon": 10, "termination_fn": drift_ends, **tiny_fit, **changes}
+        if cls is LearnedModelVecEnv:
+            kwargs = {"n_envs": 3, **kwargs}
+        return cls.from_env(drift(), **kwargs)
+
+    return make
+
+
+# -- Collecting --------------------------------------------------------------------------------------------------------
+
+
+def test_collect_plays_a_policy_from_the_first_observation(drift):
+    class Right:
+        def predict(self, obs, state=None, episode_start=None, deterministic=False):
+            return np.ones((len(obs), 1), np.float32), state
+
+    trajectories = collect(drift(), 60, Right(), seed=0)
+    assert sum(len(trajectory) for trajectory in trajectories) == 60
+    assert all((trajectory.actions == 1).all() for trajectory in trajectories)
+    assert all(trajectory.terminated[-1] for trajectory in trajectories[:-1])
+    assert all((trajectory.observations[0].abs() <= 0.5).all() for trajectory in trajectories)
+
+
+def test_random_actions_are_seeded_and_fill_the_space():
+    first, again, other = (collect("CartPole-v1", 50, seed=seed) for seed in (1, 1, 2))
+    assert all(th.equal(a.observations, b.observations) for a, b in zip(first, again, strict=True))
+    assert not th.equal(first[0].observations[0], other[0].observations[0])
+    actions = th.cat([trajectory.actions for trajectory in collect("Pendulum-v1", 200, seed=0)])
+    assert actions.min() < -0.9 and actions.max() > 0.9
+
+
+def test_collect_shares_the_steps_among_the_environments(drift):
+    env = DummyVecEnv([drift, drift])
+    assert sum(len(trajectory) for trajectory in collect(env, 21)) == 22
+
+
+def test_collecting_nothing_is_refused(drift):
+    with pytest.raises(ValueError, match="n_steps"):
+        collect(drift(), 0)
+
+
+# -- from_env ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("env_id, termination", [("Pendulum-v1", NeverTerminates), ("CartPole-v1", TerminatesOutside)])
+def test_from_env_in_one_line(env_id, termination, tiny_fit):
+    env = LearnedModelEnv.from_env(env_id, **tiny_fit)
+    venv = LearnedModelVecEnv.from_env(env_id, n_envs=2, **tiny_fit)
+    assert isinstance(env.dynamics, ProbabilisticEnsemble)
+    assert isinstance(env.dynamics.termination_fn, termination)
+    assert len(env.transitions) == len(venv.transitions) == 200
+    assert env.imagination.rules.horizon == venv.imagination.rules.horizon == env.env.spec.max_episode_steps
+    assert env.env.unwrapped.spec.id == env_id
+    obs, _ = env.reset(seed=0)
+    assert env.observation_space.contains(obs)
+    venv.seed(0)
+    assert venv.reset().shape == (2, len(obs))
+    # The same seed collects and fits the same
+    assert th.equal(env.dynamics.weights[0], venv.dynamics.weights[0])
+
+
+def test_an_unknown_task_learns_when_it_ends(from_drift):
+    assert isinstance(from_drift(termination_fn="auto").dynamics.termination_fn, LearnedTermination)
+    # Its rule is known, but not asked for
+    pendulum = LearnedModelEnv.from_env(
+        "Pendulum-v1", 50, termination_fn="learned", dynamics_kwargs={"net_arch": [4]}, fit_kwargs={"max_epochs": 1}
+    )
+    assert isinstance(pendulum.dynamics.termination_fn, LearnedTermination)
+
+
+def test_functions_of_the_user_are_used(from_drift):
+    env = from_drift(
+        reward_fn=lambda obs, action, next_obs: 7 * th.ones(len(obs)), termination_fn=lambda obs, *_: obs[:, 0] < 2
+    )
+    env.reset(seed=0)
+    _, reward, terminated, _, _ = env.step(env.action_space.sample())
+    assert reward == 7.0 and terminated
+
+
+def test_where_episodes_start(from_drift):
+    everywhere = from_drift(start_states="all")
+    at_first = from_drift(start_states="initial")
+    given = from_drift(start_states=np.array([[0.25, 0.125]]))
+    sampled = from_drift(start_states=lambda n, generator: 0.1 * th.rand(n, 2, generator=generator))
+    observed = {tuple(row) for row in everywhere.transitions.observations.tolist()}
+    starts = [env.reset(seed=0)[0] for env in (everywhere, at_first, given, sampled)]
+    assert tuple(starts[0].tolist()) in observed and tuple(starts[1].tolist()) in observed
+    assert np.abs(starts[1]).max() <= 0.5
+    assert len(at_first.imagination._pool) < len(everywhere.imagination._pool) == 200
+    assert starts[2].tolist() == [0.25, 0.125]
+    assert 0 <= starts[3].min() and starts[3].max() <= 0.1
+
+
+def test_predictions_stay_near_what_was_observed(tiny_fit):
+    env = LearnedModelVecEnv.from_env("CartPole-v1", n_envs=1, **tiny_fit)
+    seen = th.cat([env.transitions.observations, env.transitions.next_observations])
+    low, high = seen.amin(dim=0).numpy(), seen.amax(dim=0).numpy()
+    expected = np.minimum(high + 0.5 * (high - low), env.observation_space.high)
+    np.testing.assert_allclose(env.imagination.high, expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="lies outside of what the model may predict"):
+        env.imagination.set_starts(np.full((1, 4), 3.0), (env.imagination.low, env.imagination.high))
+
+
+def test_rules_reach_the_imagination(from_drift):
+    rules = from_drift(LearnedModelVecEnv, propagation="tsinf", uncertainty_penalty=0.5, stagger=False).imagination.rules
+    assert (rules.propagation, rules.uncertainty_penalty, rules.stagger) == ("tsinf", 0.5, False)
+
+
+@pytest.mark.parametrize(
+    "changes, error, message",
+    [
+        ({"horizon": None}, ValueError, "pass horizon="),
+        ({"horizon": 0}, ValueError, "horizon"),
+        ({"propagation": "ts2"}, ValueError, "propagation"),
+        ({"penalty": 1.0}, TypeError, "penalty"),
+        ({"termination_fn": "sometimes"}, ValueError, "termination_fn"),
+        ({"dynamics_kwargs": {"n_members": 3}}, TypeError, "n_members"),
+        ({"fit_kwargs": {"epochs": 3}}, TypeError, "epochs"),
+        ({"start_states": "any"}, ValueError, "start_states must be 'all', 'initial'"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_collected(drift, tiny_fit, monkeypatch, changes, error, message):
+    env = drift()
+    monkeypatch.setattr(env, "step", lambda action: pytest.fail("collected"), raising=False)
+    with pytest.raises(error, match=message):
+        LearnedModelEnv.from_env(env, **{**tiny_fit, "horizon": 5, **changes})
+
+
+@pytest.mark.parametrize("n_envs, error", [({"n_envs": 0}, ValueError), ({}, TypeError)])
+def test_a_number_of_environments_is_needed(drift, tiny_fit, n_envs, error):
+    with pytest.raises(error, match="n_envs"):
+        LearnedModelVecEnv.from_env(drift(), horizon=5, **tiny_fit, **n_envs)
+
+
+def test_observations_that_are_no_vectors_are_refused(tiny_fit):
+    with pytest.raises(ValueError, match="flat Box"):
+        LearnedModelVecEnv.from_env("FrozenLake-v1", n_envs=1, **tiny_fit)
+
+
+# -- refit -------------------------------------------------------------------------------------------------------------
+
+
+def test_refit_fits_to_all_transitions_and_starts_from_them(from_drift, drift):
+    env = from_drift(LearnedModelVecEnv, start_states="initial")
+    n_initial, weights = len(env.imagination._pool), env.dynamics.weights[0].clone()
+    env.seed(0)
+    env.reset()
+    report = env.refit(collect(drift(), 100, seed=1))
+    assert len(env.transitions) == 300 and report.n_train + report.n_holdout == 300
+    assert len(env.imagination._pool) > n_initial
+    assert not th.equal(weights, env.dynamics.weights[0])
+    env.step(np.zeros((3, 1), np.float32))  # those under way go on
+
+
+def test_refit_to_a_batch_adds_no_initial_states(from_drift):
+    env = from_drift(start_states="initial")
+    n_initial = len(env.imagination._pool)
+    env.refit(env.transitions[:50])
+    assert len(env.transitions) == 250 and len(env.imagination._pool) == n_initial
+
+
+def test_refit_keeps_the_start_states_that_were_given(from_drift):
+    env = from_drift()
+    fixed = LearnedModelVecEnv(env.dynamics, 2, np.zeros((1, 2)), horizon=5)
+    assert fixed.transitions is None
+    fixed.refit(env.transitions[:50], max_epochs=1)
+    assert len(fixed.transitions) == 50 and len(fixed.imagination._pool) == 1
+
+
+def test_a_simulator_is_not_fitted():
+    env = LearnedModelEnv("Pendulum-v1", SimulatorModel("Pendulum-v1"))
+    with pytest.raises(ValueError, match="SimulatorModel cannot be fitted"):
+        env.refit(collect("Pendulum-v1", 10))
+
+
+# -- From what there is ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mbpo():
+    """Trained until its first fit."""
+    model = MBPO(
+        "MlpPolicy",
+        "Pendulum-v1",
+        learning_starts=60,
+        model_train_freq=50,
+        gradient_steps=1,
+        rollouts_per_step=4,
+        dynamics_kwargs={"ensemble_size": 2, "n_elites": 2, "net_arch": [16]},
+        fit_kwargs={"max_epochs": 2},
+        policy_kwargs={"net_arch": [16]},
+        seed=0,
+        device="cpu",
+    )
+    return model.learn(110)
+
+
+def test_from_algorithm(mbpo):
+    venv = LearnedModelVecEnv.from_algorithm(mbpo, n_envs=2, propagation="tsinf")
+    assert venv.dynamics is mbpo.dynamics
+    assert venv.imagination.rules.horizon == 200 and len(venv.transitions) == 110
+    assert venv.reset().shape == (2, 3)
+    env = LearnedModelEnv.from_algorithm(mbpo, start_states="initial", horizon=7)
+    assert env.env.unwrapped is not mbpo.get_env().envs[0].unwrapped  # the algorithm goes on in its own
+    np.testing.assert_array_equal(env.reset(seed=0)[0], mbpo.replay_buffer.observations[0, 0])
+
+
+def test_what_is_no_model_based_algorithm_is_refused(mbpo, tmp_path):
+    with pytest.raises(ValueError, match="has no `dynamics` and `replay_buffer`"):
+        LearnedModelVecEnv.from_algorithm(object(), n_envs=2)
+    mbpo.save(tmp_path / "mbpo")
+    loaded = MBPO.load(tmp_path / "mbpo", env="Pendulum-v1")
+    loaded.replay_buffer.reset()
+    with pytest.raises(ValueError, match="replay buffer is empty"):
+        LearnedModelVecEnv.from_algorithm(loaded, n_envs=2)
+
+
+def test_from_a_file(drift_model, drift, tmp_path):
+    path = tmp_path / "model.safetensors"
+    drift_model.save(path)
+    loaded = ProbabilisticEnsemble.load(path, device="cpu", termination_fn=drift_model.termination_fn)
+    env = LearnedModelEnv(drift(), loaded, horizon=5)
+    env.reset(seed=0)
+    assert env.observation_space is env.env.observation_space
+
+
+def test_the_real_environment_of_a_vector_is_made_anew(tiny_fit):
+    venv = DummyVecEnv([lambda: gym.make("Pendulum-v1")])
+    env = LearnedModelEnv.from_env(venv, **tiny_fit)
+    assert env.env.spec.id == "Pendulum-v1" and env.env.unwrapped is not venv.envs[0].unwrapped
