@@ -174,8 +174,13 @@ class Experience:
             raise ValueError(f"There are no states to start from: start_states={which!r}, but none is among the transitions.")
         return states
 
-    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lowest and highest observation, (O,) each: those observed, and a margin."""
+    def bounds_unless(self, given: Bounds | None) -> Bounds:
+        """
+        :param given: lowest and highest prediction, (O,) each
+        :return: the same; for None what was observed, and a margin
+        """
+        if given is not None:
+            return given
         low, high = th.cat([self.transitions.observations, self.transitions.next_observations]).aminmax(dim=0)
         margin = BOUNDS_MARGIN * (high - low)
         return (low - margin).cpu().numpy(), (high + margin).cpu().numpy()
@@ -265,6 +270,8 @@ class ImaginedFromExperience:
             )
             inspect.signature(fit).bind(dynamics, None, **fit_kwargs)  # what it does not accept fails here, not after it all
             experience = Experience.of(collect(vec_env, n_steps, policy, seed), dynamics.device)
+        if termination_fn == "auto":
+            _check_known_termination(dynamics, experience.transitions)
         dynamics.fit(experience.transitions, generator, **fit_kwargs)
         return cls._from_experience(env, dynamics, experience, start_states, observation_bounds, fit_kwargs, kwargs)
 
@@ -317,8 +324,8 @@ class ImaginedFromExperience:
         fit_kwargs: Mapping[str, Any],
         kwargs: Mapping[str, Any],
     ) -> SelfImagined:
-        starts, bounds = experience.starts(start_states), observation_bounds or experience.bounds()
-        imagined = cls._around(env, dynamics, starts, bounds, **kwargs)
+        starts = experience.starts(start_states)
+        imagined = cls._around(env, dynamics, starts, experience.bounds_unless(observation_bounds), **kwargs)
         imagined._experience = experience
         imagined._start_states, imagined._observation_bounds = start_states, observation_bounds
         imagined._fit_kwargs = fit_kwargs
@@ -363,8 +370,8 @@ class ImaginedFromExperience:
         report = self.dynamics.fit(experience.transitions, self.imagination.generator, **{**self._fit_kwargs, **fit_kwargs})
         self._experience = experience
         if known is not None:
-            bounds = self._observation_bounds or experience.bounds()
-            self.imagination.set_starts(experience.starts(self._start_states), bounds)
+            starts = experience.starts(self._start_states)
+            self.imagination.set_starts(starts, experience.bounds_unless(self._observation_bounds))
         return report
 
 
@@ -391,3 +398,17 @@ def _termination(termination_fn: TerminationFn | str | None, env: VecEnv, genera
         return known
     obs_dim = int(np.prod(env.observation_space.shape or ()))
     return LearnedTermination(obs_dim, action_dim(env.action_space), generator=generator)
+
+
+def _check_known_termination(dynamics: ProbabilisticEnsemble, transitions: Transitions) -> None:
+    """The rule that ``"auto"`` found is refused if the real data contradict it."""
+    if isinstance(dynamics.termination_fn, LearnedTermination):
+        return
+    n_wrong = int((dynamics.predict_termination(transitions) != transitions.terminated).sum())
+    # A state within a rounding error of the limit may fall on either side in float32
+    if n_wrong > 1 + len(transitions) // 1000:
+        raise ValueError(
+            f"termination_fn='auto' took the rule of the known task, but it disagrees with {n_wrong} of {len(transitions)} "
+            "real transitions: a wrapper probably changes observations or terminations. Pass termination_fn='learned' or a "
+            "function of your own."
+        )

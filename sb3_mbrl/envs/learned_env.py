@@ -49,10 +49,10 @@ class LearnedModelEnv(ImaginedFromExperience, gym.Env[np.ndarray, Any]):
         observation_bounds: Bounds | None = None,
         **rules: Any,
     ):
-        if horizon is None:
-            with as_vec_env(env) as vec_env:
-                horizon = time_limit(vec_env)
         self.env = gym.make(env) if isinstance(env, str) else env
+        if horizon is None:
+            with as_vec_env(self.env) as vec_env:
+                horizon = time_limit(vec_env)
         for name in ("observation_space", "action_space"):
             real, of_model = getattr(self.env, name), getattr(dynamics, name)
             if real != of_model:

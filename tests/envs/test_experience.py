@@ -85,6 +85,16 @@ def test_an_unknown_task_learns_when_it_ends(from_drift):
     assert isinstance(pendulum.dynamics.termination_fn, LearnedTermination)
 
 
+def test_a_wrapper_that_ends_episodes_contradicts_the_known_rule(tiny_fit):
+    class Impatient(gym.Wrapper):
+        def step(self, action):
+            obs, reward, _, truncated, info = self.env.step(action)
+            return obs, reward, bool(abs(obs[2]) > 0.5), truncated, info
+
+    with pytest.raises(ValueError, match="disagrees with"):
+        LearnedModelEnv.from_env(Impatient(gym.make("Pendulum-v1")), **tiny_fit)
+
+
 def test_functions_of_the_user_are_used(from_drift):
     env = from_drift(
         reward_fn=lambda obs, action, next_obs: 7 * th.ones(len(obs)), termination_fn=lambda obs, *_: obs[:, 0] < 2
@@ -116,6 +126,12 @@ def test_predictions_stay_near_what_was_observed(tiny_fit):
     np.testing.assert_allclose(env.imagination.high, expected, rtol=1e-5)
     with pytest.raises(ValueError, match="lies outside of what the model may predict"):
         env.imagination.set_starts(np.full((1, 4), 3.0), (env.imagination.low, env.imagination.high))
+
+
+def test_bounds_may_be_given(from_drift, drift):
+    env = from_drift(observation_bounds=np.array([[-0.95, -0.9], [0.95, 0.9]]), start_states="initial")
+    env.refit(collect(drift(), 20, seed=1), max_epochs=1)
+    np.testing.assert_allclose(env.imagination.high, [0.95, 0.9])
 
 
 def test_rules_reach_the_imagination(from_drift):
