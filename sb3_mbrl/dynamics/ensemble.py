@@ -409,9 +409,10 @@ class ProbabilisticEnsemble(nn.Module):
         :return: means and variances of the next observation and the reward, (n_elites, B, O + 1) each
         """
         inputs = self.input_normalizer(th.cat([obs, action], dim=-1))
-        mean, logvar = self(inputs.expand(self.ensemble_size, *inputs.shape))
-        elites = self.elites
-        return Prediction(self._to_raw(mean[elites], obs), logvar[elites].exp() * self.target_normalizer.std**2)
+        members = self.elites.repeat_interleave(len(inputs))
+        head = self._forward_rows(inputs.repeat(self.n_elites, 1), members)
+        mean, logvar = self._split_head(head.reshape(self.n_elites, len(inputs), -1))
+        return Prediction(self._to_raw(mean, obs), logvar.exp() * self.target_normalizer.std**2)
 
     def step(
         self,
@@ -433,7 +434,7 @@ class ProbabilisticEnsemble(nn.Module):
             one member for a whole branch (TS-infinity); ``"expectation"``: the elites' average, without noise
         :param deterministic: take the member's mean instead of a sample
         :param uncertainty: also return epistemic and aleatoric standard deviations, which costs an evaluation of
-            all members
+            all elites
         :return: next observation, reward and termination of each row
         """
         if isinstance(members, str) and members not in ("random", "expectation"):

@@ -76,7 +76,7 @@ class ImaginationRules:
 
     @property
     def needs_uncertainty(self) -> bool:
-        """Whether a step has to evaluate all members."""
+        """Whether a step has to evaluate all elites."""
         return self.value_mode != "expected" or self.uncertainty_penalty > 0 or self.max_disagreement is not None
 
 

@@ -42,7 +42,7 @@ class ModelObjective:
     :param value_mode: ``"expected"``, ``"pessimistic"`` or ``"optimistic"``
     :param kappa: standard deviations away from the mean, for the latter two
     :param disagreement_weight: added to each reward, times the Euclidean norm of the elites' disagreement about the next
-        observation, in its own units: negative is a penalty, positive a bonus. It costs an evaluation of all members
+        observation, in its own units: negative is a penalty, positive a bonus. It costs an evaluation of all elites
     :param reward_fn: takes the place of the model's reward: ``f(obs, action, next_obs)`` on raw observations and actions in
         the environment's scale, so that one model serves many tasks
     :param terminal_value: value of the observation where the plan ends; None: 0
