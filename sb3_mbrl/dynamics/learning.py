@@ -198,14 +198,7 @@ class LearnsDynamics(ExactCheckpoints):
         """The rule that ``"auto"`` found is refused if the real data contradict it."""
         if not isinstance(self._auto_termination, dict):
             return
-        n_wrong = int((self.dynamics.predict_termination(transitions) != transitions.terminated).sum())
-        # A state within a rounding error of the limit may fall on either side in float32
-        if n_wrong > 1 + len(transitions) // 1000:
-            raise ValueError(
-                f"termination_fn='auto' took the rule of the known task, but it disagrees with {n_wrong} of "
-                f"{len(transitions)} real transitions: a wrapper probably changes observations or terminations. Pass "
-                "termination_fn='learned' or a function of your own."
-            )
+        check_known_termination(self.dynamics, transitions)
 
     # ---------------------------------------------------------------- what the environment returns
 
@@ -329,3 +322,19 @@ class LearnsDynamics(ExactCheckpoints):
         assert self._generator is not None
         super()._restore_checkpoint_extras(extras)
         restore_generator(self._generator, extras["generator"])
+
+
+def check_known_termination(dynamics: ProbabilisticEnsemble, transitions: Transitions) -> None:
+    """
+    :param dynamics: with the rule of a known task
+    :param transitions: real ones
+    :raises ValueError: they contradict the rule
+    """
+    n_wrong = int((dynamics.predict_termination(transitions) != transitions.terminated).sum())
+    # A state within a rounding error of the limit may fall on either side in float32
+    if n_wrong > 1 + len(transitions) // 1000:
+        raise ValueError(
+            f"termination_fn='auto' took the rule of the known task, but it disagrees with {n_wrong} of {len(transitions)} "
+            "real transitions: a wrapper probably changes observations or terminations. Pass termination_fn='learned' or a "
+            "function of your own."
+        )

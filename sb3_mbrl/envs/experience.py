@@ -22,6 +22,7 @@ from sb3_mbrl.dynamics.diagnostics import collect_trajectories, concatenate
 from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble, check_spaces
 from sb3_mbrl.dynamics.fitting import FitReport, fit
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination
+from sb3_mbrl.dynamics.learning import check_known_termination
 from sb3_mbrl.dynamics.model import DynamicsModel
 from sb3_mbrl.dynamics.termination import known_termination
 from sb3_mbrl.envs.imagination import Imagination, ImaginationRules, StartFn
@@ -270,8 +271,8 @@ class ImaginedFromExperience:
             )
             inspect.signature(fit).bind(dynamics, None, **fit_kwargs)  # what it does not accept fails here, not after it all
             experience = Experience.of(collect(vec_env, n_steps, policy, seed), dynamics.device)
-        if termination_fn == "auto":
-            _check_known_termination(dynamics, experience.transitions)
+        if termination_fn == "auto" and not isinstance(dynamics.termination_fn, LearnedTermination):
+            check_known_termination(dynamics, experience.transitions)
         dynamics.fit(experience.transitions, generator, **fit_kwargs)
         return cls._from_experience(env, dynamics, experience, start_states, observation_bounds, fit_kwargs, kwargs)
 
@@ -398,17 +399,3 @@ def _termination(termination_fn: TerminationFn | str | None, env: VecEnv, genera
         return known
     obs_dim = int(np.prod(env.observation_space.shape or ()))
     return LearnedTermination(obs_dim, action_dim(env.action_space), generator=generator)
-
-
-def _check_known_termination(dynamics: ProbabilisticEnsemble, transitions: Transitions) -> None:
-    """The rule that ``"auto"`` found is refused if the real data contradict it."""
-    if isinstance(dynamics.termination_fn, LearnedTermination):
-        return
-    n_wrong = int((dynamics.predict_termination(transitions) != transitions.terminated).sum())
-    # A state within a rounding error of the limit may fall on either side in float32
-    if n_wrong > 1 + len(transitions) // 1000:
-        raise ValueError(
-            f"termination_fn='auto' took the rule of the known task, but it disagrees with {n_wrong} of {len(transitions)} "
-            "real transitions: a wrapper probably changes observations or terminations. Pass termination_fn='learned' or a "
-            "function of your own."
-        )
