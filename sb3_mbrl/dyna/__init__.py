@@ -1,0 +1,3 @@
+from sb3_mbrl.dyna.dyna_q import DynaQ
+
+__all__ = ["DynaQ"]
