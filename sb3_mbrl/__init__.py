@@ -2,7 +2,7 @@
 
 from importlib.resources import files
 
-from sb3_mbrl.dyna import DynaQ
+from sb3_mbrl.dyna import Dyna, DynaQ
 from sb3_mbrl.envs import LearnedModelEnv, LearnedModelVecEnv
 from sb3_mbrl.mbpo import MBPO, MBTD3, MBTQC, MBCrossQ
 from sb3_mbrl.pets import PETS, MPCPolicy
@@ -14,6 +14,7 @@ __all__ = [
     "MBTD3",
     "MBTQC",
     "PETS",
+    "Dyna",
     "DynaQ",
     "LearnedModelEnv",
     "LearnedModelVecEnv",
