@@ -1,8 +1,8 @@
 """
 Train PPO and DQN in a learned model, unmodified, and beside it in the environment itself with five times the real steps.
 
-``dyna.png`` shows the returns of evaluation episodes over real steps. What the model promised the policy, and how far that
-was from what reality paid, is printed at the end: a policy that exploits errors of its model shows there first.
+``dyna.png`` shows the returns of evaluation episodes over real steps. Where the model promises much more
+than reality pays, a line says so: the policy has found errors of the model.
 """
 
 import argparse
@@ -17,6 +17,9 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_mbrl import Dyna
 
+# Small, for tasks as small as these
+ENSEMBLE = {"ensemble_size": 5, "n_elites": 5, "net_arch": (64, 64)}
+
 TASKS: dict[str, dict[str, Any]] = {
     "Pendulum-v1": {
         "algorithm": PPO,
@@ -24,8 +27,21 @@ TASKS: dict[str, dict[str, Any]] = {
         "plain": {"n_steps": 1024, "gamma": 0.9, "gae_lambda": 0.95, "learning_rate": 1e-3, "clip_range": 0.2},
         "n_envs": 4,
         # The same, in more and shorter imagined episodes
-        "agent": {"n_steps": 50, "gamma": 0.9, "gae_lambda": 0.95, "learning_rate": 1e-3, "clip_range": 0.2},
-        "dyna": {"n_imagined_envs": 64, "horizon": 50, "learning_starts": 500, "model_train_freq": 200},
+        "agent": {
+            "n_steps": 50,
+            "batch_size": 320,
+            "gamma": 0.9,
+            "gae_lambda": 0.95,
+            "learning_rate": 1e-3,
+            "clip_range": 0.2,
+        },
+        "dyna": {
+            "n_imagined_envs": 64,
+            "horizon": 50,
+            "learning_starts": 500,
+            "model_train_freq": 200,
+            "model_updates_per_step": 5,
+        },
     },
     "CartPole-v1": {
         "algorithm": DQN,
@@ -54,7 +70,13 @@ TASKS: dict[str, dict[str, Any]] = {
             "exploration_final_eps": 0.04,
             "policy_kwargs": {"net_arch": [256, 256]},
         },
-        "dyna": {"imagined_steps_per_step": 20, "horizon": 50, "learning_starts": 500, "model_train_freq": 200},
+        "dyna": {
+            "imagined_steps_per_step": 20,
+            "horizon": 50,
+            "learning_starts": 500,
+            "model_train_freq": 200,
+            "model_updates_per_step": 5,
+        },
     },
 }
 
@@ -96,7 +118,16 @@ def main() -> None:
     for axes, env_id in zip(all_axes, args.envs, strict=True):
         task = TASKS[env_id]
         algorithm = task["algorithm"]
-        dyna = Dyna(algorithm, "MlpPolicy", env_id, algorithm_kwargs=task["agent"], seed=args.seed, verbose=1, **task["dyna"])
+        dyna = Dyna(
+            algorithm,
+            "MlpPolicy",
+            env_id,
+            algorithm_kwargs=task["agent"],
+            dynamics_kwargs=ENSEMBLE,
+            seed=args.seed,
+            verbose=1,
+            **task["dyna"],
+        )
         plain = algorithm("MlpPolicy", make_vec_env(env_id, task["n_envs"], seed=args.seed), seed=args.seed, **task["plain"])
         runs: list[tuple[str, BaseAlgorithm, int]] = [
             (f"Dyna({algorithm.__name__})", dyna, args.timesteps),

@@ -215,3 +215,21 @@ def test_bad_input_is_named(changes, named):
 def test_an_algorithm_that_cannot_act_here_says_so():
     with pytest.raises(AssertionError, match="only supports"):
         make(DQN, env="Pendulum-v1", algorithm_kwargs={})
+
+
+def test_a_checkpoint_of_an_on_policy_run_goes_on_bit_for_bit(tmp_path):
+    whole = make().learn(250)
+    half = make().learn(130)
+    half.save_checkpoint(tmp_path)
+    resumed = Dyna.load_checkpoint(tmp_path, env="Pendulum-v1", device="cpu").learn(120, reset_num_timesteps=False)
+    assert resumed.agent.num_timesteps == whole.agent.num_timesteps
+    assert np.array_equal(weights(resumed), weights(whole))
+
+
+def test_an_n_step_return_does_not_go_on_over_the_end_of_a_round():
+    model = make(SAC, algorithm_kwargs={**OFF_POLICY, "n_steps": 3}).learn(130)
+    buffer = model.agent.replay_buffer
+    last = buffer.pos - 1
+    assert buffer.dones[last].all()
+    # A horizon is no termination: one that is bootstrapped over
+    assert (buffer.dones[last] * (1 - buffer.timeouts[last]) == 0).all()
