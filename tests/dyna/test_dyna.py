@@ -12,7 +12,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_mbrl import Dyna, LearnedModelVecEnv
 from sb3_mbrl.dyna import dyna as module
@@ -51,6 +53,10 @@ def short_episodes(monkeypatch):
 def make(algorithm=PPO, policy="MlpPolicy", env="Pendulum-v1", algorithm_kwargs=None, **changes):
     kwargs = ON_POLICY if algorithm_kwargs is None else algorithm_kwargs
     return Dyna(algorithm, policy, env, algorithm_kwargs={"policy_kwargs": {"net_arch": [8]}, **kwargs}, **{**TINY, **changes})
+
+
+def make_short_pendulum():
+    return Monitor(gym.make("Pendulum-v1", max_episode_steps=15))
 
 
 def weights(model):
@@ -106,6 +112,16 @@ def test_callbacks_and_clocks_count_real_steps(tmp_path):
     assert model.num_timesteps == 130 < model.agent.num_timesteps
     assert model.agent.logger.dir is None and len(list(tmp_path.iterdir())) == 1
     assert model.replay_buffer.size() == 130
+
+
+def test_the_promises_of_the_model_are_logged_at_real_steps(tmp_path):
+    make(env=make_short_pendulum(), tensorboard_log=str(tmp_path)).learn(200)
+    events = EventAccumulator(str(tmp_path / "Dyna_1"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("imagination/return_mean")] == [61, 121, 181]
+    # The first policy that the model made promises for is compared when the next round begins
+    assert [event.step for event in events.Scalars("imagination/gap")] == [121, 181]
+    assert {"rollout/ep_rew_mean", "imagination/alarm", "agent/train/value_loss"} <= set(events.Tags()["scalars"])
 
 
 def test_schedules_follow_the_real_run():
