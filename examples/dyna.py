@@ -1,8 +1,8 @@
 """
 Train PPO and DQN in a learned model, unmodified, and beside it in the environment itself with five times the real steps.
 
-``dyna.png`` shows the returns of evaluation episodes over real steps. Where the model promises much more
-than reality pays, a line says so: the policy has found errors of the model.
+``dyna.png`` shows the returns of evaluation episodes over real steps. Where the model promises much more than
+reality pays, a line says so: the policy has found errors of the model.
 """
 
 import argparse
@@ -107,7 +107,7 @@ class Curve(BaseCallback):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--timesteps", type=int, default=5_000, help="real steps of Dyna; the algorithm alone takes five times"
+        "--timesteps", type=int, default=3_000, help="real steps of Dyna; the algorithm alone takes five times"
     )
     parser.add_argument("--envs", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--seed", type=int, default=0)

@@ -452,7 +452,7 @@ def _known_time_limit(env: VecEnv | None) -> int | None:
 class _StopWhenNoLongerBetter(BaseCallback):
     """
     Ends a round of an on-policy algorithm when, since the last validation, its policy became better on less than
-    ``MIN_SHARE_BETTER`` of the members of the ensemble (ME-TRPO, section 4.3).
+    ``MIN_SHARE_BETTER`` of the members of the ensemble (ME-TRPO).
 
     :param validate: return of the policy on each member
     """
