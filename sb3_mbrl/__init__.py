@@ -2,10 +2,23 @@
 
 from importlib.resources import files
 
+from sb3_mbrl.dyna import Dyna, DynaQ
 from sb3_mbrl.envs import LearnedModelEnv, LearnedModelVecEnv
 from sb3_mbrl.mbpo import MBPO, MBTD3, MBTQC, MBCrossQ
 from sb3_mbrl.pets import PETS, MPCPolicy
 
 __version__ = files(__name__).joinpath("version.txt").read_text().strip()
 
-__all__ = ["MBPO", "MBTD3", "MBTQC", "PETS", "LearnedModelEnv", "LearnedModelVecEnv", "MBCrossQ", "MPCPolicy", "__version__"]
+__all__ = [
+    "MBPO",
+    "MBTD3",
+    "MBTQC",
+    "PETS",
+    "Dyna",
+    "DynaQ",
+    "LearnedModelEnv",
+    "LearnedModelVecEnv",
+    "MBCrossQ",
+    "MPCPolicy",
+    "__version__",
+]

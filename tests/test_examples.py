@@ -14,6 +14,7 @@ DEFAULT = ["--timesteps", "600"]
 # What keeps the others short, or lets them show something
 ARGUMENTS = {
     "adroit_pddm.py": ["--timesteps", "100", "--episodes", "1"],
+    "dyna_q.py": ["--timesteps", "600", "--seeds", "2"],
     "ladder.py": ["--timesteps", "220", "--episodes", "1"],
     "swap_the_reward.py": ["--timesteps", "300", "--steps", "8"],
     "terminal_value.py": ["--timesteps", "300", "--episodes", "5"],

@@ -1,0 +1,508 @@
+"""Dyna with deep networks: any algorithm of Stable-Baselines3, trained in a model. Results: docs/modules/dyna.md."""
+
+import io
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from sb3_mbrl.common.buffers import initial_rows, real_transitions
+from sb3_mbrl.common.types import RewardFn, TerminationFn
+from sb3_mbrl.dynamics.ensemble import check_spaces
+from sb3_mbrl.dynamics.learning import LearnsDynamics
+from sb3_mbrl.envs import LearnedModelVecEnv
+from sb3_mbrl.envs.experience import StartStates, check_n_envs, time_limit
+from sb3_mbrl.envs.imagination import ImaginationRules
+
+SelfDyna = TypeVar("SelfDyna", bound="Dyna")
+
+EPISODES_PER_MEMBER = 4
+"""Imagined episodes of each member of the ensemble, whenever the policy is validated."""
+
+VALIDATION_FREQ = 5
+"""Rollouts of an on-policy algorithm between two validations."""
+
+MIN_SHARE_BETTER = 0.7
+"""ME-TRPO's: go on as long as the policy became better on this share of the members."""
+
+_SET_HERE = {"policy", "env", "seed", "device", "tensorboard_log", "verbose", "_init_setup_model"}
+
+
+class Dyna(LearnsDynamics, OffPolicyAlgorithm):
+    """
+    Trains an algorithm of Stable-Baselines3 in a learned model, as it is: acts at random, fits an ensemble of dynamics, lets
+    the algorithm learn in many imagined environments, acts with what it has learned, and so on (Sutton 1991; with ensembles
+    and a policy gradient it is ME-TRPO, https://arxiv.org/abs/1802.10592)::
+
+        Dyna(PPO, "MlpPolicy", "Pendulum-v1").learn(10_000)  # real steps; those of PPO are imagined
+
+    What is counted, logged and seen by callbacks are real steps. The algorithm is ``agent``; its schedules follow the
+    progress of the real run. An on-policy one ends its round early when it is no longer better on most members of the
+    ensemble (ME-TRPO's rule).
+
+    Logged beside the real ``rollout/ep_rew_mean``: ``imagination/return_mean``, the undiscounted return that the model
+    promises the policy, over episodes of the real time limit from real first states; ``imagination/gap``, how much more that
+    was than what the episodes that followed in reality returned; ``imagination/alarm``, 1 where they part, by more than
+    three standard deviations of the imagined returns and a fifth of their mean: the model is being exploited.
+
+    :param algorithm_class: of Stable-Baselines3, sb3-contrib or yours, on- or off-policy
+    :param policy: of the algorithm
+    :param env: flat Box observations of floats; Box actions with finite bounds, or Discrete, as the algorithm has them; one
+        environment or many
+    :param algorithm_kwargs: further arguments of the algorithm. The ``n_steps`` of PPO are those of each imagined
+        environment; ``buffer_size`` of an off-policy one says how long it keeps what older models imagined
+    :param buffer_size: real transitions
+    :param learning_starts: real steps with uniform random actions first
+    :param action_noise: added to the actions of real steps, for algorithms that do not explore by themselves (TD3)
+    :param n_imagined_envs: environments in the model
+    :param imagined_steps_per_step: imagined steps of the algorithm for each real one, over all imagined environments; at least
+        a rollout of an on-policy algorithm in each round
+    :param horizon: steps until an imagined episode is truncated; None: the time limit of the environment. A short one keeps
+        errors from adding up
+    :param start_states: of imagined episodes: ``"all"`` real states, ``"initial"`` ones, an array or a function, as in
+        :meth:`LearnedModelVecEnv.from_algorithm <sb3_mbrl.LearnedModelVecEnv.from_algorithm>`
+    :param value_mode: ``"expected"``, ``"pessimistic"`` or ``"optimistic"`` rewards
+    :param uncertainty_penalty: subtracted from imagined rewards, times the disagreement of the ensemble (MOPO)
+    :param max_disagreement: imagined tasks end where the ensemble disagrees by more (MOReL); None: never
+    :param halt_reward: reward of a step that ends in this way
+    :param model_train_freq: real steps between two rounds of fitting and imagining
+    :param model_updates_per_step: budget of a fit: at most this many gradient steps of the model per real step since the last
+        one; of the first fit, since the beginning. None: every fit runs to its end
+    :param reward_fn: the reward ``f(obs (B, O), action (B, A), next_obs (B, O)) -> (B,)`` on torch tensors, actions in the
+        environment's scale (one-hot if discrete); learned if None
+    :param termination_fn: ``"auto"``: the environment's own rule where it is a known Gymnasium task, otherwise learned;
+        ``"learned"``; a function ``f(obs, action, next_obs) -> (B,) bool``; None: the task never terminates
+    :param dynamics_kwargs: arguments of :class:`~sb3_mbrl.dynamics.ProbabilisticEnsemble`
+    :param fit_kwargs: arguments of :func:`~sb3_mbrl.dynamics.fitting.fit`
+    :param stats_window_size: Window size for the rollout logging
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param verbose: Verbosity level: 0 for no output, 1 for a line per fit and alarm
+    :param seed: Seed for the pseudo random generators
+    :param device: Device on which the code should run
+    :param _init_setup_model: Whether or not to build the networks at the creation of the instance
+    :raises ValueError: arguments or spaces that are not supported, saying what is
+    """
+
+    def __init__(
+        self,
+        algorithm_class: type[BaseAlgorithm] = PPO,
+        policy: str | type[BasePolicy] = "MlpPolicy",
+        env: GymEnv | str | None = None,
+        algorithm_kwargs: Mapping[str, Any] | None = None,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 1_000,
+        action_noise: ActionNoise | None = None,
+        n_imagined_envs: int = 16,
+        imagined_steps_per_step: int = 100,
+        horizon: int | None = None,
+        start_states: StartStates = "all",
+        value_mode: str = "expected",
+        uncertainty_penalty: float = 0.0,
+        max_disagreement: float | None = None,
+        halt_reward: float | None = None,
+        model_train_freq: int = 250,
+        model_updates_per_step: float | None = 10.0,
+        reward_fn: RewardFn | None = None,
+        termination_fn: TerminationFn | str | None = "auto",
+        dynamics_kwargs: Mapping[str, Any] | None = None,
+        fit_kwargs: Mapping[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        super().__init__(
+            BasePolicy,  # that of the algorithm takes its place
+            env,  # type: ignore[arg-type]
+            learning_rate=1e-3,  # nothing is trained here but the model, whose own is among dynamics_kwargs
+            buffer_size=buffer_size,
+            learning_starts=learning_starts,
+            train_freq=1,
+            gradient_steps=1,
+            action_noise=action_noise,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            support_multi_env=True,
+            seed=seed,
+            sde_support=False,
+        )
+        self._store_dynamics_arguments(
+            model_train_freq, model_updates_per_step, reward_fn, termination_fn, dynamics_kwargs, fit_kwargs
+        )
+        self.algorithm_class = algorithm_class
+        self.agent_policy = policy
+        self.algorithm_kwargs = dict(algorithm_kwargs or {})
+        self.n_imagined_envs = n_imagined_envs
+        self.imagined_steps_per_step = imagined_steps_per_step
+        self.horizon = horizon
+        self.start_states = start_states
+        self.value_mode = value_mode
+        self.uncertainty_penalty = uncertainty_penalty
+        self.max_disagreement = max_disagreement
+        self.halt_reward = halt_reward
+        self._agent_zip = b""  # while it is saved
+        self._agent_state: Any = None  # of a recurrent policy
+        self._promised: tuple[float, float] | None = None  # imagined return of the policy that acts now, mean and std
+        self._episodes_before = 0  # of the real run, when the last round ended
+
+        if _init_setup_model:
+            self._setup_model()
+
+    # ---------------------------------------------------------------- setup
+
+    def _setup_model(self) -> None:
+        check_spaces(self.observation_space, self.action_space)
+        self._check_dynamics_arguments()
+        self._check_arguments()
+        # SB3 makes its policy in the middle of its setup, when all seeds are set: there model and algorithm are made too
+        self.policy_class = partial(self._make_policy)  # type: ignore[assignment, arg-type]
+        try:
+            super()._setup_model()
+        finally:
+            self.policy_class = BasePolicy  # type: ignore[type-abstract]
+
+    def _check_arguments(self) -> None:
+        if not (isinstance(self.algorithm_class, type) and issubclass(self.algorithm_class, BaseAlgorithm)):
+            raise ValueError(
+                f"algorithm_class must be a class of Stable-Baselines3 such as PPO, got {self.algorithm_class!r}."
+            )
+        refused = sorted(_SET_HERE & self.algorithm_kwargs.keys())
+        if refused:
+            raise ValueError(f"algorithm_kwargs does not accept {refused}: they follow from Dyna's own arguments.")
+        check_n_envs(self.n_imagined_envs)
+        if self.imagined_steps_per_step < 1:
+            raise ValueError(f"imagined_steps_per_step must be at least 1, got {self.imagined_steps_per_step}.")
+        if isinstance(self.start_states, str) and self.start_states not in ("all", "initial"):
+            raise ValueError(f"start_states must be 'all', 'initial', an array or a function, got {self.start_states!r}.")
+        horizon = time_limit(self.env) if self.horizon is None and self.env is not None else self.horizon
+        ImaginationRules(1 if horizon is None else horizon, **self._rules())
+        if self.value_mode != "expected" and self.reward_fn is not None:
+            raise ValueError(f"value_mode={self.value_mode!r} is about a learned reward, but reward_fn is given.")
+
+    def _rules(self) -> dict[str, Any]:
+        names = ("value_mode", "uncertainty_penalty", "max_disagreement", "halt_reward")
+        return {name: getattr(self, name) for name in names}
+
+    def _make_policy(
+        self, observation_space: spaces.Space, action_space: spaces.Space, lr_schedule: Schedule, **_: Any
+    ) -> BasePolicy:
+        self._setup_dynamics()
+        if self._agent_zip:
+            self.agent = self.algorithm_class.load(io.BytesIO(self._agent_zip), device=self.device)
+            self._agent_zip = b""
+        else:
+            self.agent = self.algorithm_class(
+                self.agent_policy,  # type: ignore[arg-type]
+                _NothingYet(self.n_imagined_envs, observation_space, action_space),  # type: ignore[arg-type]
+                seed=self.seed,
+                device=self.device,
+                **deepcopy(self.algorithm_kwargs),  # SB3 writes to them
+            )
+        return self.agent.policy
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        # Every environment comes in here, at construction, set_env and load: unsupported spaces are refused first
+        check_spaces(env.observation_space, env.action_space)
+        return OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+
+    # ---------------------------------------------------------------- the algorithm
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        """
+        If it is time, refit the model, and let the algorithm learn in it.
+
+        :param gradient_steps: of no effect
+        :param batch_size: of no effect
+        """
+        if not self._fit_is_due():
+            return
+        assert self.replay_buffer is not None
+        self._compare_with_reality()
+        transitions = real_transitions(self.replay_buffer, self.device)
+        self._fit_dynamics(transitions)
+        if self._n_fitted == len(transitions):  # or it was loaded without its replay buffer: wait until there is enough again
+            with self._timed("imagining", "imagining"):
+                self._learn_in_the_model(self.imagined_steps_per_step * self._steps_since_fit())
+        self._last_fit_timestep = self.num_timesteps
+
+    def _learn_in_the_model(self, n_steps: int) -> None:
+        """
+        :param n_steps: of the algorithm, over all imagined environments
+        """
+        self.agent.set_env(self._imagined(self.n_imagined_envs, self.start_states, self.horizon, **self._rules()))
+        self.agent.set_logger(Logger(None, []))
+        stop = _StopWhenNoLongerBetter(self._validate) if isinstance(self.agent, OnPolicyAlgorithm) else None
+        before = self.agent.num_timesteps
+        with self._progress_of_the_real_run():
+            self.agent.learn(n_steps, callback=stop, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+        self._end_trajectories()
+
+        returns = self._imagined_returns(deterministic=False)
+        self._promised = (float(returns.mean()), float(returns.std()))
+        self._log({"imagination/n_steps": self.agent.num_timesteps - before, "imagination/return_mean": self._promised[0]})
+        for name, value in self.agent.logger.name_to_value.items():
+            self.logger.record(f"agent/{name}", value)
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if self.num_timesteps < learning_starts or not self.dynamics.is_fitted:
+            return super()._sample_action(self.num_timesteps + 1, action_noise, n_envs)
+        assert isinstance(self._last_obs, np.ndarray)
+        if np.all(self._last_episode_starts):  # type: ignore[arg-type]  # perhaps of other environments
+            self._agent_state = None
+        actions, self._agent_state = self.agent.predict(
+            self._last_obs, self._agent_state, self._last_episode_starts, deterministic=False
+        )
+        if not isinstance(self.action_space, spaces.Box):
+            return actions, actions
+        scaled = self.policy.scale_action(actions)
+        if action_noise is not None:
+            scaled = np.clip(scaled + action_noise(), -1, 1)
+        return self.policy.unscale_action(scaled), scaled
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        self._last_episode_starts = dones
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Act with what the algorithm has learned.
+
+        :param observation: one or a batch
+        :param state: of a recurrent policy
+        :param episode_start: where to forget it
+        :param deterministic: whether to explore
+        :return: actions in the environment's scale, and the new state
+        """
+        return self.agent.predict(observation, state, episode_start, deterministic)
+
+    # ---------------------------------------------------------------- imagination
+
+    def _imagined(
+        self, n_envs: int, start_states: StartStates, horizon: int | None, norm_reward: bool = True, **rules: Any
+    ) -> VecEnv:
+        """Environments in the model, normalised as the real ones are now."""
+        env = LearnedModelVecEnv.from_algorithm(self, start_states, horizon, n_envs=n_envs, **rules)
+        assert self._generator is not None
+        env.seed(int(th.randint(2**31 - n_envs, (1,), generator=self._generator, device=self._generator.device)))
+        if self._vec_normalize_env is None:
+            return env
+        normalized: VecNormalize = deepcopy(self._vec_normalize_env)  # without the environments
+        normalized.set_venv(env)
+        normalized.training = False
+        normalized.norm_reward &= norm_reward
+        return normalized
+
+    def _validate(self) -> np.ndarray:
+        """Mean return of the policy on each elite, (n_elites,)."""
+        return self._imagined_returns(deterministic=True).mean(axis=1)
+
+    def _imagined_returns(self, deterministic: bool) -> np.ndarray:
+        """
+        :param deterministic: whether the policy explores
+        :return: of whole episodes from real first states, neither penalised nor normalised, (n_elites, EPISODES_PER_MEMBER)
+        """
+        assert self.replay_buffer is not None
+        n_elites = len(self.dynamics.elites)
+        n_envs = n_elites * EPISODES_PER_MEMBER
+        starts = "initial" if len(initial_rows(self.replay_buffer)) > 0 else "all"
+        horizon = _known_time_limit(self.env) or self.horizon
+        env = self._imagined(n_envs, starts, horizon, norm_reward=False, propagation="tsinf", stagger=False)
+        env.seed(0)  # the same starts and noise: what differs is the policy
+        obs = env.reset()
+        env.unwrapped.imagination.members = self.dynamics.elites.repeat_interleave(EPISODES_PER_MEMBER)  # type: ignore
+        returns, running = np.zeros(n_envs), np.ones(n_envs, dtype=bool)
+        state, begins = None, np.ones(n_envs, dtype=bool)
+        while running.any():
+            actions, state = self.agent.predict(obs, state, begins, deterministic)  # type: ignore[arg-type]
+            obs, rewards, begins, _ = env.step(actions)
+            returns += running * rewards
+            running &= ~begins
+        return returns.reshape(n_elites, EPISODES_PER_MEMBER)
+
+    @contextmanager
+    def _progress_of_the_real_run(self) -> Iterator[None]:
+        """The algorithm's schedules (learning rate, exploration) see the real run, not the end of each imagined round."""
+
+        def follow(num_timesteps: int, total_timesteps: int) -> None:
+            self.agent._current_progress_remaining = self._current_progress_remaining
+
+        self.agent._update_current_progress_remaining = follow  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del self.agent._update_current_progress_remaining  # the method of the class is back
+
+    def _end_trajectories(self) -> None:
+        """The next round begins elsewhere: no n-step return may go on over the last transition of this one."""
+        buffer = getattr(self.agent, "replay_buffer", None)
+        if buffer is not None and hasattr(buffer, "timeouts"):
+            running = buffer.dones[buffer.pos - 1] == 0
+            buffer.dones[buffer.pos - 1], buffer.timeouts[buffer.pos - 1, running] = 1, 1
+
+    # ---------------------------------------------------------------- reality
+
+    def _compare_with_reality(self) -> None:
+        """What the model promised for the policy, beside what the episodes since then returned."""
+        assert self.ep_info_buffer is not None
+        n_episodes = min(self._episode_num - self._episodes_before, len(self.ep_info_buffer))
+        if self._promised is not None and n_episodes > 0:
+            mean, std = self._promised
+            gap = mean - float(np.mean([episode["r"] for episode in list(self.ep_info_buffer)[-n_episodes:]]))
+            alarm = gap > 3 * std + 0.2 * abs(mean)
+            self._log({"imagination/gap": gap, "imagination/alarm": float(alarm)})
+            if alarm and self.verbose >= 1:
+                print(
+                    f"Step {self.num_timesteps}: the model promised a return of {mean:.4g}, reality gave {mean - gap:.4g}. "
+                    "The policy exploits errors of the model: try a shorter horizon or uncertainty_penalty."
+                )
+        self._episodes_before = self._episode_num
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if reset_num_timesteps:
+            self._episodes_before = 0
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    # ---------------------------------------------------------------- learn, save and load
+
+    def learn(
+        self: SelfDyna,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "Dyna",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfDyna:
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        content = io.BytesIO()
+        self.agent.save(content)  # as it saves itself, whatever it consists of
+        self._agent_zip = content.getvalue()
+        try:
+            super().save(path, exclude, include)
+        finally:
+            self._agent_zip = b""
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "agent", "_agent_state"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, variables = super()._get_torch_save_params()
+        return [name for name in state_dicts if name != "policy"], variables  # the policy is the agent's
+
+
+def _known_time_limit(env: VecEnv | None) -> int | None:
+    try:
+        return time_limit(env)
+    except ValueError:
+        return None
+
+
+class _StopWhenNoLongerBetter(BaseCallback):
+    """
+    Ends a round of an on-policy algorithm when, since the last validation, its policy became better on less than
+    ``MIN_SHARE_BETTER`` of the members of the ensemble (ME-TRPO).
+
+    :param validate: return of the policy on each member
+    """
+
+    def __init__(self, validate: Callable[[], np.ndarray]):
+        super().__init__()
+        self.validate = validate
+        self.n_rollouts = 0
+        self.stop = False
+
+    def _on_training_start(self) -> None:
+        self.returns = self.validate()
+
+    def _on_rollout_start(self) -> None:
+        if self.n_rollouts > 0 and self.n_rollouts % VALIDATION_FREQ == 0:
+            before, self.returns = self.returns, self.validate()
+            self.stop = bool(np.mean(self.returns > before) < MIN_SHARE_BETTER)
+        self.n_rollouts += 1
+
+    def _on_step(self) -> bool:
+        return not self.stop
+
+
+class _NothingYet(VecEnv):
+    """Spaces to build an algorithm for, before there is a model to imagine in."""
+
+    def __init__(self, n_envs: int, observation_space: spaces.Space, action_space: spaces.Space):
+        self.render_mode = None
+        super().__init__(n_envs, observation_space, action_space)
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        return [getattr(self, attr_name) for _ in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+        return [False for _ in self._get_indices(indices)]
+
+    def reset(self) -> Any:
+        raise NotImplementedError("The model is not fitted yet.")
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self.reset()
+
+    def step_wait(self) -> Any:
+        self.reset()
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        self.reset()
+
+    def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
+        return self.reset()
+
+    def close(self) -> None:
+        """Nothing to close."""

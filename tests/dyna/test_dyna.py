@@ -1,0 +1,251 @@
+"""Any algorithm of SB3, trained in a model of the environment. Warnings are errors."""
+
+from copy import deepcopy
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from sb3_contrib import TQC, RecurrentPPO
+from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecNormalize
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sb3_mbrl import Dyna, LearnedModelVecEnv
+from sb3_mbrl.dyna import dyna as module
+
+ON_POLICY = {"n_steps": 16, "batch_size": 16, "n_epochs": 1}
+OFF_POLICY = {"learning_starts": 16, "batch_size": 8, "buffer_size": 500}
+ALGORITHMS = [
+    (PPO, "MlpPolicy", "Pendulum-v1", ON_POLICY),
+    (A2C, "MlpPolicy", "CartPole-v1", {}),
+    (RecurrentPPO, "MlpLstmPolicy", "Pendulum-v1", {**ON_POLICY, "policy_kwargs": {"lstm_hidden_size": 8}}),
+    (DQN, "MlpPolicy", "CartPole-v1", OFF_POLICY),
+    (SAC, "MlpPolicy", "Pendulum-v1", OFF_POLICY),
+    (TD3, "MlpPolicy", "Pendulum-v1", OFF_POLICY),
+    (TQC, "MlpPolicy", "Pendulum-v1", OFF_POLICY),
+]
+TINY = {
+    "learning_starts": 60,
+    "n_imagined_envs": 4,
+    "imagined_steps_per_step": 1,
+    "horizon": 10,
+    "model_train_freq": 60,
+    "dynamics_kwargs": {"ensemble_size": 3, "n_elites": 2, "net_arch": [16]},
+    "fit_kwargs": {"max_epochs": 2},
+    "seed": 0,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(autouse=True)
+def short_episodes(monkeypatch):
+    """Of the validation, which lasts as long as real episodes."""
+    monkeypatch.setattr(module, "time_limit", lambda env: 15)
+    monkeypatch.setattr(module, "EPISODES_PER_MEMBER", 2)
+
+
+def make(algorithm=PPO, policy="MlpPolicy", env="Pendulum-v1", algorithm_kwargs=None, **changes):
+    kwargs = ON_POLICY if algorithm_kwargs is None else algorithm_kwargs
+    return Dyna(algorithm, policy, env, algorithm_kwargs={"policy_kwargs": {"net_arch": [8]}, **kwargs}, **{**TINY, **changes})
+
+
+def make_short_pendulum():
+    return Monitor(gym.make("Pendulum-v1", max_episode_steps=15))
+
+
+def weights(model):
+    return np.concatenate([parameter.detach().numpy().ravel() for parameter in model.policy.parameters()])
+
+
+@pytest.mark.parametrize("algorithm, policy, env, kwargs", ALGORITHMS, ids=[each[0].__name__ for each in ALGORITHMS])
+def test_it_trains_is_saved_and_goes_on(algorithm, policy, env, kwargs, tmp_path):
+    model = make(algorithm, policy, env, kwargs)
+    before = weights(model)
+    model.learn(130)
+    assert model.num_timesteps == 130 and model.agent.num_timesteps >= 60
+    assert not np.array_equal(weights(model), before)
+
+    model.save(tmp_path / "model")
+    loaded = Dyna.load(tmp_path / "model", env=gym.make(env), device="cpu")
+    obs = np.stack([gym.make(env).reset(seed=seed)[0] for seed in range(5)])
+    assert np.array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
+    assert loaded.agent.num_timesteps == model.agent.num_timesteps
+
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    imagined, before = loaded.agent.num_timesteps, weights(loaded)
+    loaded.learn(70, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 200 and loaded.agent.num_timesteps > imagined
+    assert not np.array_equal(weights(loaded), before)
+
+
+def test_it_loads_to_predict(tmp_path):
+    model = make().learn(70)
+    model.save(tmp_path / "model")
+    obs = np.zeros((2, 3), np.float32)
+    loaded = Dyna.load(tmp_path / "model", device="cpu")
+    assert np.array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
+
+
+class Watch(BaseCallback):
+    """Steps at which it was called."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = []
+
+    def _on_step(self):
+        self.steps.append(self.num_timesteps)
+        return True
+
+
+def test_callbacks_and_clocks_count_real_steps(tmp_path):
+    watch = Watch()
+    model = make(imagined_steps_per_step=5, tensorboard_log=str(tmp_path)).learn(130, callback=watch)
+    assert watch.steps == list(range(1, 131))
+    assert model.num_timesteps == 130 < model.agent.num_timesteps
+    assert model.agent.logger.dir is None and len(list(tmp_path.iterdir())) == 1
+    assert model.replay_buffer.size() == 130
+
+
+def test_the_promises_of_the_model_are_logged_at_real_steps(tmp_path):
+    make(env=make_short_pendulum(), tensorboard_log=str(tmp_path)).learn(200)
+    events = EventAccumulator(str(tmp_path / "Dyna_1"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("imagination/return_mean")] == [61, 121, 181]
+    # The first policy that the model made promises for is compared when the next round begins
+    assert [event.step for event in events.Scalars("imagination/gap")] == [121, 181]
+    assert {"rollout/ep_rew_mean", "imagination/alarm", "agent/train/value_loss"} <= set(events.Tags()["scalars"])
+
+
+def test_schedules_follow_the_real_run():
+    seen = []
+
+    def learning_rate(progress):
+        seen.append(progress)
+        return 1e-3
+
+    make(algorithm_kwargs={**ON_POLICY, "learning_rate": learning_rate}).learn(240)
+    last_of_rounds = sorted({round(progress, 3) for progress in seen[1:] if 0 < progress < 1}, reverse=True)
+    # Rounds at steps 61, 121 and 181 of 240
+    assert last_of_rounds == [round(1 - step / 240, 3) for step in (61, 121, 181)]
+
+
+def test_equal_seeds_give_equal_runs():
+    runs = [weights(make(seed=seed).learn(130)) for seed in (1, 1, 2)]
+    assert np.array_equal(runs[0], runs[1]) and not np.array_equal(runs[0], runs[2])
+
+
+def test_several_normalised_environments_and_evaluation():
+    env = VecNormalize(make_vec_env("Pendulum-v1", n_envs=2, seed=0))
+    model = make(env=env).learn(140)
+    assert model.num_timesteps == 140
+    imagined = model.agent.env
+    assert isinstance(imagined, VecNormalize) and not imagined.training
+    assert isinstance(imagined.unwrapped, LearnedModelVecEnv)
+    assert not np.array_equal(imagined.obs_rms.mean, np.zeros(3))
+    assert np.isfinite(evaluate_policy(model, env, n_eval_episodes=2)[0])
+
+
+def test_rules_reach_the_imagined_environments():
+    rules = {"value_mode": "pessimistic", "uncertainty_penalty": 0.5, "max_disagreement": 9.0, "halt_reward": -20.0}
+    model = make(start_states="initial", env="CartPole-v1", **rules).learn(70)
+    imagination = model.agent.env.unwrapped.imagination
+    assert {name: getattr(imagination.rules, name) for name in rules} == rules
+    assert imagination.rules.horizon == 10 and (imagination._pool.abs() <= 0.05).all()
+
+
+def test_a_promise_that_reality_does_not_keep_raises_the_alarm(capsys):
+    model = make(verbose=1)
+    model._logger = Logger(None, [])
+    model.ep_info_buffer, model._episode_num, model._promised = [{"r": -500.0}, {"r": -700.0}], 2, (-100.0, 50.0)
+    model._compare_with_reality()
+    assert model.logger.name_to_value["imagination/gap"] == 500.0
+    assert model.logger.name_to_value["imagination/alarm"] == 1.0
+    assert "promised a return of -100, reality gave -600" in capsys.readouterr().out
+
+    model._episode_num, model._promised = 4, (-550.0, 50.0)
+    model._compare_with_reality()
+    assert model.logger.name_to_value["imagination/alarm"] == 0.0
+
+
+def test_validation_plays_each_member_to_the_end(monkeypatch):
+    model = make().learn(70)
+    seen = []
+    step = model.dynamics.step
+    monkeypatch.setattr(model.dynamics, "step", lambda *args: (seen.append(args[3].clone()), step(*args))[1])
+    returns = model._imagined_returns(deterministic=True)
+    assert returns.shape == (2, 2) and len(seen) == 15
+    assert th.equal(seen[0], model.dynamics.elites.repeat_interleave(2))
+    # The same starts and noise each time: only the policy can make a difference
+    assert np.array_equal(model._imagined_returns(deterministic=True), returns)
+
+
+@pytest.mark.parametrize("better, n_validations", [(0.6, 2), (0.8, 4)])
+def test_a_round_ends_when_too_few_members_find_the_policy_better(better, n_validations):
+    calls = []
+
+    def validate():
+        calls.append(0)
+        return np.where(np.arange(10) < better * 10, len(calls), -len(calls)).astype(float)
+
+    env = make_vec_env("Pendulum-v1", seed=0)
+    model = PPO("MlpPolicy", env, n_steps=8, batch_size=8, n_epochs=1, policy_kwargs={"net_arch": [4]}, device="cpu", seed=0)
+    model.learn(8 * 18, callback=module._StopWhenNoLongerBetter(validate))
+    assert len(calls) == n_validations
+    assert (model.num_timesteps < 8 * 18) == (better < 0.7)
+
+
+def test_what_is_given_stays_as_it_is():
+    kwargs = {"policy_kwargs": {"net_arch": [8]}, **ON_POLICY}
+    given = deepcopy(kwargs)
+    Dyna(PPO, "MlpPolicy", "Pendulum-v1", algorithm_kwargs=kwargs, **TINY)
+    assert kwargs == given
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"algorithm": "PPO"}, "algorithm_class must be a class"),
+        ({"algorithm_kwargs": {"seed": 1}}, "algorithm_kwargs does not accept \\['seed'\\]"),
+        ({"n_imagined_envs": 0}, "n_envs must be at least 1"),
+        ({"imagined_steps_per_step": 0}, "imagined_steps_per_step must be at least 1"),
+        ({"horizon": 0}, "horizon must be at least 1"),
+        ({"start_states": "some"}, "start_states must be"),
+        ({"value_mode": "hopeful"}, "value_mode must be one of"),
+        ({"max_disagreement": 1.0}, "come together"),
+        ({"env": "FrozenLake-v1"}, "Box"),
+    ],
+)
+def test_bad_input_is_named(changes, named):
+    with pytest.raises(ValueError, match=named):
+        make(**changes)
+
+
+def test_an_algorithm_that_cannot_act_here_says_so():
+    with pytest.raises(AssertionError, match="only supports"):
+        make(DQN, env="Pendulum-v1", algorithm_kwargs={})
+
+
+def test_a_checkpoint_of_an_on_policy_run_goes_on_bit_for_bit(tmp_path):
+    whole = make().learn(250)
+    half = make().learn(130)
+    half.save_checkpoint(tmp_path)
+    resumed = Dyna.load_checkpoint(tmp_path, env="Pendulum-v1", device="cpu").learn(120, reset_num_timesteps=False)
+    assert resumed.agent.num_timesteps == whole.agent.num_timesteps
+    assert np.array_equal(weights(resumed), weights(whole))
+
+
+def test_an_n_step_return_does_not_go_on_over_the_end_of_a_round():
+    model = make(SAC, algorithm_kwargs={**OFF_POLICY, "n_steps": 3}).learn(130)
+    buffer = model.agent.replay_buffer
+    last = buffer.pos - 1
+    assert buffer.dones[last].all()
+    # A horizon is no termination: one that is bootstrapped over
+    assert (buffer.dones[last] * (1 - buffer.timeouts[last]) == 0).all()
