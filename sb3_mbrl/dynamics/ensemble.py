@@ -260,7 +260,8 @@ class ProbabilisticEnsemble(nn.Module):
         """(B, O + A) through the biases and weights of one member."""
         *inner, (last_bias, last_weight) = layers
         # oneDNN's products have no gradient, and do not pay for few rows
-        if ONEDNN and rows.device.type == "cpu" and len(rows) >= PADDING and not th.is_grad_enabled():
+        fits = rows.device.type == "cpu" and rows.dtype == th.float32 and len(rows) >= PADDING
+        if ONEDNN and fits and not th.is_grad_enabled():
             hidden = F.pad(rows, (0, 0, 0, -len(rows) % PADDING))
             for bias, weight in inner:
                 hidden = _onednn_layer(bias, hidden, weight, self.activation)

@@ -143,10 +143,11 @@ def test_one_member_per_row_gives_what_all_members_give_at_that_row(activation, 
         th.testing.assert_close(rows, all_rows[members, th.arange(20)])
 
 
+@pytest.mark.parametrize("activation", sorted(ensemble_module.ACTIVATIONS))
 @pytest.mark.parametrize("onednn", sorted({False, ensemble_module.ONEDNN}))
-def test_rows_in_blocks_with_and_without_gradients_and_onednn_give_the_same(monkeypatch, onednn):
+def test_rows_in_blocks_with_and_without_gradients_and_onednn_give_the_same(monkeypatch, onednn, activation):
     monkeypatch.setattr(ensemble_module, "ONEDNN", onednn)
-    model = shaken(ensemble_size=4)
+    model = shaken(ensemble_size=4, activation=activation)
     # Blocks that are whole, filled up, too small for oneDNN, and empty
     members = th.tensor([0] * 130 + [1] * 64 + [3] * 3)[th.randperm(197, generator=seeded(2))]
     x = th.randn(197, OBS_DIM + ACTION_DIM, generator=seeded(1))
@@ -156,6 +157,13 @@ def test_rows_in_blocks_with_and_without_gradients_and_onednn_give_the_same(monk
     th.testing.assert_close(model._forward_rows(x, members), whole)
     with th.no_grad():
         th.testing.assert_close(model._forward_rows(x, members), whole.detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_double_precision_does_without_onednn():
+    model = shaken().double()
+    rows = th.randn(200, OBS_DIM + ACTION_DIM, generator=seeded(1), dtype=th.float64)
+    with th.no_grad():
+        assert model._forward_rows(rows, th.zeros(200, dtype=th.long)).dtype == th.float64
 
 
 def test_the_standard_deviation_is_that_of_the_bounded_log_variance():
