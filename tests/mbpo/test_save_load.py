@@ -29,7 +29,7 @@ def nearness(obs, action, next_obs):
 
 @pytest.fixture(scope="module")
 def trained_once(point_mass_ids, tiny_settings):
-    return MBPO("MlpPolicy", "Line-v0", learning_rate=1e-3, **tiny_settings).learn(110)
+    return MBPO("MlpPolicy", "Line-v0", learning_rate=1e-3, **deepcopy(tiny_settings)).learn(110)
 
 
 @pytest.fixture
