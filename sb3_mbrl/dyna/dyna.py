@@ -5,7 +5,6 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +12,6 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import ActionNoise
@@ -176,7 +174,7 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
         self._check_dynamics_arguments()
         self._check_arguments()
         # SB3 makes its policy in the middle of its setup, when all seeds are set: there model and algorithm are made too
-        self.policy_class = partial(self._make_policy)  # type: ignore[assignment, arg-type]
+        self.policy_class = self._make_policy  # type: ignore[assignment, arg-type]
         try:
             super()._setup_model()
         finally:
@@ -220,12 +218,6 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
                 **deepcopy(self.algorithm_kwargs),  # SB3 writes to them
             )
         return self.agent.policy
-
-    @staticmethod
-    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        # Every environment comes in here, at construction, set_env and load: unsupported spaces are refused first
-        check_spaces(env.observation_space, env.action_space)
-        return OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     # ---------------------------------------------------------------- the algorithm
 
@@ -276,24 +268,7 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
         actions, self._agent_state = self.agent.predict(
             self._last_obs, self._agent_state, self._last_episode_starts, deterministic=False
         )
-        if not isinstance(self.action_space, spaces.Box):
-            return actions, actions
-        scaled = self.policy.scale_action(actions)
-        if action_noise is not None:
-            scaled = np.clip(scaled + action_noise(), -1, 1)
-        return self.policy.unscale_action(scaled), scaled
-
-    def _store_transition(
-        self,
-        replay_buffer: ReplayBuffer,
-        buffer_action: np.ndarray,
-        new_obs: np.ndarray | dict[str, np.ndarray],
-        reward: np.ndarray,
-        dones: np.ndarray,
-        infos: list[dict[str, Any]],
-    ) -> None:
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
-        self._last_episode_starts = dones
+        return self._with_noise(actions, action_noise)
 
     def predict(
         self,

@@ -8,16 +8,20 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbrl.common.actions import action_dim
 from sb3_mbrl.common.callbacks import ModelProgressBarCallback
 from sb3_mbrl.common.checkpoints import ExactCheckpoints, restore_generator
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
-from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble
+from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble, check_spaces
 from sb3_mbrl.dynamics.fitting import FitReport, fit
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination
 from sb3_mbrl.dynamics.termination import known_termination, termination_from_json, termination_to_json
@@ -123,6 +127,12 @@ class LearnsDynamics(ExactCheckpoints):
                 "Leave it True."
             )
 
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        # Every environment comes in here, at construction, set_env and load: unsupported spaces are refused first
+        check_spaces(env.observation_space, env.action_space)
+        return OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+
     def _make_termination(self) -> TerminationFn | None:
         """The termination function of the dynamics, which ``"auto"`` and ``"learned"`` stand for."""
         assert self._generator is not None
@@ -214,6 +224,20 @@ class LearnsDynamics(ExactCheckpoints):
         assert isinstance(new_obs, np.ndarray)
         self._check_finite(new_obs, reward, dones, infos)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        self._last_episode_starts = dones  # for policies with a state
+
+    def _with_noise(self, actions: np.ndarray, action_noise: ActionNoise | None) -> tuple[np.ndarray, np.ndarray]:
+        """
+        :param actions: of a policy, in the environment's scale
+        :param action_noise: added to Box actions in [-1, 1]
+        :return: what is executed, and what is stored: scaled to [-1, 1]
+        """
+        if not isinstance(self.action_space, spaces.Box):
+            return actions, actions
+        scaled = self.policy.scale_action(actions)
+        if action_noise is not None:
+            scaled = np.clip(scaled + action_noise(), -1, 1)
+        return self.policy.unscale_action(scaled), scaled
 
     def _check_finite(self, obs: np.ndarray, reward: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
         normalized = self._vec_normalize_env is not None

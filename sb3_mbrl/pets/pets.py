@@ -16,7 +16,6 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbrl.common.buffers import real_transitions
 from sb3_mbrl.common.checkpoints import restore_generator
@@ -228,12 +227,6 @@ class PETS(LearnsDynamics, OffPolicyAlgorithm):
         self.dynamics_kwargs = {**ENSEMBLE, **self.dynamics_kwargs}
         super()._setup_dynamics(**arguments)
 
-    @staticmethod
-    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        # Every environment comes in here, at construction, set_env and load: unsupported spaces are refused first
-        check_spaces(env.observation_space, env.action_space)
-        return OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
-
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         super().set_env(env, force_reset)
         self.policy.vec_normalize = self._vec_normalize_env
@@ -275,24 +268,7 @@ class PETS(LearnsDynamics, OffPolicyAlgorithm):
                 self._last_obs, self._planner_state, self._last_episode_starts, deterministic=False
             )
         self._log_plan()
-        if not isinstance(self.action_space, spaces.Box):
-            return actions, actions
-        scaled = self.policy.scale_action(actions)
-        if action_noise is not None:
-            scaled = np.clip(scaled + action_noise(), -1, 1)
-        return self.policy.unscale_action(scaled), scaled
-
-    def _store_transition(
-        self,
-        replay_buffer: ReplayBuffer,
-        buffer_action: np.ndarray,
-        new_obs: np.ndarray | dict[str, np.ndarray],
-        reward: np.ndarray,
-        dones: np.ndarray,
-        infos: list[dict[str, Any]],
-    ) -> None:
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
-        self._last_episode_starts = dones
+        return self._with_noise(actions, action_noise)
 
     def _log_plan(self) -> None:
         plan = self.policy.last_plan
