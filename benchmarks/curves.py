@@ -5,8 +5,9 @@ Learning curves: one CSV per algorithm, environment and seed in ``benchmarks/res
     python -m benchmarks.curves --algo sac --env Hopper-v5 --seeds 0 1 2 --steps 15000
     python -m benchmarks.curves --algo pets --env Pendulum-v1 --seeds 0 1 2 --steps 2000 --eval-freq 200
 
-``mbpo`` and ``pets`` take the tuned values of ``sb3_mbrl/zoo``, ``sac`` and ``dqn`` SB3's defaults, ``sac-utd`` SAC with
-MBPO's update-to-data ratio, warm-up and target entropy: what the model adds is the gap between ``mbpo`` and ``sac-utd``.
+``mbpo`` and all that learn a model take the tuned values of ``sb3_mbrl/zoo``, ``mbcrossq-utd1`` to ``-utd4`` MBCrossQ's with
+that many updates per step; ``sac`` and ``dqn`` SB3's defaults; ``sac-utd`` SAC with MBPO's update-to-data ratio, warm-up and
+target entropy: what the model adds is the gap between ``mbpo`` and ``sac-utd``.
 Each job is one process with one thread. The steps count everything, random warm-up included; an evaluation is the mean
 over deterministic episodes on an environment of its own. An interrupted run goes on from its last checkpoint.
 """
@@ -34,12 +35,25 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 import sb3_mbrl
-from sb3_mbrl import MBPO, PETS
+from sb3_mbrl import MBPO, MBTQC, PETS, MBCrossQ
+from sb3_mbrl.dynamics.learning import LearnsDynamics
 from sb3_mbrl.zoo import load_env_kwargs, load_hyperparams
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 COLUMNS = "env_steps,wall_seconds,cpu_seconds,return_mean,return_std"
-ALGORITHMS: dict[str, Any] = {"mbpo": MBPO, "pets": PETS, "sac": SAC, "sac-utd": SAC, "dqn": DQN}
+TUNED: dict[str, Any] = {"mbpo": MBPO, "mbtqc": MBTQC, "mbcrossq": MBCrossQ, "pets": PETS}
+"""With values in the zoo."""
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {f"mbcrossq-utd{n}": ("mbcrossq", {"gradient_steps": n}) for n in (1, 4)}
+"""Those values, some of them replaced."""
+
+ALGORITHMS: dict[str, Any] = {
+    **TUNED,
+    **{variant: TUNED[algo] for variant, (algo, _) in VARIANTS.items()},
+    "sac": SAC,
+    "sac-utd": SAC,
+    "dqn": DQN,
+}
 SHARED_WITH_SAC = ("learning_starts", "gradient_steps", "target_entropy")
 
 
@@ -58,9 +72,10 @@ def hyperparams(algo: str, env_id: str) -> dict[str, Any]:
     :param env_id: Gymnasium id
     :return: what differs from the defaults of the algorithm
     """
-    if algo in ("mbpo", "pets"):
+    algo, replaced = VARIANTS.get(algo, (algo, {}))
+    if algo in TUNED:
         reward = {"reward_fn": REWARDS[env_id]} if algo == "pets" and env_id in REWARDS else {}
-        return {**load_hyperparams(algo, env_id), **reward}
+        return {**load_hyperparams(algo, env_id), **reward, **replaced}
     tuned = load_hyperparams("mbpo", env_id) if algo == "sac-utd" else {}
     return {"policy": "MlpPolicy", **{key: tuned[key] for key in SHARED_WITH_SAC if key in tuned}}
 
@@ -164,7 +179,7 @@ def run_one(args: argparse.Namespace) -> None:
         part = min(args.checkpoint_freq, args.steps - model.num_timesteps)
         model.learn(part, callback=curve, log_interval=1_000_000, reset_num_timesteps=False)
         curve.evaluate()
-        if isinstance(model, MBPO | PETS):
+        if isinstance(model, LearnsDynamics):
             model.save_checkpoint(checkpoints)
         print(f"{name}: step {model.num_timesteps}", flush=True)
     shutil.rmtree(checkpoints, ignore_errors=True)
@@ -184,7 +199,8 @@ def main() -> None:
     if len(args.seeds) == 1:
         run_one(args)
         return
-    waiting, running = list(args.seeds), []
+    waiting = list(args.seeds)
+    running: list[subprocess.Popen[bytes]] = []
     while waiting or running:
         while waiting and len(running) < args.jobs:
             own = ["--seeds", str(waiting.pop(0))]

@@ -15,10 +15,11 @@ that do not go with the others)::
         pytorch-seed==0.2.0
     /path/to/peer/bin/pip install scipy==1.17.1
 
-Then measure the training loop, its two components alone, or planning::
+Then measure the training loop, its two components alone, imagined steps, or planning::
 
     /path/to/peer/bin/python benchmarks/peers.py mbrl-lib --env Hopper-v5 --random-steps 5000 --steps 1000 --threads 2
     /path/to/peer/bin/python benchmarks/peers.py mbrl-lib --component --threads 2
+    /path/to/peer/bin/python benchmarks/peers.py mbrl-lib --imagine 1024 --threads 2
     /path/to/peer/bin/python benchmarks/peers.py mbrl-lib --planner cem --threads 2
     /path/to/peer/bin/python benchmarks/peers.py pytorch_mppi --planner mppi --threads 2
 
@@ -496,6 +497,51 @@ def time_planning(sizes: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def time_imagination(n_envs: int, steps: int, seed: int, threads: int) -> dict[str, Any]:
+    """
+    Time steps of ``ModelEnv``, a batch of environments in a model, of the shapes of Hopper and MBPO's ensemble with its
+    initial weights: seven members of four layers, five elites, one of them drawn for each row and step.
+
+    :param n_envs: environments in the batch, rounded up to a multiple of the elites, which the peer demands
+    :param steps: to time, after a tenth as many that are not
+    :param seed: of everything
+    :param threads: threads that PyTorch may use
+    :return: the measurement
+    """
+    np: Any = importlib.import_module("numpy")
+    torch: Any = importlib.import_module("torch")
+    env: Any = importlib.import_module("mbrl.models").ModelEnv
+    spaces: Any = importlib.import_module("gymnasium.spaces")
+    hopper: Any = importlib.import_module("mbrl.env.termination_fns").hopper
+    shape = argparse.Namespace(obs_dim=11, action_dim=3, ensemble_size=7, n_elites=5, layers=4, propagation="ts1", seed=seed)
+
+    n_envs = -(-n_envs // shape.n_elites) * shape.n_elites
+
+    class Spaces:  # all that ModelEnv asks of the environment
+        observation_space = spaces.Box(-float("inf"), float("inf"), (shape.obs_dim,))
+        action_space = spaces.Box(-1, 1, (shape.action_dim,))
+
+    with peer_session(seed, threads):
+        model_env = env(Spaces(), peer_model(shape), hopper, None, generator=torch.Generator().manual_seed(seed))
+        rng = np.random.default_rng(seed)
+        first = rng.normal(size=(n_envs, shape.obs_dim)).astype(np.float32)
+        actions = rng.uniform(-1, 1, size=(n_envs, shape.action_dim)).astype(np.float32)
+        state = model_env.reset(first, return_as_np=True)
+        for step in range(steps + steps // 10):
+            if step == steps // 10:
+                wall, cpu = time.perf_counter(), time.process_time()
+            state = model_env.step(actions, state, sample=True)[-1]
+            if step % 10 == 9:  # initial weights drift away
+                state = model_env.reset(first, return_as_np=True)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return {
+        "measured": "imagination",
+        "n_envs": n_envs,
+        "transitions_per_second": round(n_envs * steps / wall),
+        "transitions_per_cpu_second": round(n_envs * steps / cpu),
+    }
+
+
 def median_step(moments: Sequence[float]) -> float:
     """
     :param moments: increasing times
@@ -517,6 +563,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--component", action="store_true", help="time one fit epoch and one SAC update instead of the loop")
+    parser.add_argument("--imagine", type=int, metavar="ENVS", help="time steps of so many imagined environments instead")
     planning = parser.add_argument_group("planning", "the same as those of planning_cost.py")
     planning.add_argument("--planner", choices=["cem", "icem", "mppi"], help="time this instead of the loop")
     planning.add_argument("--propagation", choices=sorted(PROPAGATIONS), default="tsinf")
@@ -531,6 +578,8 @@ def main() -> None:
         os.environ[variable] = str(args.threads)
     if args.planner:
         measured = time_planning(args)
+    elif args.imagine:
+        measured = time_imagination(args.imagine, 300, args.seed, args.threads)
     elif args.component:
         measured = time_components(args.env, args.seed, args.threads)
     else:

@@ -6,10 +6,10 @@ import gymnasium as gym
 import pytest
 import yaml
 
-from sb3_mbrl import MBPO, PETS
+from sb3_mbrl import MBPO, MBTQC, PETS, MBCrossQ
 from sb3_mbrl.zoo import hyperparams, load_env_kwargs, load_hyperparams
 
-ALGORITHMS: dict[str, Any] = {"mbpo": MBPO, "pets": PETS}
+ALGORITHMS: dict[str, Any] = {"mbpo": MBPO, "mbtqc": MBTQC, "mbcrossq": MBCrossQ, "pets": PETS}
 ENTRIES = {
     algo: yaml.safe_load((hyperparams.files("sb3_mbrl.zoo.hyperparams") / f"{algo}.yml").read_text()) for algo in ALGORITHMS
 }
