@@ -5,7 +5,8 @@ from importlib.resources import files
 from sb3_mbrl.dyna import Dyna, DynaQ
 from sb3_mbrl.envs import LearnedModelEnv, LearnedModelVecEnv
 from sb3_mbrl.mbpo import MBPO, MBTD3, MBTQC, MBCrossQ
-from sb3_mbrl.pets import PETS, MPCPolicy
+from sb3_mbrl.mpc import MPCPolicy
+from sb3_mbrl.pets import PETS
 
 __version__ = files(__name__).joinpath("version.txt").read_text().strip()
 

@@ -1,25 +1,18 @@
 """What algorithms share that learn a model of their environment: when it is fitted, to what, and what is shown of it."""
 
 import inspect
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch as th
-from gymnasium import spaces
-from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
-from stable_baselines3.common.logger import TensorBoardOutputFormat
-from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.buffers import DictReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbrl.common.actions import action_dim
-from sb3_mbrl.common.callbacks import ModelProgressBarCallback
-from sb3_mbrl.common.checkpoints import ExactCheckpoints, restore_generator
+from sb3_mbrl.common.algorithm import ModelAlgorithm
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
 from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble, check_spaces
 from sb3_mbrl.dynamics.fitting import FitReport, fit
@@ -30,7 +23,7 @@ MIN_FIT_TRANSITIONS = 32
 """Fewer real transitions than this say nothing about the dynamics."""
 
 
-class LearnsDynamics(ExactCheckpoints):
+class LearnsDynamics(ModelAlgorithm):
     """
     For off-policy algorithms that fit an ensemble to their replay buffer, before the SB3 class in the list of bases:
     ``class MBPO(LearnsDynamics, SAC)``. The algorithm calls :meth:`_store_dynamics_arguments` in its ``__init__``,
@@ -57,13 +50,10 @@ class LearnsDynamics(ExactCheckpoints):
         self.dynamics_kwargs = dict(dynamics_kwargs or {})
         self.fit_kwargs = dict(fit_kwargs or {})
 
-        self._generator: th.Generator | None = None
         # What "auto" found, so that a model loaded without an environment has the same termination
         self._auto_termination: dict[str, Any] | str | None = None
         self._last_fit_timestep: int | None = None
         self._n_fitted = 0  # transitions of the last fit
-        self._seconds: dict[str, float] = {}
-        self._progress_bar: ModelProgressBarCallback | None = None
 
     # ---------------------------------------------------------------- setup
 
@@ -161,15 +151,6 @@ class LearnsDynamics(ExactCheckpoints):
         if isinstance(self._auto_termination, dict):
             self.dynamics.termination_fn = termination_from_json(self._auto_termination)
 
-    def set_random_seed(self, seed: int | None = None) -> None:
-        super().set_random_seed(seed)
-        # The model's own stream: neither fits nor rollouts disturb the algorithm's
-        self._generator = th.Generator(device=self.device)
-        if seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(seed)
-
     # ---------------------------------------------------------------- fitting
 
     def _fit_is_due(self) -> bool:
@@ -210,55 +191,7 @@ class LearnsDynamics(ExactCheckpoints):
             return
         check_known_termination(self.dynamics, transitions)
 
-    # ---------------------------------------------------------------- what the environment returns
-
-    def _store_transition(
-        self,
-        replay_buffer: ReplayBuffer,
-        buffer_action: np.ndarray,
-        new_obs: np.ndarray | dict[str, np.ndarray],
-        reward: np.ndarray,
-        dones: np.ndarray,
-        infos: list[dict[str, Any]],
-    ) -> None:
-        assert isinstance(new_obs, np.ndarray)
-        self._check_finite(new_obs, reward, dones, infos)
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
-        self._last_episode_starts = dones  # for policies with a state
-
-    def _with_noise(self, actions: np.ndarray, action_noise: ActionNoise | None) -> tuple[np.ndarray, np.ndarray]:
-        """
-        :param actions: of a policy, in the environment's scale
-        :param action_noise: added to Box actions in [-1, 1]
-        :return: what is executed, and what is stored: scaled to [-1, 1]
-        """
-        if not isinstance(self.action_space, spaces.Box):
-            return actions, actions
-        scaled = self.policy.scale_action(actions)
-        if action_noise is not None:
-            scaled = np.clip(scaled + action_noise(), -1, 1)
-        return self.policy.unscale_action(scaled), scaled
-
-    def _check_finite(self, obs: np.ndarray, reward: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
-        normalized = self._vec_normalize_env is not None
-        if self._vec_normalize_env is not None:  # what is stored; normalised observations hide infinity behind a clip
-            obs = self._vec_normalize_env.get_original_obs()  # type: ignore[assignment]
-            reward = self._vec_normalize_env.get_original_reward()
-        last_obs = obs.copy()
-        for i in np.flatnonzero(dones):
-            last_obs[i] = infos[i].get("terminal_observation", obs[i])
-        for name, values in (("observation", obs), ("last observation", last_obs), ("reward", reward)):
-            finite = np.isfinite(values).reshape(self.n_envs, -1).all(axis=1)
-            if not finite.all():
-                self._last_obs = None  # what follows is not its successor: the next learn() resets the environment
-                raise ValueError(
-                    f"Environment {int(np.argmin(finite))} returned a {name} that is NaN or infinite at step "
-                    f"{self.num_timesteps}. It was not stored; the model and the replay buffer are intact. Mend the "
-                    "environment (stable_baselines3.common.vec_env.VecCheckNan helps to find the cause)"
-                    + (", and load the statistics of VecNormalize anew: they have seen it." if normalized else ".")
-                )
-
-    # ---------------------------------------------------------------- learn
+    # ---------------------------------------------------------------- learn and monitoring
 
     def _setup_learn(
         self,
@@ -270,41 +203,7 @@ class LearnsDynamics(ExactCheckpoints):
     ) -> tuple[int, BaseCallback]:
         if reset_num_timesteps:
             self._last_fit_timestep = None  # num_timesteps starts again at 0
-        start = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        if not np.isfinite(self._last_obs).all():  # type: ignore[arg-type]
-            self._last_obs = None
-            raise ValueError("The environment was reset to an observation that is NaN or infinite. Mend its reset().")
-        return start
-
-    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        self._progress_bar = ModelProgressBarCallback() if progress_bar else None
-        if self._progress_bar is not None:
-            if isinstance(callback, list):
-                callback = CallbackList(callback)
-            elif not isinstance(callback, BaseCallback):
-                callback = ConvertCallback(callback)
-            callback = CallbackList([callback, self._progress_bar])
-        return super()._init_callback(callback)
-
-    # ---------------------------------------------------------------- monitoring
-
-    @contextmanager
-    def _timed(self, phase: str, description: str = "") -> Iterator[None]:
-        """Adds to the seconds of a phase, and says in the progress bar what takes them."""
-        start = time.perf_counter()
-        if description:
-            self._describe(description)
-        try:
-            yield
-        finally:
-            if description:
-                self._describe("")
-            self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - start
-            self.logger.record(f"time/{phase}_seconds", self._seconds[phase])
-
-    def _describe(self, text: str) -> None:
-        if self._progress_bar is not None:
-            self._progress_bar.describe(text)
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def _show_epoch(self, epoch: int, holdout_mse: float) -> None:
         self._describe(f"fitting model, epoch {epoch}, error {holdout_mse:.2g}")
@@ -318,18 +217,10 @@ class LearnsDynamics(ExactCheckpoints):
                 f"{report.seconds:.1f} s, holdout MSE {report.holdout_mse:.3g}"
             )
 
-    def _log(self, values: dict[str, float]) -> None:
-        """TensorBoard gets every fit, at its own step; the table, which SB3 prints every few episodes, the latest one."""
-        for key, value in values.items():
-            self.logger.record(key, value, exclude="tensorboard")
-        for output in self.logger.output_formats:
-            if isinstance(output, TensorBoardOutputFormat):
-                output.write(values, dict.fromkeys(values, ()), self.num_timesteps)
-
     # ---------------------------------------------------------------- save and load
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "dynamics", "_generator", "_progress_bar"]
+        return [*super()._excluded_save_params(), "dynamics"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
@@ -337,15 +228,6 @@ class LearnsDynamics(ExactCheckpoints):
         if isinstance(self.dynamics.termination_fn, LearnedTermination):
             state_dicts.append("dynamics.termination_fn.optimizer")
         return state_dicts, variables
-
-    def _checkpoint_extras(self) -> dict[str, Any]:
-        assert self._generator is not None
-        return {**super()._checkpoint_extras(), "generator": self._generator.get_state()}
-
-    def _restore_checkpoint_extras(self, extras: dict[str, Any]) -> None:
-        assert self._generator is not None
-        super()._restore_checkpoint_extras(extras)
-        restore_generator(self._generator, extras["generator"])
 
 
 def check_known_termination(dynamics: ProbabilisticEnsemble, transitions: Transitions) -> None:

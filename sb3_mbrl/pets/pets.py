@@ -22,7 +22,7 @@ from sb3_mbrl.common.checkpoints import restore_generator
 from sb3_mbrl.common.types import RewardFn, TerminationFn
 from sb3_mbrl.dynamics.ensemble import check_spaces
 from sb3_mbrl.dynamics.learning import LearnsDynamics
-from sb3_mbrl.pets.policies import MPCPolicy
+from sb3_mbrl.mpc import ActsByPlanning, MPCPolicy
 
 SelfPETS = TypeVar("SelfPETS", bound="PETS")
 
@@ -36,7 +36,7 @@ _AGENTS = ("actor", "terminal_value")
 """Arguments of the policy that may be SB3 algorithms."""
 
 
-class PETS(LearnsDynamics, OffPolicyAlgorithm):
+class PETS(LearnsDynamics, ActsByPlanning, OffPolicyAlgorithm):
     """
     Probabilistic ensembles with trajectory sampling (Chua et al. 2018): acts at random, fits an ensemble, then plans each
     action in it, and refits as data come in. There is no policy to train: ``predict`` plans.
@@ -86,8 +86,6 @@ class PETS(LearnsDynamics, OffPolicyAlgorithm):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MPCPolicy": MPCPolicy}
-
-    policy: MPCPolicy
 
     def __init__(
         self,
@@ -154,7 +152,6 @@ class PETS(LearnsDynamics, OffPolicyAlgorithm):
         self.n_particles = n_particles
         self.propagation = propagation
         self.aggregate = aggregate
-        self._planner_state: tuple[np.ndarray, ...] | None = None
         # Not in the zip: they bring along their own buffers, environments and open log files
         self._agents = {
             name: self.policy_kwargs[name] for name in _AGENTS if isinstance(self.policy_kwargs.get(name), BaseAlgorithm)
@@ -260,22 +257,7 @@ class PETS(LearnsDynamics, OffPolicyAlgorithm):
         if self.num_timesteps < learning_starts or not self.dynamics.is_fitted:
             self._planner_state = None
             return super()._sample_action(self.num_timesteps + 1, action_noise, n_envs)
-        assert isinstance(self._last_obs, np.ndarray)
-        if np.all(self._last_episode_starts):  # perhaps of other environments: no plan goes on
-            self._planner_state = None
-        with self._timed("planning"):
-            actions, self._planner_state = self.policy.predict(
-                self._last_obs, self._planner_state, self._last_episode_starts, deterministic=False
-            )
-        self._log_plan()
-        return self._with_noise(actions, action_noise)
-
-    def _log_plan(self) -> None:
-        plan = self.policy.last_plan
-        if plan is not None:
-            self.logger.record_mean("planner/value", plan.value.mean().item())
-            self.logger.record_mean("planner/std", plan.std.mean().item())
-            self.logger.record_mean("planner/n_iterations", plan.n_iterations)
+        return self._with_noise(self._planned_actions(), action_noise)
 
     # ---------------------------------------------------------------- learn, save and load
 

@@ -84,5 +84,5 @@ class ICEM(SamplingPlanner):
         search.std = th.where(any_finite, std, search.std)
         search.elites = elites[:, : self.n_kept_elites]
 
-    def _output(self, search: Search) -> th.Tensor:
+    def _output(self, search: Search, generator: Generators) -> th.Tensor:
         return search.best

@@ -65,7 +65,10 @@ class MPPI(SamplingPlanner):
         if self.n_elites is not None:
             candidates, values = elites_of(candidates, values, self.n_elites)
         weights = th.exp((values - values.amax(dim=1, keepdim=True)) / self.temperature)
-        weights = weights * (values > th.finfo(values.dtype).min)
+        self._move(search, candidates, weights * (values > th.finfo(values.dtype).min))
+
+    def _move(self, search: Search, candidates: th.Tensor, weights: th.Tensor) -> None:
+        """The new mean and standard deviation; where all weights are 0, the old ones."""
         mean, variance = moments(candidates, weights)
         any_finite = (weights.sum(dim=1) > 0)[:, None, None]
         mean = self.momentum * search.mean + (1 - self.momentum) * mean

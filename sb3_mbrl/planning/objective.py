@@ -156,12 +156,19 @@ class ModelObjective:
             rows = th.where(alive.unsqueeze(1), step.next_obs, rows)
             alive = alive & ~step.terminated
             weight *= self.discount
-        if self.terminal_value is not None:
-            value = self.terminal_value(self.model.observe(rows))
-            _check_shape("terminal_value", value, len(rows))
+        value = self._value_of_the_end(rows, generator)
+        if value is not None:
             total = total + weight * th.where(alive, value, 0.0)
         total = th.where(th.isfinite(total), total, th.nan)
         return self._over_particles(total.reshape(n_envs, self.n_particles, n))
+
+    def _value_of_the_end(self, rows: th.Tensor, generator: Generators) -> th.Tensor | None:
+        """Of each row of the model where a plan ends, (B,); None: 0."""
+        if self.terminal_value is None:
+            return None
+        value = self.terminal_value(self.model.observe(rows))
+        _check_shape("terminal_value", value, len(rows))
+        return value
 
     def _members(self, n_envs: int, n: int) -> Members:
         if self.propagation == "ts1":

@@ -201,7 +201,7 @@ class SamplingPlanner(Planner):
             self._remember_best(search, candidates, values)
             self._update(search, candidates, values)
             n_iterations += 1
-        actions = self._output(search)
+        actions = self._output(search, generator)
         new_state = PlannerState(search.mean, search.elites, state.previous, th.ones_like(state.started))
         return Plan(actions, search.best_value, search.std, n_iterations, new_state)
 
@@ -222,7 +222,7 @@ class SamplingPlanner(Planner):
     def _update(self, search: Search, candidates: th.Tensor, values: th.Tensor) -> None:
         """Move the search distribution towards what scored well."""
 
-    def _output(self, search: Search) -> th.Tensor:
+    def _output(self, search: Search, generator: Generators) -> th.Tensor:
         """The sequence to execute, (B, H, A)."""
         return self._as_actions(search.mean)
 

@@ -16,6 +16,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_mbrl import planning
@@ -193,12 +194,12 @@ class MPCPolicy(BasePolicy):
         if self.vec_normalize is not None:
             observation = self.vec_normalize.unnormalize_obs(observation)
         obs, vectorized = self.obs_to_tensor(observation)
-        assert isinstance(obs, th.Tensor)
-        memory = self._memory(len(obs), state, episode_start)
+        n_envs = len(obs) if isinstance(obs, th.Tensor) else len(next(iter(obs.values())))
+        memory = self._memory(n_envs, state, episode_start)
         due = ~memory.started | (memory.n_executed >= self.replan_freq * self.action_repeat)
         if due.any():
             memory = self._replan(obs, memory, due, deterministic)
-        rows = th.arange(len(obs), device=self.device)
+        rows = th.arange(n_envs, device=self.device)
         actions = to_environment(memory.actions[rows, memory.n_executed // self.action_repeat], self.action_space)
         memory = memory._replace(n_executed=memory.n_executed + 1)
         return actions if vectorized else actions[0], tuple(tensor.cpu().numpy() for tensor in memory)
@@ -224,7 +225,7 @@ class MPCPolicy(BasePolicy):
         counters = {name: getattr(memory, name).masked_fill(begins, 0) for name in ("n_executed", "n_plans")}
         return MPCState(*self.planner.reset(memory.planner, begins), memory.actions, **counters)
 
-    def _replan(self, obs: th.Tensor, memory: MPCState, due: th.Tensor, deterministic: bool) -> MPCState:
+    def _replan(self, obs: PyTorchObs, memory: MPCState, due: th.Tensor, deterministic: bool) -> MPCState:
         """New plans for the environments that are due."""
         begin = time.perf_counter()
         # In all environments, as a model of live ones could not tell which are meant; and once, as it forgets earlier starts

@@ -1,0 +1,168 @@
+"""What our off-policy algorithms share, whatever kind of model they learn."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.logger import TensorBoardOutputFormat
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.type_aliases import MaybeCallback
+
+from sb3_mbrl.common.callbacks import ModelProgressBarCallback
+from sb3_mbrl.common.checkpoints import ExactCheckpoints, restore_generator
+
+
+class ModelAlgorithm(ExactCheckpoints):
+    """
+    Before an off-policy algorithm of SB3 in the list of bases: a random stream for the model, and a watch over what the
+    environment returns and where the time goes.
+    """
+
+    _is_mixin = True
+
+    _generator: th.Generator | None = None
+    _progress_bar: ModelProgressBarCallback | None = None
+    _seconds: Mapping[str, float] = MappingProxyType({})
+    """Spent in each phase."""
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        super().set_random_seed(seed)
+        # The model's own stream: neither fits nor rollouts disturb the algorithm's
+        self._generator = th.Generator(device=self.device)
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
+
+    # ---------------------------------------------------------------- what the environment returns
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        self._check_finite(new_obs, reward, dones, infos)
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        self._last_episode_starts = dones  # for policies with a state
+
+    def _with_noise(self, actions: np.ndarray, action_noise: ActionNoise | None) -> tuple[np.ndarray, np.ndarray]:
+        """
+        :param actions: of a policy, in the environment's scale
+        :param action_noise: added to Box actions in [-1, 1]
+        :return: what is executed, and what is stored: scaled to [-1, 1]
+        """
+        if not isinstance(self.action_space, spaces.Box):
+            return actions, actions
+        scaled = self.policy.scale_action(actions)
+        if action_noise is not None:
+            scaled = np.clip(scaled + action_noise(), -1, 1)
+        return self.policy.unscale_action(scaled), scaled
+
+    def _check_finite(
+        self, obs: np.ndarray | dict[str, np.ndarray], reward: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]
+    ) -> None:
+        normalized = self._vec_normalize_env is not None
+        if self._vec_normalize_env is not None:  # what is stored; normalised observations hide infinity behind a clip
+            obs = self._vec_normalize_env.get_original_obs()
+            reward = self._vec_normalize_env.get_original_reward()
+        last = _finite_rows(obs, self.n_envs)
+        for i in np.flatnonzero(dones):
+            if "terminal_observation" in infos[i]:
+                last[i] = _finite_rows(infos[i]["terminal_observation"], 1)[0]
+        checked = {"observation": _finite_rows(obs, self.n_envs), "last observation": last, "reward": np.isfinite(reward)}
+        for name, finite in checked.items():
+            if not finite.all():
+                self._last_obs = None  # what follows is not its successor: the next learn() resets the environment
+                raise ValueError(
+                    f"Environment {int(np.argmin(finite))} returned a {name} that is NaN or infinite at step "
+                    f"{self.num_timesteps}. It was not stored; the model and the replay buffer are intact. Mend the "
+                    "environment (stable_baselines3.common.vec_env.VecCheckNan helps to find the cause)"
+                    + (", and load the statistics of VecNormalize anew: they have seen it." if normalized else ".")
+                )
+
+    # ---------------------------------------------------------------- learn
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        start = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        assert not isinstance(self._last_obs, tuple) and self._last_obs is not None
+        if not _finite_rows(self._last_obs, self.n_envs).all():
+            self._last_obs = None
+            raise ValueError("The environment was reset to an observation that is NaN or infinite. Mend its reset().")
+        return start
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        self._progress_bar = ModelProgressBarCallback() if progress_bar else None
+        if self._progress_bar is not None:
+            if isinstance(callback, list):
+                callback = CallbackList(callback)
+            elif not isinstance(callback, BaseCallback):
+                callback = ConvertCallback(callback)
+            callback = CallbackList([callback, self._progress_bar])
+        return super()._init_callback(callback)
+
+    # ---------------------------------------------------------------- monitoring
+
+    @contextmanager
+    def _timed(self, phase: str, description: str = "") -> Iterator[None]:
+        """Adds to the seconds of a phase, and says in the progress bar what takes them."""
+        start = time.perf_counter()
+        if description:
+            self._describe(description)
+        try:
+            yield
+        finally:
+            if description:
+                self._describe("")
+            spent = self._seconds.get(phase, 0.0) + time.perf_counter() - start
+            self._seconds = {**self._seconds, phase: spent}
+            self.logger.record(f"time/{phase}_seconds", self._seconds[phase])
+
+    def _describe(self, text: str) -> None:
+        if self._progress_bar is not None:
+            self._progress_bar.describe(text)
+
+    def _log(self, values: dict[str, float]) -> None:
+        """TensorBoard gets every fit, at its own step; the table, which SB3 prints every few episodes, the latest one."""
+        for key, value in values.items():
+            self.logger.record(key, value, exclude="tensorboard")
+        for output in self.logger.output_formats:
+            if isinstance(output, TensorBoardOutputFormat):
+                output.write(values, dict.fromkeys(values, ()), self.num_timesteps)
+
+    # ---------------------------------------------------------------- save and load
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_generator", "_progress_bar"]
+
+    def _checkpoint_extras(self) -> dict[str, Any]:
+        assert self._generator is not None
+        return {**super()._checkpoint_extras(), "generator": self._generator.get_state()}
+
+    def _restore_checkpoint_extras(self, extras: dict[str, Any]) -> None:
+        assert self._generator is not None
+        super()._restore_checkpoint_extras(extras)
+        restore_generator(self._generator, extras["generator"])
+
+
+def _finite_rows(obs: np.ndarray | dict[str, np.ndarray], n_envs: int) -> np.ndarray:
+    """Where an observation is finite in all its entries, (n_envs,) bool."""
+    parts = obs.values() if isinstance(obs, dict) else [obs]
+    return np.all([np.isfinite(part).reshape(n_envs, -1).all(axis=1) for part in parts], axis=0)

@@ -1,0 +1,309 @@
+"""What TD-MPC and TD-MPC2 share: sequences are replayed, actions planned in latent space."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
+from stable_baselines3.common.utils import polyak_update
+from torch import nn
+
+from sb3_mbrl.common.actions import action_bounds
+from sb3_mbrl.common.checkpoints import restore_generator
+from sb3_mbrl.common.sequences import DictSequenceReplayBuffer, SequenceReplayBuffer, SequenceSamples
+from sb3_mbrl.envs.experience import time_limit
+from sb3_mbrl.mpc import ActsByPlanning
+from sb3_mbrl.tdmpc.latent_model import LatentModel
+from sb3_mbrl.tdmpc.policies import CnnPolicy, LatentPolicy, MlpPolicy, MultiInputPolicy
+
+SelfLatentAlgorithm = TypeVar("SelfLatentAlgorithm", bound="LatentAlgorithm")
+
+
+class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
+    """
+    Base class of ``TDMPC`` and ``TDMPC2``, which say what is learned from a batch of sequences. Arguments are theirs.
+    """
+
+    _is_mixin = True
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+
+    policy: LatentPolicy
+    replay_buffer: SequenceReplayBuffer | DictSequenceReplayBuffer
+
+    def __init__(
+        self,
+        policy: str | type[LatentPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule,
+        buffer_size: int,
+        learning_starts: int,
+        batch_size: int,
+        tau: float,
+        gamma: float | None,
+        train_freq: int | tuple[int, str],
+        gradient_steps: int,
+        action_noise: ActionNoise | None,
+        replay_buffer_class: type[ReplayBuffer] | None,
+        replay_buffer_kwargs: dict[str, Any] | None,
+        stats_window_size: int,
+        tensorboard_log: str | None,
+        policy_kwargs: dict[str, Any] | None,
+        verbose: int,
+        seed: int | None,
+        device: th.device | str,
+        horizon: int,
+        rho: float,
+        pretrain_steps: int | None,
+        planner: str,
+        planner_kwargs: Mapping[str, Any] | None,
+        n_proposals: int,
+    ):
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            buffer_size=buffer_size,
+            learning_starts=learning_starts,
+            batch_size=batch_size,
+            tau=tau,
+            gamma=gamma,  # type: ignore[arg-type]
+            train_freq=train_freq,
+            gradient_steps=gradient_steps,
+            action_noise=action_noise,
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            policy_kwargs=policy_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            support_multi_env=True,
+            seed=seed,
+            sde_support=False,
+            supported_action_spaces=(spaces.Box,),
+        )
+        self.horizon = horizon
+        self.rho = rho
+        self.pretrain_steps = pretrain_steps
+        self.planner = planner
+        self.planner_kwargs = dict(planner_kwargs or {})
+        self.n_proposals = n_proposals
+
+    # ---------------------------------------------------------------- setup
+
+    def _setup_model(self) -> None:
+        self._check_arguments()
+        if self.gamma is None:
+            self.gamma = discount_for(time_limit(self.env))
+        self._choose_replay_buffer()
+        policy_class = self.policy_class
+        # SB3 makes its policy in the middle of its setup, when all seeds are set
+        self.policy_class = partial(self._make_policy, policy_class)  # type: ignore[assignment, arg-type]
+        try:
+            super()._setup_model()
+        finally:
+            self.policy_class = policy_class
+
+    def _check_arguments(self) -> None:
+        action_bounds(self.action_space)  # raises where they are not finite
+        if not issubclass(self.policy_class, LatentPolicy):
+            raise ValueError(
+                f"policy must be one of {sorted(self.policy_aliases)} or a subclass of them, got {self.policy_class.__name__}."
+            )
+        if not 0 < self.rho <= 1:
+            raise ValueError(f"rho, the weight of a loss one step later, must lie in (0, 1], got {self.rho}.")
+        if self.pretrain_steps is not None and self.pretrain_steps < 0:
+            raise ValueError(f"pretrain_steps must not be negative, or None for learning_starts; got {self.pretrain_steps}.")
+        if self.gamma is not None and not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma must lie in [0, 1], or be None to follow from the time limit; got {self.gamma}.")
+        if self.n_steps != 1:
+            raise ValueError(f"n_steps is not supported, got {self.n_steps}: the horizon is the like of it.")
+        if self.optimize_memory_usage:
+            raise ValueError("optimize_memory_usage=True loses the last observation of each episode. Leave it False.")
+
+    def _choose_replay_buffer(self) -> None:
+        own = DictSequenceReplayBuffer if isinstance(self.observation_space, spaces.Dict) else SequenceReplayBuffer
+        if self.replay_buffer_class is None:
+            self.replay_buffer_class = own
+        if not issubclass(self.replay_buffer_class, own):
+            raise ValueError(
+                f"replay_buffer_class must replay sequences, as {own.__name__} and its subclasses do; got "
+                f"{self.replay_buffer_class.__name__}."
+            )
+        self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, "horizon": self.horizon, **self._priorities()}
+
+    def _priorities(self) -> dict[str, float]:
+        """Arguments of the replay buffer."""
+        return {}
+
+    def _make_policy(
+        self,
+        policy_class: type[LatentPolicy],
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        **policy_kwargs: Any,
+    ) -> LatentPolicy:
+        return policy_class(
+            observation_space,
+            action_space,
+            lr_schedule,
+            planner=self.planner,
+            planner_kwargs=self._planner_arguments(),
+            discount=self.gamma,
+            n_proposals=self.n_proposals,
+            seed=self.seed,
+            **self._model_arguments(),
+            **policy_kwargs,
+        )
+
+    @abstractmethod
+    def _model_arguments(self) -> dict[str, Any]:
+        """``model_class`` and ``model_kwargs`` of the policy, and how they are optimised."""
+
+    @abstractmethod
+    def _planner_arguments(self) -> dict[str, Any]:
+        """Of the planner, those of the user included."""
+
+    @property
+    def model(self) -> LatentModel:
+        """The latent model."""
+        return self.policy.model
+
+    # ---------------------------------------------------------------- the algorithm
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if self.num_timesteps < learning_starts or self._n_updates == 0:
+            return super()._sample_action(self.num_timesteps + 1, action_noise, n_envs)
+        return self._with_noise(self._planned_actions(), action_noise)
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        """
+        Updates on batches of sequences; the first time, ``pretrain_steps`` more.
+
+        :param gradient_steps: number of updates
+        :param batch_size: sequences per update
+        """
+        if self._n_updates == 0:
+            gradient_steps += self.learning_starts if self.pretrain_steps is None else self.pretrain_steps
+        self.policy.set_training_mode(True)
+        self._set_learning_rate()
+        with self._timed("updating", "pretraining" if self._n_updates == 0 else ""):
+            for _ in range(gradient_steps):
+                batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+                losses = self._update(batch)
+                self._n_updates += 1
+        self._last_batch = batch
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        for name, value in losses.items():
+            self.logger.record(f"train/{name}", value.item())
+
+    @abstractmethod
+    def _update(self, batch: SequenceSamples) -> dict[str, th.Tensor]:
+        """
+        :param batch: of sequences
+        :return: what is logged, each one number
+        """
+
+    def _set_learning_rate(self) -> None:
+        learning_rate = self.lr_schedule(self._current_progress_remaining)
+        self.logger.record("train/learning_rate", learning_rate)
+        for optimizer in (self.policy.model_optimizer, self.policy.prior_optimizer):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * group["lr_scale"]
+
+    @th.no_grad()
+    def _encode_targets(self, batch: SequenceSamples) -> th.Tensor:
+        """Latent states of the observations after the first, (H, B, Z)."""
+        if isinstance(batch.observations, dict):
+            flat: PyTorchObs = {name: each[1:].flatten(0, 1) for name, each in batch.observations.items()}
+        else:
+            flat = batch.observations[1:].flatten(0, 1)
+        return self.model.encode(flat).unflatten(0, batch.actions.shape[:2])
+
+    def _roll_out(self, batch: SequenceSamples) -> th.Tensor:
+        """Latent states predicted from the first observation and the actions, (H + 1, B, Z)."""
+        first = batch.observations
+        z = self.model.encode({name: each[0] for name, each in first.items()} if isinstance(first, dict) else first[0])
+        latents = [z]
+        for action in batch.actions:
+            latents.append(self.model.next(latents[-1], action))
+        return th.stack(latents)
+
+    @contextmanager
+    def _frozen_critics(self) -> Iterator[None]:
+        """The policy prior needs the critics' gradient in its actions alone, not in their weights."""
+        self.model.critics.requires_grad_(False)
+        try:
+            yield
+        finally:
+            self.model.critics.requires_grad_(True)
+
+    def _weights_of_steps(self, n: int) -> th.Tensor:
+        """1, rho, rho^2, ..., (n, 1)."""
+        return self.rho ** th.arange(n, device=self.device).unsqueeze(1)
+
+    def _step_optimizer(self, optimizer: th.optim.Optimizer, loss: th.Tensor, max_grad_norm: float) -> th.Tensor:
+        """Returns the norm of the gradient before it is clipped."""
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        optimizer.step()
+        return norm
+
+    def _update_targets(self) -> None:
+        polyak_update(self.model.critics.parameters(), self.model.target_critics.parameters(), self.tau)
+
+    # ---------------------------------------------------------------- learn, save and load
+
+    def learn(
+        self: SelfLatentAlgorithm,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfLatentAlgorithm:
+        tb_log_name = type(self).__name__ if tb_log_name is None else tb_log_name
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_last_batch"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "policy.model_optimizer", "policy.prior_optimizer"], []
+
+    def _checkpoint_extras(self) -> dict[str, Any]:
+        assert self._generator is not None
+        return {**super()._checkpoint_extras(), "planner_generator": self.policy.generator.get_state()}
+
+    def _restore_checkpoint_extras(self, extras: dict[str, Any]) -> None:
+        super()._restore_checkpoint_extras(extras)
+        restore_generator(self.policy.generator, extras["planner_generator"])
+
+
+def discount_for(episode_length: int) -> float:
+    """
+    :param episode_length: steps until an episode is truncated
+    :return: TD-MPC2's discount: the longer the episodes, the longer the view
+    """
+    fraction = episode_length / 5
+    return min(max((fraction - 1) / fraction, 0.95), 0.995)

@@ -1,0 +1,160 @@
+"""What the latent models of TD-MPC and TD-MPC2 share: they are encoded into, and stepped as any model is."""
+
+from abc import abstractmethod
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import nn
+
+from sb3_mbrl.common.actions import action_bounds
+from sb3_mbrl.common.random import Generators
+from sb3_mbrl.dynamics.model import Members, ModelStep
+
+
+class LatentModel(nn.Module):
+    """
+    A :class:`~sb3_mbrl.dynamics.DynamicsModel` whose rows are latent states.
+
+    :param observation_space: of the environment
+    :param action_space: of the environment, Box with finite bounds
+    :param features_extractor: of SB3, applied to preprocessed observations
+    :param normalize_images: whether images are divided by 255 first
+    """
+
+    encoder: nn.Module
+    dynamics: nn.Module
+    termination_head: nn.Module
+    critics: nn.Module
+    target_critics: nn.Module
+    prior: nn.Module
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        features_extractor: nn.Module,
+        normalize_images: bool = True,
+    ):
+        super().__init__()
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self.features_extractor = features_extractor
+        self.features_dim: int = features_extractor.features_dim  # type: ignore[assignment]
+        self.normalize_images = normalize_images
+        self.action_dim = int(action_space.shape[0])
+        low, high = action_bounds(action_space)
+        self.register_buffer("action_low", low)
+        self.register_buffer("action_high", high)
+        self.register_buffer("elites", th.zeros(1, dtype=th.long))
+
+    def train(self, mode: bool = True) -> "LatentModel":
+        """
+        :param mode: whether dropout and random shifts are on; targets are computed without them
+        :return: self
+        """
+        super().train(mode)
+        self.target_critics.train(False)
+        return self
+
+    @property
+    def device(self) -> th.device:
+        """Where it lives."""
+        return self.action_low.device  # type: ignore[union-attr, return-value]
+
+    # ---------------------------------------------------------------- the networks
+
+    def encode(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :param obs: observations, (B, \\*obs), or a dict of them
+        :return: latent states, (B, Z)
+        """
+        features = preprocess_obs(obs, self.observation_space, self.normalize_images)
+        return self.encoder(self.features_extractor(features))  # type: ignore[no-any-return]
+
+    def next(self, z: th.Tensor, action: th.Tensor) -> th.Tensor:
+        """
+        :param z: latent states, (..., Z)
+        :param action: in [-1, 1], (..., A)
+        :return: those that follow, (..., Z)
+        """
+        return self.dynamics(th.cat([z, action], dim=-1))  # type: ignore[no-any-return]
+
+    def termination_logit(self, z: th.Tensor) -> th.Tensor:
+        """
+        :param z: latent states, (..., Z)
+        :return: log-odds that the task ended there, (...)
+        """
+        return self.termination_head(z).squeeze(-1)  # type: ignore[no-any-return]
+
+    @abstractmethod
+    def reward(self, z: th.Tensor, action: th.Tensor) -> th.Tensor:
+        """
+        :param z: latent states, (B, Z)
+        :param action: in [-1, 1], (B, A)
+        :return: (B,)
+        """
+
+    @abstractmethod
+    def act(self, z: th.Tensor, generator: Generators = None, deterministic: bool = False) -> th.Tensor:
+        """
+        :param z: latent states, (B, Z)
+        :param generator: of the policy's noise
+        :param deterministic: without it
+        :return: the policy prior's actions, in [-1, 1], (B, A)
+        """
+
+    @abstractmethod
+    def value(self, z: th.Tensor, generator: Generators = None) -> th.Tensor:
+        """
+        :param z: latent states, (B, Z)
+        :param generator: of the policy's noise and of the choice of critics; equal blocks of rows if there are several
+        :return: of following the policy prior, (B,)
+        """
+
+    # ---------------------------------------------------------------- as a model
+
+    @th.no_grad()
+    def start(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :param obs: observations, (B, \\*obs), or a dict of them
+        :return: latent states, (B, Z)
+        """
+        return self.encode(obs)
+
+    def observe(self, rows: th.Tensor) -> th.Tensor:
+        """
+        :param rows: latent states, (B, Z)
+        :return: the same: there is no decoder
+        """
+        return rows
+
+    def unscale_action(self, action: th.Tensor) -> th.Tensor:
+        """
+        :param action: in [-1, 1], (..., A)
+        :return: in the environment's scale, (..., A)
+        """
+        low, high = self.action_low, self.action_high
+        return low + 0.5 * (action + 1) * (high - low)  # type: ignore[operator, return-value]
+
+    def step(
+        self,
+        obs: th.Tensor,
+        action: th.Tensor,
+        generator: Generators = None,
+        members: Members = "random",
+        deterministic: bool = False,
+        uncertainty: bool = False,
+    ) -> ModelStep:
+        """
+        :param obs: latent states, (B, Z)
+        :param action: in [-1, 1], (B, A)
+        :param generator: of no effect, as are the others: the model is deterministic
+        :param members: of no effect
+        :param deterministic: of no effect
+        :param uncertainty: of no effect
+        :return: next latent states, rewards, and where the task has probably ended
+        """
+        next_z = self.next(obs, action)
+        return ModelStep(next_z, self.reward(obs, action), self.termination_logit(next_z) > 0)

@@ -1,0 +1,104 @@
+"""Planning in latent space: the project's MPPI and objective, with what TD-MPC does otherwise."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch as th
+
+from sb3_mbrl.common.random import Generators, rand, randn
+from sb3_mbrl.planning import MPPI, ModelObjective
+from sb3_mbrl.planning.planner import PlannerState, Score, Search, take
+from sb3_mbrl.tdmpc.latent_model import LatentModel
+
+
+@dataclass
+class LatentSearch(Search):
+    """
+    :param candidates: those that made the last mean, (B, K, H, A)
+    :param weights: theirs, (B, K)
+    """
+
+    candidates: th.Tensor
+    weights: th.Tensor
+
+
+class LatentMPPI(MPPI):
+    """
+    While it explores, the planner of TD-MPC executes an elite, drawn by its weight, with noise of the last standard deviation;
+    otherwise the weighted mean. Where a plan goes on beyond the last one, it begins with 0.
+
+    :param kwargs: of :class:`~sb3_mbrl.planning.MPPI`
+    """
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.explores = True
+
+    def _begin(self, state: PlannerState) -> Search:
+        search = super()._begin(state)
+        return LatentSearch(**vars(search), candidates=search.mean.unsqueeze(1), weights=th.ones_like(search.best_value)[:, None])
+
+    def _move(self, search: Search, candidates: th.Tensor, weights: th.Tensor) -> None:
+        super()._move(search, candidates, weights)
+        assert isinstance(search, LatentSearch)
+        search.candidates, search.weights = candidates, weights
+
+    def _output(self, search: Search, generator: Generators) -> th.Tensor:
+        if not self.explores:
+            return search.mean
+        assert isinstance(search, LatentSearch)
+        shares = search.weights.cumsum(dim=1)
+        drawn = rand((len(shares), 1), generator, shares.device) * shares[:, -1:]
+        index = th.searchsorted(shares, drawn).clamp(max=shares.shape[1] - 1)
+        elite = take(search.candidates, index).squeeze(1)
+        return (elite + search.std * randn(elite.shape, generator, elite.device)).clamp(-1, 1)
+
+    def _filling(self, mean: th.Tensor, n: int) -> th.Tensor:
+        return th.zeros_like(mean[:, :n])
+
+
+class LatentObjective(ModelObjective):
+    """
+    The return of action sequences in a latent model: discounted rewards, then the value of following the policy prior. Both
+    stop where the model expects the task to have ended.
+
+    :param model: to plan in
+    :param discount: of rewards
+    """
+
+    model: LatentModel
+
+    def __init__(self, model: LatentModel, discount: float):
+        super().__init__(model, discount, n_particles=1, propagation="expectation")
+        self.horizon: int | None = None
+        """Actions beyond are of no effect: TD-MPC begins with short plans. None: all count."""
+
+    def score_rows(self, starts: th.Tensor, generator: Generators = None) -> Score:
+        returns = super().score_rows(starts, generator)
+        return lambda actions: returns(actions[:, :, : self.horizon])
+
+    def _value_of_the_end(self, rows: th.Tensor, generator: Generators) -> th.Tensor:
+        return self.model.value(rows, generator)
+
+
+@th.no_grad()
+def prior_proposals(
+    model: LatentModel, starts: th.Tensor, n: int, horizon: int, generators: Sequence[th.Generator]
+) -> th.Tensor:
+    """
+    What the policy prior would do.
+
+    :param model: to step
+    :param starts: latent states, (B, Z)
+    :param n: sequences for each of them
+    :param horizon: H
+    :param generators: one for each of them
+    :return: (B, n, H, A)
+    """
+    z = starts.repeat_interleave(n, dim=0)
+    actions = []
+    for _ in range(horizon):
+        actions.append(model.act(z, generators))
+        z = model.next(z, actions[-1])
+    return th.stack(actions, dim=1).unflatten(0, (len(starts), n))
