@@ -1,0 +1,244 @@
+"""Replay of sequences: Stable-Baselines3's buffers, from which consecutive transitions of one episode are sampled."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
+from stable_baselines3.common.type_aliases import TensorDict
+from stable_baselines3.common.vec_env import VecNormalize
+
+_RARE = 0.25
+"""Share of starts below which they are listed instead of guessed."""
+
+
+class SequenceSamples(NamedTuple):
+    """
+    A batch of B sequences of H consecutive transitions. Time comes first, so that a loop over it is a loop over rows.
+
+    :param observations: (H + 1, B, \\*obs), for a Dict space one per key; the last one is the successor of the last
+        transition, the terminal observation if the episode ended there. As stored, but float64 leaves as float32
+    :param actions: (H, B, A) as stored, float32 in [-1, 1] from SB3's off-policy algorithms
+    :param rewards: (H, B, 1)
+    :param terminated: 1 where the task ended, which only the last transition can; a time limit does not count, (H, B, 1)
+    :param indices: where the sequences start, for :meth:`SequenceReplayBuffer.update_priorities`, (B,) int64
+    :param weights: importance weights, at most 1; all 1 if sampling is uniform, (B,)
+    """
+
+    observations: th.Tensor | TensorDict
+    actions: th.Tensor
+    rewards: th.Tensor
+    terminated: th.Tensor
+    indices: np.ndarray
+    weights: th.Tensor
+
+
+class SequenceReplayBuffer(ReplayBuffer):
+    """
+    Stores as SB3's :class:`ReplayBuffer` does and samples sequences of consecutive transitions of one environment. They
+    never go on after the end of an episode, a time limit or a reset between two calls of ``learn``, nor across the place
+    where a full buffer is being overwritten. All sequences are equally likely, or, with ``priority_exponent``, those of
+    higher priority are likelier (prioritised experience replay, Schaul et al. 2016).
+
+    :param buffer_size: transitions, of all environments together
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param device: PyTorch device
+    :param n_envs: Number of parallel environments
+    :param optimize_memory_usage: Not supported
+    :param handle_timeout_termination: False counts time limits as ends of the task
+    :param horizon: H, transitions in a sequence (TD-MPC: 5, TD-MPC2: 3)
+    :param priority_exponent: alpha in [0, 1]: a sequence of priority p is sampled in proportion to p ** alpha. 0: uniform,
+        as TD-MPC2; TD-MPC: 0.6
+    :param importance_exponent: beta in [0, 1]: how far the importance weights make up for the priorities; TD-MPC: 0.4
+    :raises ValueError: an argument out of its range, or less room in the buffer than a sequence needs
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        device: th.device | str = "auto",
+        n_envs: int = 1,
+        optimize_memory_usage: bool = False,
+        handle_timeout_termination: bool = True,
+        *,
+        horizon: int,
+        priority_exponent: float = 0.0,
+        importance_exponent: float = 0.0,
+    ):
+        if optimize_memory_usage:
+            raise ValueError(
+                f"{type(self).__name__} does not support optimize_memory_usage=True: the last observation of an episode "
+                "would be lost. Leave it at False."
+            )
+        if horizon < 1:
+            raise ValueError(f"horizon must be at least 1 transition, got {horizon}.")
+        if buffer_size < horizon * n_envs:
+            raise ValueError(
+                f"buffer_size={buffer_size} transitions of n_envs={n_envs} environments have no room for a sequence of "
+                f"horizon={horizon} transitions of each. Pass a buffer_size of at least {horizon * n_envs}, or a smaller "
+                "horizon."
+            )
+        _check_exponent("priority_exponent", priority_exponent)
+        _check_exponent("importance_exponent", importance_exponent)
+        super().__init__(
+            buffer_size, observation_space, action_space, device, n_envs, optimize_memory_usage, handle_timeout_termination
+        )
+        self.horizon = horizon
+        self.priority_exponent = priority_exponent
+        self.importance_exponent = importance_exponent
+        self._forget_sequences()
+
+    @property
+    def n_sequences(self) -> int:
+        """Sequences that can be sampled now."""
+        return int(np.count_nonzero(self.starts))
+
+    def reset(self) -> None:
+        """Empty the buffer."""
+        super().reset()
+        self._forget_sequences()
+
+    def _forget_sequences(self) -> None:
+        shape = (self.buffer_size, self.n_envs)
+        # Where a sequence may start
+        self.starts = np.zeros(shape, dtype=bool)
+        # Consecutive transitions up to the newest one, per environment
+        self.unbroken = np.zeros(self.n_envs, dtype=np.int64)
+        # Its p ** alpha, 0 where none starts
+        self.scaled_priorities = np.zeros(shape)
+        self.max_priority = 1.0
+
+    # ---------------------------------------------------------------- adding
+
+    def add(self, *args: Any, **kwargs: Any) -> None:
+        """Store a transition of each environment; the arguments are those of SB3's buffer."""
+        row = self.pos
+        super().add(*args, **kwargs)
+        self.unbroken = np.where(self._continues(row), self.unbroken + 1, 1)
+        # Of the complete sequences only one starting here had this row: the write head cuts those that start before it
+        self.starts[row], self.scaled_priorities[row] = False, 0
+        first = (row - self.horizon + 1) % self.buffer_size
+        self.starts[first] = self.unbroken >= self.horizon
+        self.scaled_priorities[first] = self.starts[first] * self.max_priority**self.priority_exponent
+
+    def _continues(self, row: int) -> np.ndarray:
+        """Whether the transitions of ``row`` follow those of the row before, (n_envs,) bool."""
+        before = row - 1  # of row 0 the last one, as in a full ring
+        follows = (self.dones[before] == 0) & (self.timeouts[before] == 0)
+        for obs, next_obs in self._observation_arrays():
+            # SB3 resets the environments at every learn() without a word to the buffer: only the observation tells
+            follows &= (obs[row] == next_obs[before]).reshape(self.n_envs, -1).all(axis=1)
+        return follows
+
+    def _observation_arrays(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        if isinstance(self.observations, dict):
+            return [(self.observations[key], self.next_observations[key]) for key in self.observations]
+        return [(self.observations, self.next_observations)]
+
+    # ---------------------------------------------------------------- sampling
+
+    def sample(self, batch_size: int, env: VecNormalize | None = None) -> SequenceSamples:  # type: ignore[override]
+        """
+        :param batch_size: B, drawn with replacement from NumPy's global stream, as by SB3's buffers
+        :param env: normalises observations and rewards
+        :return: B sequences
+        :raises ValueError: there is no complete sequence yet
+        """
+        if not self.starts.any():
+            raise ValueError(
+                f"There is no sequence of horizon={self.horizon} transitions to sample yet; stored are {self.size()} "
+                f"transitions per environment, cut by the ends of episodes. Collect more of them first (learning_starts), or "
+                "pass a horizon that is not longer than the episodes."
+            )
+        starts = self._draw_uniformly(batch_size) if self.priority_exponent == 0 else self._draw_by_priority(batch_size)
+        # Row and environment as one number: going on by one step is going on by n_envs
+        steps = self.n_envs * np.arange(self.horizon)
+        transitions = (starts + steps[:, np.newaxis]) % (self.buffer_size * self.n_envs)
+        rewards = _pick(self.rewards, transitions)[..., np.newaxis]
+        terminated = _pick(self.dones, transitions) * (1 - _pick(self.timeouts, transitions))
+        return SequenceSamples(
+            observations=self._observation_sequences(transitions, env),
+            actions=self._to_torch(_pick(self.actions, transitions)),
+            rewards=self._to_torch(self._normalize_reward(rewards, env)),
+            terminated=self._to_torch(terminated[..., np.newaxis]),
+            indices=starts,
+            weights=self._to_torch(self._importance_weights(starts)),
+        )
+
+    def _draw_uniformly(self, batch_size: int) -> np.ndarray:
+        is_start = self.starts[: self.size()].reshape(-1)
+        if np.count_nonzero(is_start) < _RARE * len(is_start):
+            return np.random.choice(np.flatnonzero(is_start), batch_size)
+        drawn = np.empty(0, dtype=np.int64)
+        while len(drawn) < batch_size:
+            guesses = np.random.randint(len(is_start), size=2 * batch_size)
+            drawn = np.concatenate([drawn, guesses[is_start[guesses]]])
+        return drawn[:batch_size]
+
+    def _draw_by_priority(self, batch_size: int) -> np.ndarray:
+        cumulative = np.cumsum(self.scaled_priorities[: self.size()])
+        return np.searchsorted(cumulative, cumulative[-1] * np.random.random(batch_size), side="right")
+
+    def _importance_weights(self, starts: np.ndarray) -> np.ndarray:
+        # (N * P(i)) ** -beta over the largest of the batch: N and the sum of all priorities cancel
+        scaled = _pick(self.scaled_priorities, starts)
+        return (scaled / scaled.min()) ** -self.importance_exponent
+
+    def _observation_sequences(self, transitions: np.ndarray, env: VecNormalize | None) -> th.Tensor | TensorDict:
+        pairs = self._observation_arrays()
+        picked = [np.concatenate([_pick(obs, transitions), _pick(after, transitions[-1:])]) for obs, after in pairs]
+        is_dict = isinstance(self.observations, dict)
+        observations = self._normalize_obs(dict(zip(self.observations, picked, strict=True)) if is_dict else picked[0], env)
+        if isinstance(observations, dict):
+            return {key: self._to_torch(obs) for key, obs in observations.items()}
+        return self._to_torch(observations)
+
+    def _to_torch(self, array: np.ndarray) -> th.Tensor:
+        # Networks are float32; what was picked is a copy already
+        return self.to_torch(array.astype(np.float32) if array.dtype == np.float64 else array, copy=False)
+
+    # ---------------------------------------------------------------- priorities
+
+    def update_priorities(self, indices: np.ndarray, priorities: th.Tensor | np.ndarray) -> None:
+        """
+        Say how useful sampled sequences have been. Without effect if sampling is uniform. A new sequence has the highest
+        priority that any had so far, 1 at first.
+
+        :param indices: of the samples; those that have been overwritten meanwhile are left out, (B,)
+        :param priorities: finite and above 0, (B,) or (B, 1)
+        :raises ValueError: a priority is 0, negative or not finite
+        """
+        values = th.as_tensor(priorities).detach().cpu().double().numpy().reshape(indices.shape)
+        if not (np.isfinite(values) & (values > 0)).all():
+            raise ValueError(
+                f"priorities must be finite and above 0, got values from {values.min()} to {values.max()}. Clip the errors "
+                "that they are made of and add a small constant (TD-MPC: at most 1e4, plus 1e-6)."
+            )
+        valid = _pick(self.starts, indices)
+        self.scaled_priorities.reshape(-1)[indices[valid]] = values[valid] ** self.priority_exponent
+        self.max_priority = max(self.max_priority, float(values.max()))
+
+
+class DictSequenceReplayBuffer(SequenceReplayBuffer, DictReplayBuffer):  # type: ignore[misc]
+    """
+    :class:`SequenceReplayBuffer` for Dict observation spaces, with the same arguments; stores as SB3's
+    :class:`DictReplayBuffer` does.
+    """
+
+
+def _check_exponent(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be between 0 and 1, got {value}.")
+
+
+def _pick(array: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """
+    :param array: (buffer_size, n_envs, ...)
+    :param indices: row * n_envs + environment, any shape
+    :return: (\\*indices.shape, ...)
+    """
+    return array.reshape(-1, *array.shape[2:])[indices]
