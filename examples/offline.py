@@ -54,11 +54,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--timesteps", type=int, default=2_500, help="of the behaviour policy; it records twice as many")
     parser.add_argument("--penalty", type=float, default=2.0, help="reward per unit of disagreement")
-    parser.add_argument("--horizon", type=int, default=5, help="of imagined episodes, in steps")
-    parser.add_argument("--updates", type=int, help="of SAC in the model; four times --timesteps unless given")
+    parser.add_argument("--horizon", type=int, default=25, help="of imagined episodes, in steps")
+    parser.add_argument("--updates", type=int, help="of SAC in the model; twice --timesteps unless given")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    updates = args.updates or 4 * args.timesteps
+    updates = args.updates or 2 * args.timesteps
 
     behaviour = SAC("MlpPolicy", ENV_ID, learning_rate=1e-3, seed=args.seed).learn(args.timesteps)
     dataset = record(behaviour, 2 * args.timesteps, args.seed)
