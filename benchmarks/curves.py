@@ -6,7 +6,7 @@ Learning curves: one CSV per algorithm, environment and seed in ``benchmarks/res
     python -m benchmarks.curves --algo pets --env Pendulum-v1 --seeds 0 1 2 --steps 2000 --eval-freq 200
 
 ``mbpo`` and all that learn a model take the tuned values of ``sb3_mbrl/zoo``, ``mbcrossq-utd1`` to ``-utd4`` MBCrossQ's with
-that many updates per step; ``sac`` and ``dqn`` SB3's defaults; ``sac-utd`` SAC with MBPO's update-to-data ratio, warm-up and
+that many updates per step; ``tdmpc2``, ``sac`` and ``dqn`` their defaults; ``sac-utd`` SAC with MBPO's update-to-data ratio, warm-up and
 target entropy: what the model adds is the gap between ``mbpo`` and ``sac-utd``.
 Each job is one process with one thread. The steps count everything, random warm-up included; an evaluation is the mean
 over deterministic episodes on an environment of its own. An interrupted run goes on from its last checkpoint.
@@ -35,8 +35,8 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 import sb3_mbrl
-from sb3_mbrl import MBPO, MBTQC, PETS, MBCrossQ
-from sb3_mbrl.dynamics.learning import LearnsDynamics
+from sb3_mbrl import MBPO, MBTQC, PETS, TDMPC2, MBCrossQ
+from sb3_mbrl.common.checkpoints import ExactCheckpoints
 from sb3_mbrl.zoo import load_env_kwargs, load_hyperparams
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -50,6 +50,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {f"mbcrossq-utd{n}": ("mbcross
 ALGORITHMS: dict[str, Any] = {
     **TUNED,
     **{variant: TUNED[algo] for variant, (algo, _) in VARIANTS.items()},
+    "tdmpc2": TDMPC2,
     "sac": SAC,
     "sac-utd": SAC,
     "dqn": DQN,
@@ -179,7 +180,7 @@ def run_one(args: argparse.Namespace) -> None:
         part = min(args.checkpoint_freq, args.steps - model.num_timesteps)
         model.learn(part, callback=curve, log_interval=1_000_000, reset_num_timesteps=False)
         curve.evaluate()
-        if isinstance(model, LearnsDynamics):
+        if isinstance(model, ExactCheckpoints):
             model.save_checkpoint(checkpoints)
         print(f"{name}: step {model.num_timesteps}", flush=True)
     shutil.rmtree(checkpoints, ignore_errors=True)

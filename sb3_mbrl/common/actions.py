@@ -38,6 +38,18 @@ def one_hot(actions: np.ndarray, action_space: spaces.Discrete) -> th.Tensor:
     return F.one_hot(th.as_tensor(actions).long().flatten() - int(action_space.start), int(action_space.n)).float()
 
 
+def from_environment(actions: np.ndarray, action_space: spaces.Space) -> np.ndarray:
+    """
+    :param actions: as the environment's ``step`` takes them, (B, \\*action_space.shape)
+    :param action_space: Discrete, or a Box with finite bounds
+    :return: one-hot, or in [-1, 1], (B, ...)
+    """
+    if isinstance(action_space, spaces.Discrete):
+        return one_hot(actions, action_space).numpy()
+    assert isinstance(action_space, spaces.Box)
+    return 2.0 * (actions - action_space.low) / (action_space.high - action_space.low) - 1.0
+
+
 def to_environment(actions: th.Tensor, action_space: spaces.Space) -> np.ndarray:
     """
     :param actions: (B, A) in [-1, 1] or one-hot

@@ -15,7 +15,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from sb3_mbrl.common.actions import one_hot
+from sb3_mbrl.common.actions import from_environment, one_hot
 from sb3_mbrl.common.types import Transitions
 from sb3_mbrl.dynamics.model import ModelStep, SteppableModel
 from sb3_mbrl.dynamics.termination import termination_scores
@@ -132,22 +132,10 @@ def _play(
             last = infos[i]["terminal_observation"]
             next_obs[i] = last if normalize is None else normalize.unnormalize_obs(last)
         timeouts = np.array([info.get("TimeLimit.truncated", False) for info in infos])
-        rows.append([np.array(raw_obs), _from_environment(action, space), next_obs, np.array(raw_reward), dones & ~timeouts])
+        rows.append([np.array(raw_obs), from_environment(action, space), next_obs, np.array(raw_reward), dones & ~timeouts])
         dones_of_rows.append(np.array(dones))
         raw_obs, starts = new_raw_obs, dones
     return [np.stack(column) for column in zip(*rows, strict=True)], np.stack(dones_of_rows)
-
-
-def _from_environment(action: np.ndarray, space: spaces.Space) -> np.ndarray:
-    """
-    :param action: as ``step`` takes it, (n_envs, *space.shape)
-    :param space: Discrete, or a Box with finite bounds
-    :return: one-hot, or in [-1, 1], (n_envs, ...)
-    """
-    if isinstance(space, spaces.Discrete):
-        return one_hot(action, space).numpy()
-    assert isinstance(space, spaces.Box)
-    return 2.0 * (action - space.low) / (space.high - space.low) - 1.0
 
 
 def _split_after(ended: np.ndarray, columns: Sequence[np.ndarray], device: th.device | str) -> list[Transitions]:

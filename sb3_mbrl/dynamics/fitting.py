@@ -98,7 +98,7 @@ def fit(
     :raises ValueError: no transitions, or NaN or infinity among them, or a fit that diverged
     """
     start = time.perf_counter()
-    _check_finite(transitions)
+    check_finite(transitions)
     inputs, targets = model.inputs_and_targets(transitions)
     train, holdout = _split(len(transitions), holdout_ratio, max_holdout, generator, inputs.device)
     # Statistics from the training rows alone; fixed during the fit, so that the weights keep their meaning
@@ -178,7 +178,11 @@ class _Snapshot:
                 parameter.copy_(best)
 
 
-def _check_finite(transitions: Transitions) -> None:
+def check_finite(transitions: Transitions) -> None:
+    """
+    :param transitions: to fit to
+    :raises ValueError: there are none, or NaN or infinity is among them
+    """
     if len(transitions) == 0:
         raise ValueError("There are no transitions to fit the dynamics model to.")
     for name in ("observations", "actions", "next_observations", "rewards"):

@@ -4,12 +4,16 @@ import copy
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_mbrl.common.types import Transitions
-from sb3_mbrl.dynamics.termination import termination_scores
+from sb3_mbrl.common.actions import action_dim
+from sb3_mbrl.common.types import TerminationFn, Transitions
+from sb3_mbrl.dynamics.termination import known_termination, termination_scores
 
 _HOLDOUT_EVERY = 5
 """One row in so many of each class is held out. A class with fewer rows is not: it could not be measured, and all of it is
@@ -225,6 +229,45 @@ class LearnedTermination(nn.Module):
         :return: log-odds of a termination, (N,)
         """
         return self._balanced_logits(inputs) + self.prior_shift
+
+
+def check_termination_fn(termination_fn: TerminationFn | str | None) -> None:
+    """
+    :param termination_fn: what a user passed
+    :raises ValueError: neither ``"auto"`` nor ``"learned"``, a function or None
+    """
+    if not (termination_fn is None or callable(termination_fn) or termination_fn in ("auto", "learned")):
+        raise ValueError(
+            "termination_fn must be 'auto', 'learned', a function or None (the task never terminates), got "
+            f"{termination_fn!r}."
+        )
+
+
+def make_termination(
+    termination_fn: TerminationFn | str | None,
+    env: VecEnv | None,
+    observation_space: spaces.Space,
+    action_space: spaces.Space,
+    generator: th.Generator,
+) -> TerminationFn | None:
+    """
+    What ``"auto"`` and ``"learned"`` stand for.
+
+    :param termination_fn: these, a function, or None
+    :param env: asked for its rule by ``"auto"``; None: there is none to ask
+    :param observation_space: of the environment
+    :param action_space: of the environment
+    :param generator: draws the weights of a learned head
+    :return: the function, or None
+    """
+    check_termination_fn(termination_fn)
+    if not isinstance(termination_fn, str):
+        return termination_fn
+    known = known_termination(env) if termination_fn == "auto" and env is not None else None
+    if known is not None:
+        return known
+    obs_dim = int(np.prod(observation_space.shape or ()))
+    return LearnedTermination(obs_dim, action_dim(action_space), generator=generator)
 
 
 def _linear(fan_in: int, fan_out: int, generator: th.Generator) -> nn.Linear:

@@ -11,12 +11,11 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_mbrl.common.actions import action_dim
 from sb3_mbrl.common.algorithm import ModelAlgorithm
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
 from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble, check_spaces
 from sb3_mbrl.dynamics.fitting import FitReport, fit
-from sb3_mbrl.dynamics.learned_termination import LearnedTermination
+from sb3_mbrl.dynamics.learned_termination import LearnedTermination, check_termination_fn, make_termination
 from sb3_mbrl.dynamics.termination import known_termination, termination_from_json, termination_to_json
 
 MIN_FIT_TRANSITIONS = 32
@@ -86,11 +85,7 @@ class LearnsDynamics(ModelAlgorithm):
             raise ValueError(
                 f"model_updates_per_step must be positive, or None for no limit; got {self.model_updates_per_step}."
             )
-        if not (self.termination_fn is None or callable(self.termination_fn) or self.termination_fn in ("auto", "learned")):
-            raise ValueError(
-                "termination_fn must be 'auto', 'learned', a function or None (the task never terminates), got "
-                f"{self.termination_fn!r}."
-            )
+        check_termination_fn(self.termination_fn)
         own = {"observation_space", "action_space", "reward_fn", "termination_fn", "device", "generator"}
         own |= {"model", "transitions", *set_by_the_algorithm}
         for name, callee in (("dynamics_kwargs", ProbabilisticEnsemble), ("fit_kwargs", fit)):
@@ -126,14 +121,12 @@ class LearnsDynamics(ModelAlgorithm):
     def _make_termination(self) -> TerminationFn | None:
         """The termination function of the dynamics, which ``"auto"`` and ``"learned"`` stand for."""
         assert self._generator is not None
-        if callable(self.termination_fn) or self.termination_fn is None:
-            return self.termination_fn  # type: ignore[return-value]
         if self.termination_fn == "auto":
             self._find_termination()
-        if self.termination_fn == "auto" and isinstance(self._auto_termination, dict):
-            return termination_from_json(self._auto_termination)
-        obs_dim = int(np.prod(self.observation_space.shape or ()))
-        return LearnedTermination(obs_dim, action_dim(self.action_space), generator=self._generator)
+            if isinstance(self._auto_termination, dict):
+                return termination_from_json(self._auto_termination)
+        # No environment to ask: above, "auto" found nothing there
+        return make_termination(self.termination_fn, None, self.observation_space, self.action_space, self._generator)
 
     def _find_termination(self) -> None:
         """What ``"auto"`` means here. A learned head stays one, since it is among the saved parameters."""

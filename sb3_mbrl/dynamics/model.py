@@ -1,6 +1,6 @@
 """What every transition model does: step a batch of rows."""
 
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch as th
 from gymnasium import spaces
@@ -80,10 +80,10 @@ class DynamicsModel(SteppableModel, Protocol):
     def elites(self) -> th.Tensor:
         """Members that step the model, best first, (E,) long; ``[0]`` for a model that is no ensemble."""
 
-    def start(self, obs: th.Tensor) -> th.Tensor:
+    def start(self, obs: Any) -> th.Tensor:
         """
-        :param obs: raw observations of the environments, (B, O): all that are acted in, in their order, even if only some are
-            planned for
+        :param obs: raw observations of the environments, (B, O), or images and dicts for models that encode them: all that
+            are acted in, in their order, even if only some are planned for
         :return: rows to step from, valid until the next call, (B, S)
         """
 

@@ -1,8 +1,8 @@
 """Real transitions, and the model, start states and bounds that imagined environments take from them."""
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
@@ -15,16 +15,14 @@ from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_mbrl.common.actions import action_dim
-from sb3_mbrl.common.buffers import initial_rows, real_transitions
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
 from sb3_mbrl.dynamics.diagnostics import collect_trajectories, concatenate
 from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble, check_spaces
-from sb3_mbrl.dynamics.fitting import FitReport, fit
-from sb3_mbrl.dynamics.learned_termination import LearnedTermination
+from sb3_mbrl.dynamics.fitting import FitReport, check_finite, fit
+from sb3_mbrl.dynamics.learned_termination import LearnedTermination, make_termination
 from sb3_mbrl.dynamics.learning import check_known_termination
 from sb3_mbrl.dynamics.model import DynamicsModel
-from sb3_mbrl.dynamics.termination import known_termination
+from sb3_mbrl.envs.datasets import Dataset, read_dataset, spaces_of
 from sb3_mbrl.envs.imagination import Imagination, ImaginationRules, StartFn
 
 StartStates = str | np.ndarray | th.Tensor | StartFn
@@ -32,6 +30,9 @@ StartStates = str | np.ndarray | th.Tensor | StartFn
 
 Bounds = tuple[np.ndarray, np.ndarray]
 """Lowest and highest observation, (O,) each."""
+
+RealEnv = gym.Env | VecEnv | EnvSpec | str
+"""An environment, a vector of them, or what ``gymnasium.make`` makes one of."""
 
 SelfImagined = TypeVar("SelfImagined", bound="ImaginedFromExperience")
 
@@ -78,19 +79,19 @@ def collect(
 
 
 @contextmanager
-def as_vec_env(env: gym.Env | VecEnv | str) -> Iterator[VecEnv]:
+def as_vec_env(env: RealEnv) -> Iterator[VecEnv]:
     """
-    :param env: an environment, which stays open, or its id
+    :param env: an environment, which stays open, or what it is made of
     :return: a context in which it is a vector
     """
     if isinstance(env, VecEnv):
         yield env
         return
-    made = gym.make(env) if isinstance(env, str) else env
+    made = gym.make(env) if isinstance(env, (str, EnvSpec)) else env
     try:
         yield DummyVecEnv([lambda: made])
     finally:
-        if isinstance(env, str):
+        if made is not env:
             made.close()
 
 
@@ -113,7 +114,9 @@ def time_limit(env: VecEnv | None) -> int:
     """
     spec = spec_of(env)
     if spec is None or spec.max_episode_steps is None:
-        raise ValueError("The real environment has no time limit from which a horizon would follow: pass horizon=, in steps.")
+        raise ValueError(
+            "A horizon would follow from the time limit of the real environment, but none is known: pass horizon=, in steps."
+        )
     return int(spec.max_episode_steps)
 
 
@@ -204,7 +207,7 @@ class ImaginedFromExperience:
     @classmethod
     def _around(
         cls: type[SelfImagined],
-        env: gym.Env | VecEnv | str | None,
+        env: RealEnv | None,
         dynamics: DynamicsModel,
         start_states: np.ndarray | th.Tensor | StartFn,
         observation_bounds: Bounds | None,
@@ -212,6 +215,10 @@ class ImaginedFromExperience:
     ) -> SelfImagined:
         """The constructor, whatever it needs of the real environment."""
         raise NotImplementedError
+
+    @classmethod
+    def _check_env(cls, env: RealEnv | None) -> None:
+        """Raises if the constructor cannot do with it."""
 
     @classmethod
     def from_env(
@@ -253,24 +260,128 @@ class ImaginedFromExperience:
         :return: the environment; what was collected is its ``transitions``
         :raises ValueError: spaces, names, numbers; most of it before anything is collected
         """
+        with as_vec_env(env) as vec_env:
+            return cls._learned(
+                lambda device: Experience.of(collect(vec_env, n_steps, policy, seed), device),
+                env,
+                vec_env,
+                vec_env.observation_space,
+                vec_env.action_space,
+                start_states=start_states,
+                horizon=horizon,
+                observation_bounds=observation_bounds,
+                reward_fn=reward_fn,
+                termination_fn=termination_fn,
+                dynamics_kwargs=dynamics_kwargs,
+                fit_kwargs=fit_kwargs,
+                seed=seed,
+                device=device,
+                kwargs=kwargs,
+            )
+
+    @classmethod
+    def from_dataset(
+        cls: type[SelfImagined],
+        dataset: Dataset,
+        env: gym.Env | VecEnv | str | None = None,
+        start_states: StartStates = "all",
+        horizon: int | None = None,
+        observation_bounds: Bounds | None = None,
+        reward_fn: RewardFn | None = None,
+        termination_fn: TerminationFn | str | None = "auto",
+        dynamics_kwargs: Mapping[str, Any] | None = None,
+        fit_kwargs: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        **kwargs: Any,
+    ) -> SelfImagined:
+        """
+        Fit a model to transitions that others have recorded, and imagine: offline. No environment is stepped or reset.
+
+        :param dataset: a ``minari.MinariDataset``; SB3's replay buffer; or a mapping of arrays, by the names of Gymnasium or
+            of D4RL: ``observations`` (N, O), ``actions`` in the environment's scale, ``rewards`` (N,), ``next_observations``
+            (N, O), ``terminations`` or ``terminals`` (N,), and, if known, ``truncations`` or ``timeouts`` (N,)
+        :param env: the real environment or its id, asked for spaces, rule of termination and time limit; None: what the
+            dataset tells, which of a replay buffer is the spaces alone: then the termination is learned. Arrays need it
+        :param start_states: as in :meth:`from_env`. An episode begins at the first row, and after a row that ended one
+        :param horizon: steps until truncation; None: the time limit of the real environment
+        :param observation_bounds: as in :meth:`from_env`
+        :param reward_fn: as in :meth:`from_env`
+        :param termination_fn: as in :meth:`from_env`
+        :param dynamics_kwargs: arguments of :class:`~sb3_mbrl.dynamics.ProbabilisticEnsemble`
+        :param fit_kwargs: arguments of :func:`~sb3_mbrl.dynamics.fitting.fit`, of this fit and of :meth:`refit`
+        :param seed: of what is fitted; what is imagined is seeded as in any environment
+        :param device: of the model
+        :param kwargs: further arguments of the constructor
+        :return: the environment; what was read is its ``transitions``
+        :raises ValueError: a dataset that cannot be read, or is not of this environment; spaces, names, numbers; all of it
+            before the fit
+        """
+        if env is None:
+            env = getattr(dataset, "env_spec", None)
+        with nullcontext() if env is None else as_vec_env(env) as vec_env:
+            observation_space, action_space = spaces_of(dataset, vec_env)
+            return cls._learned(
+                lambda device: Experience(*read_dataset(dataset, vec_env, device)),
+                env,
+                vec_env,
+                observation_space,
+                action_space,
+                start_states=start_states,
+                horizon=horizon,
+                observation_bounds=observation_bounds,
+                reward_fn=reward_fn,
+                termination_fn=termination_fn,
+                dynamics_kwargs=dynamics_kwargs,
+                fit_kwargs=fit_kwargs,
+                seed=seed,
+                device=device,
+                kwargs=kwargs,
+            )
+
+    @classmethod
+    def _learned(
+        cls: type[SelfImagined],
+        gather: Callable[[th.device], Experience],
+        env: RealEnv | None,
+        vec_env: VecEnv | None,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        *,
+        start_states: StartStates,
+        horizon: int | None,
+        observation_bounds: Bounds | None,
+        reward_fn: RewardFn | None,
+        termination_fn: TerminationFn | str | None,
+        dynamics_kwargs: Mapping[str, Any] | None,
+        fit_kwargs: Mapping[str, Any] | None,
+        seed: int | None,
+        device: th.device | str,
+        kwargs: dict[str, Any],
+    ) -> SelfImagined:
+        """
+        :param gather: returns the real transitions; called once the rest has been checked
+        :param env: for the constructor
+        :param vec_env: the same, to be asked
+        """
         generator = th.Generator(device=get_device(device))
         generator.seed() if seed is None else generator.manual_seed(seed)
         fit_kwargs = fit_kwargs or {}
-        with as_vec_env(env) as vec_env:
-            kwargs["horizon"] = time_limit(vec_env) if horizon is None else horizon
-            cls._check_arguments(start_states, kwargs)
-            check_spaces(vec_env.observation_space, vec_env.action_space)
-            dynamics = ProbabilisticEnsemble(
-                vec_env.observation_space,
-                vec_env.action_space,
-                reward_fn=reward_fn,
-                termination_fn=_termination(termination_fn, vec_env, generator),
-                generator=generator,
-                device=device,
-                **(dynamics_kwargs or {}),
-            )
-            inspect.signature(fit).bind(dynamics, None, **fit_kwargs)  # what it does not accept fails here, not after it all
-            experience = Experience.of(collect(vec_env, n_steps, policy, seed), dynamics.device)
+        check_spaces(observation_space, action_space)
+        kwargs["horizon"] = time_limit(vec_env) if horizon is None else horizon
+        cls._check_arguments(env, start_states, kwargs)
+        dynamics = ProbabilisticEnsemble(
+            observation_space,
+            action_space,
+            reward_fn=reward_fn,
+            termination_fn=make_termination(termination_fn, vec_env, observation_space, action_space, generator),
+            generator=generator,
+            device=device,
+            **(dynamics_kwargs or {}),
+        )
+        inspect.signature(fit).bind(dynamics, None, **fit_kwargs)  # what it does not accept fails here, not after it all
+        experience = gather(dynamics.device)
+        check_finite(experience.transitions)
         if termination_fn == "auto" and not isinstance(dynamics.termination_fn, LearnedTermination):
             check_known_termination(dynamics, experience.transitions)
         dynamics.fit(experience.transitions, generator, **fit_kwargs)
@@ -308,16 +419,14 @@ class ImaginedFromExperience:
                 "Without data, pass model.dynamics and start_states to the constructor."
             )
         kwargs["horizon"] = time_limit(model.env) if horizon is None else horizon
-        cls._check_arguments(start_states, kwargs)
-        transitions = real_transitions(buffer, dynamics.device)
-        initial = th.as_tensor(initial_rows(buffer), device=dynamics.device)
-        experience = Experience(transitions, transitions.observations[initial])
+        cls._check_arguments(model.env, start_states, kwargs)
+        experience = Experience(*read_dataset(buffer, device=dynamics.device))
         return cls._from_experience(model.env, dynamics, experience, start_states, observation_bounds, {}, kwargs)
 
     @classmethod
     def _from_experience(
         cls: type[SelfImagined],
-        env: gym.Env | VecEnv | str | None,
+        env: RealEnv | None,
         dynamics: ProbabilisticEnsemble,
         experience: Experience,
         start_states: StartStates,
@@ -333,8 +442,9 @@ class ImaginedFromExperience:
         return imagined
 
     @classmethod
-    def _check_arguments(cls, start_states: StartStates, kwargs: Mapping[str, Any]) -> None:
+    def _check_arguments(cls, env: RealEnv | None, start_states: StartStates, kwargs: Mapping[str, Any]) -> None:
         """Raises now what the constructor would raise after all the work."""
+        cls._check_env(env)
         if isinstance(start_states, str) and start_states not in ("all", "initial"):
             raise ValueError(
                 f"start_states must be 'all', 'initial', an array, or a function f(n, generator); got {start_states!r}."
@@ -383,19 +493,3 @@ def check_n_envs(n_envs: int) -> None:
     """
     if n_envs < 1:
         raise ValueError(f"n_envs must be at least 1, got {n_envs}.")
-
-
-def _termination(termination_fn: TerminationFn | str | None, env: VecEnv, generator: th.Generator) -> TerminationFn | None:
-    """What ``"auto"`` and ``"learned"`` stand for."""
-    if termination_fn is None or callable(termination_fn):
-        return termination_fn
-    if termination_fn not in ("auto", "learned"):
-        raise ValueError(
-            "termination_fn must be 'auto', 'learned', a function or None (the task never terminates), got "
-            f"{termination_fn!r}."
-        )
-    known = known_termination(env) if termination_fn == "auto" else None
-    if known is not None:
-        return known
-    obs_dim = int(np.prod(env.observation_space.shape or ()))
-    return LearnedTermination(obs_dim, action_dim(env.action_space), generator=generator)

@@ -6,10 +6,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
+from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbrl.dynamics.model import DynamicsModel
-from sb3_mbrl.envs.experience import Bounds, ImaginedFromExperience, as_vec_env, spec_of, time_limit
+from sb3_mbrl.envs.experience import Bounds, ImaginedFromExperience, RealEnv, as_vec_env, spec_of, time_limit
 from sb3_mbrl.envs.imagination import Imagination, ImaginationRules, StartFn, to_model
 from sb3_mbrl.envs.rendering import state_setter
 
@@ -66,20 +67,24 @@ class LearnedModelEnv(ImaginedFromExperience, gym.Env[np.ndarray, Any]):
     @classmethod
     def _around(  # type: ignore[override]
         cls,
-        env: gym.Env | VecEnv | str | None,
+        env: RealEnv | None,
         dynamics: DynamicsModel,
         start_states: np.ndarray | th.Tensor | StartFn,
         observation_bounds: Bounds | None,
         **rules: Any,
     ) -> "LearnedModelEnv":
-        if env is None or isinstance(env, VecEnv):
-            spec = spec_of(env)
-            if spec is None:
-                raise ValueError(
-                    "LearnedModelEnv holds the real environment, but it is not known how to make another one here."
-                )
-            env = gym.make(spec)
-        return cls(env, dynamics, start_states, observation_bounds=observation_bounds, **rules)
+        real: Any = spec_of(env) if isinstance(env, VecEnv) else env
+        if isinstance(real, EnvSpec):
+            real = gym.make(real)
+        return cls(real, dynamics, start_states, observation_bounds=observation_bounds, **rules)
+
+    @classmethod
+    def _check_env(cls, env: RealEnv | None) -> None:
+        if env is None or (isinstance(env, VecEnv) and spec_of(env) is None):
+            raise ValueError(
+                "LearnedModelEnv holds the real environment, but it is not known how to make one here. LearnedModelVecEnv "
+                "needs none."
+            )
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """

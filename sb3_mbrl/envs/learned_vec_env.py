@@ -9,7 +9,7 @@ import torch as th
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
 
 from sb3_mbrl.dynamics.model import DynamicsModel
-from sb3_mbrl.envs.experience import Bounds, ImaginedFromExperience, check_n_envs
+from sb3_mbrl.envs.experience import Bounds, ImaginedFromExperience, RealEnv, check_n_envs
 from sb3_mbrl.envs.imagination import Imagination, ImaginationRules, StartFn, to_model
 
 
@@ -51,7 +51,7 @@ class LearnedModelVecEnv(ImaginedFromExperience, VecEnv):
     @classmethod
     def _around(  # type: ignore[override]
         cls,
-        env: gym.Env | VecEnv | str | None,
+        env: RealEnv | None,
         dynamics: DynamicsModel,
         start_states: np.ndarray | th.Tensor | StartFn,
         observation_bounds: Bounds | None,

@@ -11,6 +11,7 @@ from torch import nn
 from sb3_mbrl.common.actions import action_bounds
 from sb3_mbrl.common.random import Generators
 from sb3_mbrl.dynamics.model import Members, ModelStep
+from sb3_mbrl.tdmpc.layers import Critics
 
 
 class LatentModel(nn.Module):
@@ -26,8 +27,8 @@ class LatentModel(nn.Module):
     encoder: nn.Module
     dynamics: nn.Module
     termination_head: nn.Module
-    critics: nn.Module
-    target_critics: nn.Module
+    critics: Critics
+    target_critics: Critics
     prior: nn.Module
 
     def __init__(
@@ -47,7 +48,6 @@ class LatentModel(nn.Module):
         low, high = action_bounds(action_space)
         self.register_buffer("action_low", low)
         self.register_buffer("action_high", high)
-        self.register_buffer("elites", th.zeros(1, dtype=th.long))
 
     def train(self, mode: bool = True) -> "LatentModel":
         """
@@ -57,6 +57,11 @@ class LatentModel(nn.Module):
         super().train(mode)
         self.target_critics.train(False)
         return self
+
+    @property
+    def elites(self) -> th.Tensor:
+        """``[0]``: it is no ensemble."""
+        return th.zeros(1, dtype=th.long, device=self.device)
 
     @property
     def device(self) -> th.device:

@@ -1,6 +1,8 @@
 """The pieces that the networks of TD-MPC and TD-MPC2 are made of."""
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch as th
 import torch.nn.functional as F
@@ -26,6 +28,40 @@ class SimNorm(nn.Module):
         return x.unflatten(-1, (-1, self.group_size)).softmax(dim=-1).flatten(-2)
 
 
+class Mish(nn.Module):
+    """x tanh(softplus(x)): what ``torch.nn.Mish`` computes, several times as fast on a processor."""
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: any shape
+        :return: the same shape
+        """
+        return _Mish.apply(x)  # type: ignore[no-any-return]
+
+
+class _Mish(th.autograd.Function):
+    """
+    By way of u = sigmoid(-x), which processors compute in large strides and which cannot overflow::
+
+        tanh(softplus(x)) = (1 - u^2) / (1 + u^2)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: th.Tensor) -> th.Tensor:
+        ctx.save_for_backward(x)
+        square = th.neg(x).sigmoid_().square_()
+        return th.addcdiv(x, x * square, square + 1, value=-2.0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: th.Tensor) -> th.Tensor:
+        (x,), (gradient,) = ctx.saved_tensors, gradients
+        u = th.neg(x).sigmoid_()
+        square = u * u
+        below = square + 1
+        slope = (1 - square).div_(below).addcdiv_(square.mul_(x).mul_(1 - u), below.square(), value=4.0)
+        return slope.mul_(gradient)
+
+
 def normed_mlp(sizes: Sequence[int], n_out: int, last: nn.Module | None = None) -> nn.Sequential:
     """
     Linear layers, each followed by layer normalisation and Mish.
@@ -36,8 +72,8 @@ def normed_mlp(sizes: Sequence[int], n_out: int, last: nn.Module | None = None) 
     :return: the network
     """
     layers: list[nn.Module] = []
-    for n_in, n_hidden in zip(sizes[:-1], sizes[1:], strict=True):
-        layers += [nn.Linear(n_in, n_hidden), nn.LayerNorm(n_hidden), nn.Mish()]
+    for n_in, n_hidden in pairwise(sizes):
+        layers += [nn.Linear(n_in, n_hidden), nn.LayerNorm(n_hidden), Mish()]
     layers.append(nn.Linear(sizes[-1], n_out))
     if last is not None:
         layers += [nn.LayerNorm(n_out), last]
@@ -58,7 +94,7 @@ class Critics(nn.Module):
     def __init__(self, n_critics: int, n_in: int, n_hidden: int, n_out: int, dropout: float = 0.0):
         super().__init__()
         sizes = [n_in, n_hidden, n_hidden, n_out]
-        shapes = list(zip(sizes[:-1], sizes[1:], strict=True))
+        shapes = list(pairwise(sizes))
         self.weights = nn.ParameterList([th.empty(n_critics, *shape) for shape in shapes])
         self.biases = nn.ParameterList([th.zeros(n_critics, 1, n) for _, n in shapes])
         self.scales = nn.ParameterList([th.ones(n_critics, 1, n_hidden) for _ in range(2)])
@@ -82,7 +118,7 @@ class Critics(nn.Module):
             if layer == 0 and self.dropout > 0:
                 x = F.dropout(x, self.dropout, self.training)
             x = F.layer_norm(x, x.shape[-1:]) * _of(self.scales[layer], members) + _of(self.shifts[layer], members)
-            x = F.mish(x)
+            x = _Mish.apply(x)
         raise AssertionError
 
 

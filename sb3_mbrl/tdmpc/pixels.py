@@ -47,19 +47,20 @@ class PixelExtractor(BaseFeaturesExtractor):
     """
 
     def __init__(self, observation_space: spaces.Space, n_channels: int = 32, pad: int = 3):
-        if not is_image_space(observation_space, check_channels=False) or min(observation_space.shape[1:]) < MIN_PIXELS:
+        shape = observation_space.shape or ()
+        if not is_image_space(observation_space, check_channels=False) or min(shape[1:]) < MIN_PIXELS:
             raise ValueError(
                 f"CnnPolicy takes images of at least {MIN_PIXELS} x {MIN_PIXELS} pixels, uint8 in [0, 255]; got "
                 f"{observation_space}. MlpPolicy takes flat observations."
             )
         super().__init__(observation_space, features_dim=1)
-        shapes = [(observation_space.shape[0], 7, 2), (n_channels, 5, 2), (n_channels, 3, 2), (n_channels, 3, 1)]
+        shapes = [(shape[0], 7, 2), (n_channels, 5, 2), (n_channels, 3, 2), (n_channels, 3, 1)]
         convolutions = [nn.Conv2d(n_in, n_channels, kernel, stride) for n_in, kernel, stride in shapes]
         layers = [layer for convolution in convolutions for layer in (convolution, nn.ReLU())]
         self.shift = RandomShift(pad)
         self.network = nn.Sequential(*layers[:-1], nn.Flatten())
         with th.no_grad():
-            self._features_dim = self.network(th.zeros(1, *observation_space.shape)).shape[1]
+            self._features_dim = self.network(th.zeros(1, *shape)).shape[1]
 
     def forward(self, images: th.Tensor) -> th.Tensor:
         """

@@ -37,7 +37,8 @@ class LatentMPPI(MPPI):
 
     def _begin(self, state: PlannerState) -> Search:
         search = super()._begin(state)
-        return LatentSearch(**vars(search), candidates=search.mean.unsqueeze(1), weights=th.ones_like(search.best_value)[:, None])
+        weights = th.ones_like(search.best_value).unsqueeze(1)
+        return LatentSearch(**vars(search), candidates=search.mean.unsqueeze(1), weights=weights)
 
     def _move(self, search: Search, candidates: th.Tensor, weights: th.Tensor) -> None:
         super()._move(search, candidates, weights)

@@ -1,6 +1,6 @@
 """The policies of TD-MPC and TD-MPC2: a world model, its optimisers, and the planner that acts in it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -65,7 +65,7 @@ class LatentPolicy(MPCPolicy):
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
         normalize_images: bool = True,
-        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_class: Callable[..., th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
     ):
         if planner not in ("mppi", "none"):
@@ -137,8 +137,8 @@ class LatentPolicy(MPCPolicy):
         return prior_proposals(self.model, rows, self.n_proposals, self.planner.horizon, generators)
 
     # BasePolicy's own: what MPCPolicy saves has no networks
-    save = BasePolicy.save
-    load = BasePolicy.load
+    save = BasePolicy.save  # type: ignore[assignment]
+    load = BasePolicy.load  # type: ignore[assignment]
 
 
 class MlpPolicy(LatentPolicy):

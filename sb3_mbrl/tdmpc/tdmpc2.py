@@ -1,4 +1,4 @@
-"""TD-MPC2: scalable, robust world models for continuous control, https://arxiv.org/abs/2310.16828. Results: docs/modules/tdmpc.md."""
+"""TD-MPC2: scalable world models for continuous control, https://arxiv.org/abs/2310.16828. Results: docs/modules/tdmpc.md."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from sb3_mbrl.tdmpc.base import LatentAlgorithm
 from sb3_mbrl.tdmpc.policies import LatentPolicy
 from sb3_mbrl.tdmpc.world_model import SIZES, WorldModel
 
-PLANNER = {
+PLANNER: dict[str, Any] = {
     "population_size": 488,  # and 24 proposals of the prior
     "n_iterations": 6,
     "n_elites": 64,
@@ -163,6 +163,7 @@ class TDMPC2(LatentAlgorithm):
         }
 
     def _planner_arguments(self) -> dict[str, Any]:
+        assert self.action_space.shape is not None
         more = {"n_iterations": PLANNER["n_iterations"] + 2} if self.action_space.shape[0] >= 20 else {}
         return {"horizon": self.horizon, **PLANNER, **more, **self.planner_kwargs}
 

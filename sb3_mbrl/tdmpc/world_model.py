@@ -44,7 +44,7 @@ SIZES: dict[str | int, Sizes] = {
 class PolicySample(NamedTuple):
     """
     :param action: drawn, in [-1, 1], (..., A)
-    :param scaled_entropy: what the policy maximises: minus the log-density of the Gaussian before it is squashed, times A, (...)
+    :param scaled_entropy: what the policy maximises: A times minus the log-density of the Gaussian that is squashed, (...)
     :param entropy: minus the log-density of the action, (...)
     """
 
@@ -113,11 +113,9 @@ class WorldModel(LatentModel):
         pairs = th.cat([z, action], dim=-1)
         return self.critics(pairs.flatten(0, -2)).unflatten(1, pairs.shape[:-1])  # type: ignore[no-any-return]
 
-    def two_q_values(
-        self, z: th.Tensor, action: th.Tensor, generator: Generators = None, target: bool = False
-    ) -> th.Tensor:
+    def two_q_values(self, z: th.Tensor, action: th.Tensor, generator: Generators = None, target: bool = False) -> th.Tensor:
         """
-        Two of the critics, drawn at random (TD-MPC2, following REDQ): one pair for all rows, or one for each generator's block.
+        Two of the critics, drawn at random, as in REDQ: one pair for all rows, or one for each generator's block.
 
         :param z: latent states, (B, Z)
         :param action: in [-1, 1], (B, A)
@@ -125,7 +123,7 @@ class WorldModel(LatentModel):
         :param target: the target critics instead
         :return: values, (2, B)
         """
-        critics: Critics = self.target_critics if target else self.critics
+        critics = self.target_critics if target else self.critics
         n_blocks = 1 if generator is None or isinstance(generator, th.Generator) else len(generator)
         drawn = rand((n_blocks, len(critics.biases[0])), generator, z.device).topk(2, dim=1).indices
         pairs = th.cat([z, action], dim=-1).unflatten(0, (n_blocks, -1)).repeat_interleave(2, dim=0)

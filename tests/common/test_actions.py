@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3.common.policies import BasePolicy
 
-from sb3_mbrl.common.actions import action_bounds, action_dim, one_hot, to_environment
+from sb3_mbrl.common.actions import action_bounds, action_dim, from_environment, one_hot, to_environment
 from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble
 
 OBS_SPACE = spaces.Box(-np.inf, np.inf, (3,), np.float32)
@@ -47,6 +47,13 @@ def assert_contains(space, actions):
 
 
 # ---------------------------------------------------------------- Box
+
+
+@given(space=boxes(), seed=st.integers(0, 100))
+def test_back_from_the_environment(space, seed):
+    unit = units(space, seed=seed)
+    back = from_environment(to_environment(unit, space), space)
+    np.testing.assert_allclose(back.reshape(unit.shape), unit, atol=2e-4)
 
 
 @given(space=boxes(), seed=st.integers(0, 100))

@@ -159,6 +159,13 @@ def test_what_is_wrong_is_said_before_anything_is_collected(drift, tiny_fit, mon
         LearnedModelEnv.from_env(env, **{**tiny_fit, "horizon": 5, **changes})
 
 
+def test_an_environment_that_cannot_be_held_is_refused_before_anything_is_collected(drift, tiny_fit, monkeypatch):
+    venv = DummyVecEnv([drift])
+    monkeypatch.setattr(venv, "step_async", lambda actions: pytest.fail("collected"))
+    with pytest.raises(ValueError, match="LearnedModelVecEnv needs none"):
+        LearnedModelEnv.from_env(venv, horizon=5, **tiny_fit)
+
+
 @pytest.mark.parametrize("n_envs, error", [({"n_envs": 0}, ValueError), ({}, TypeError)])
 def test_a_number_of_environments_is_needed(drift, tiny_fit, n_envs, error):
     with pytest.raises(error, match="n_envs"):

@@ -1,0 +1,101 @@
+"""
+Learn from a dataset that somebody else has recorded, without another step in the environment.
+
+The dataset is what a half-trained SAC did on the pendulum: the behaviour policy. A model is fitted to it. SAC is then trained
+in the model twice, equally long: for the rewards that the model predicts, and for these less MOPO's penalty, where the members
+of the ensemble disagree. ``offline.png`` shows what the policies are worth in the real environment.
+"""
+
+import argparse
+
+import gymnasium as gym
+import numpy as np
+from matplotlib.figure import Figure
+from stable_baselines3 import SAC
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from sb3_mbrl import LearnedModelVecEnv
+
+ENV_ID = "Pendulum-v1"
+N_ENVS = 50
+UPDATES_PER_STEP = 4  # of all imagined environments
+N_POINTS = 10
+
+
+def record(policy: SAC, n_steps: int, seed: int) -> dict[str, np.ndarray]:
+    """
+    :param policy: acts, stochastically
+    :param n_steps: to record
+    :param seed: of the environment
+    :return: a dataset with the names of Gymnasium
+    """
+    env = gym.make(ENV_ID)
+    rows = []
+    obs, _ = env.reset(seed=seed)
+    for _ in range(n_steps):
+        action, _ = policy.predict(obs)
+        next_obs, reward, terminated, truncated, _ = env.step(action)
+        rows.append((obs, action, reward, next_obs, terminated, truncated))
+        obs = env.reset()[0] if terminated or truncated else next_obs
+    env.close()
+    names = ("observations", "actions", "rewards", "next_observations", "terminations", "truncations")
+    return {name: np.array(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+
+
+def real_return(policy: SAC, seed: int, deterministic: bool = True) -> float:
+    """Mean of 20 episodes, from the same starts each time."""
+    env = make_vec_env(ENV_ID, n_envs=20, seed=seed + 1_000)
+    mean, _ = evaluate_policy(policy, env, n_eval_episodes=20, deterministic=deterministic)
+    return float(mean)  # type: ignore[arg-type]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--timesteps", type=int, default=2_500, help="of the behaviour policy; it records twice as many")
+    parser.add_argument("--penalty", type=float, default=2.0, help="reward per unit of disagreement")
+    parser.add_argument("--horizon", type=int, default=25, help="of imagined episodes, in steps")
+    parser.add_argument("--updates", type=int, help="of SAC in the model; twice --timesteps unless given")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    updates = args.updates or 2 * args.timesteps
+
+    behaviour = SAC("MlpPolicy", ENV_ID, learning_rate=1e-3, seed=args.seed).learn(args.timesteps)
+    dataset = record(behaviour, 2 * args.timesteps, args.seed)
+    returns = {"behaviour policy": [real_return(behaviour, args.seed, deterministic=False)]}
+
+    for name, penalty in (("unpenalised model", 0.0), ("penalised model", args.penalty)):
+        # The same seed: the same model
+        imagined = LearnedModelVecEnv.from_dataset(
+            dataset,
+            ENV_ID,
+            n_envs=N_ENVS,
+            horizon=args.horizon,
+            uncertainty_penalty=penalty,
+            dynamics_kwargs={"net_arch": [64, 64]},
+            fit_kwargs={"max_gradient_steps": 2_000},
+            seed=args.seed,
+        )
+        sac = SAC("MlpPolicy", imagined, learning_rate=1e-3, gradient_steps=UPDATES_PER_STEP, seed=args.seed)
+        returns[name] = []
+        for _ in range(N_POINTS):
+            steps = N_ENVS * updates // (UPDATES_PER_STEP * N_POINTS)
+            sac.learn(steps, reset_num_timesteps=False, progress_bar=True)
+            returns[name].append(real_return(sac, args.seed))
+
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for name, values in returns.items():
+        print(f"{name:18} {values[-1]:8.1f}")
+        if len(values) == 1:
+            axes.axhline(values[0], color="gray", linestyle="--", label=name)
+        else:
+            axes.plot(np.arange(1, N_POINTS + 1) * updates / N_POINTS, values, label=name)
+    axes.set(title=f"{ENV_ID}, from {2 * args.timesteps} recorded steps", xlabel="updates of SAC", ylabel="return in reality")
+    axes.legend()
+    figure.savefig("offline.png", dpi=100)
+    print("offline.png: returns over updates")
+
+
+if __name__ == "__main__":
+    main()
