@@ -5,9 +5,9 @@ Learning curves: one CSV per algorithm, environment and seed in ``benchmarks/res
     python -m benchmarks.curves --algo sac --env Hopper-v5 --seeds 0 1 2 --steps 15000
     python -m benchmarks.curves --algo pets --env Pendulum-v1 --seeds 0 1 2 --steps 2000 --eval-freq 200
 
-``mbpo`` and all that learn a model take the tuned values of ``sb3_mbrl/zoo``, ``mbcrossq-utd1`` to ``-utd4`` MBCrossQ's with
-that many updates per step; ``tdmpc2``, ``sac`` and ``dqn`` their defaults; ``sac-utd`` SAC with MBPO's update-to-data ratio, warm-up and
-target entropy: what the model adds is the gap between ``mbpo`` and ``sac-utd``.
+``mbpo`` and all that have values in ``sb3_mbrl/zoo`` take them, ``mbcrossq-utd1`` and ``-utd4`` MBCrossQ's with that many
+updates per step; ``tdmpc2``, ``sac`` and ``dqn`` their defaults; ``sac-utd`` SAC with MBPO's update-to-data ratio, warm-up
+and target entropy: what the model adds is the gap between ``mbpo`` and ``sac-utd``.
 Each job is one process with one thread. The steps count everything, random warm-up included; an evaluation is the mean
 over deterministic episodes on an environment of its own. An interrupted run goes on from its last checkpoint.
 """

@@ -309,12 +309,12 @@ def elites_of(candidates: th.Tensor, values: th.Tensor, n: int) -> tuple[th.Tens
 
 def moments(sequences: th.Tensor, weights: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
     """
-    :param sequences: (B, K, H, A)
+    :param sequences: in [-1, 1], (B, K, H, A)
     :param weights: not negative, (B, K)
     :return: weighted mean and variance, (B, H, A) each; zero where all weights are
     """
     weights = (weights / weights.sum(dim=1, keepdim=True).clamp(min=th.finfo(weights.dtype).tiny))[:, :, None, None]
-    mean = (weights * sequences).sum(dim=1)
+    mean = (weights * sequences).sum(dim=1).clamp(-1, 1)  # rounding may leave the bounds
     return mean, (weights * (sequences - mean.unsqueeze(1)) ** 2).sum(dim=1)
 
 
