@@ -1,6 +1,7 @@
-"""Fixed datasets, as transitions for a model: Minari's, SB3's replay buffers, and arrays with the names of D4RL."""
+"""Fixed datasets, as transitions for a model: Minari's, SB3's replay buffers, arrays by name, and what was collected."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -14,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_mbrl.common.actions import from_environment, one_hot
 from sb3_mbrl.common.buffers import initial_rows, real_transitions
 from sb3_mbrl.common.types import Transitions
+from sb3_mbrl.dynamics.diagnostics import concatenate
 from sb3_mbrl.dynamics.ensemble import check_spaces
 
 
@@ -36,10 +38,14 @@ class EpisodicDataset(Protocol):
         """Episodes of T steps: T + 1 ``observations``; T ``actions``, ``rewards``, ``terminations`` and ``truncations``."""
 
 
-Dataset = EpisodicDataset | ReplayBuffer | Mapping[str, Any]
-"""A ``minari.MinariDataset``; SB3's replay buffer; or arrays by the names of Gymnasium or of D4RL: ``observations`` (N, O),
-``actions`` (N, \\*action_space.shape) in the environment's scale, ``rewards`` (N,), ``next_observations`` (N, O),
-``terminations`` or ``terminals`` (N,), and ``truncations`` or ``timeouts`` (N,), which may be missing."""
+Trajectories = Sequence[Transitions]
+"""What :func:`~sb3_mbrl.envs.collect` returns: each from the first observation of an episode."""
+
+Dataset = EpisodicDataset | ReplayBuffer | Mapping[str, Any] | Trajectories
+"""A ``minari.MinariDataset``; SB3's replay buffer; what ``collect`` returned; or arrays by the names of Gymnasium or of D4RL:
+``observations`` (N, O), ``actions`` (N, \\*action_space.shape) in the environment's scale, ``rewards`` (N,),
+``next_observations`` (N, O), ``terminations`` or ``terminals`` (N,), and ``truncations`` or ``timeouts`` (N,), which may be
+missing."""
 
 NAMES_OF_D4RL = {"terminations": "terminals", "truncations": "timeouts"}
 
@@ -65,6 +71,8 @@ def read_dataset(
     check_spaces(observation_space, action_space)
     if isinstance(dataset, ReplayBuffer):
         return _read_buffer(dataset, device)
+    if isinstance(dataset, Sequence):
+        return read_trajectories(dataset, device)
     arrays = dataset if isinstance(dataset, Mapping) else _arrays_of_episodes(dataset)
     return _read_arrays(arrays, observation_space, action_space, device)
 
@@ -76,14 +84,15 @@ def spaces_of(dataset: Dataset, env: gym.Env | VecEnv | None) -> tuple[spaces.Sp
     :return: spaces of observations and actions: the environment's, otherwise those of the dataset
     :raises ValueError: a dataset of another kind, spaces that nobody tells, or that do not match
     """
-    if isinstance(dataset, Mapping):
+    if isinstance(dataset, Mapping) or (isinstance(dataset, Sequence) and _are_trajectories(dataset)):
         if env is None:
             raise ValueError("Arrays do not tell the spaces of observations and actions: pass the environment, env=.")
         return env.observation_space, env.action_space
-    if not (isinstance(dataset, ReplayBuffer) or hasattr(dataset, "iterate_episodes")):
+    if isinstance(dataset, Sequence) or not (isinstance(dataset, ReplayBuffer) or hasattr(dataset, "iterate_episodes")):
         raise ValueError(
-            "dataset must be a minari.MinariDataset (of an id: minari.load_dataset), a ReplayBuffer of Stable-Baselines3, or "
-            f"a mapping of names to arrays (of Gymnasium or D4RL), got {type(dataset).__name__}."
+            "dataset must be a minari.MinariDataset (of an id: minari.load_dataset), a ReplayBuffer of Stable-Baselines3, "
+            "a mapping of names to arrays (of Gymnasium or D4RL), or a list of Transitions (of sb3_mbrl.envs.collect), got "
+            f"{type(dataset).__name__}."
         )
     if env is None:
         return dataset.observation_space, dataset.action_space
@@ -95,6 +104,10 @@ def spaces_of(dataset: Dataset, env: gym.Env | VecEnv | None) -> tuple[spaces.Sp
                 "was recorded, with the same wrappers."
             )
     return env.observation_space, env.action_space
+
+
+def _are_trajectories(dataset: Sequence[Any]) -> bool:
+    return len(dataset) > 0 and all(isinstance(each, Transitions) for each in dataset)
 
 
 def _same(recorded: spaces.Space, real: spaces.Space) -> bool:
@@ -109,6 +122,23 @@ def _same(recorded: spaces.Space, real: spaces.Space) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 # One function for each kind
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_trajectories(
+    trajectories: Trajectories | Transitions, device: th.device | str = "cpu"
+) -> tuple[Transitions, th.Tensor]:
+    """
+    :param trajectories: each from the first observation of an episode; or a batch of transitions in any order
+    :param device: where the tensors go
+    :return: all transitions; and the first observations of episodes, (K, O), none of a batch
+    """
+    if isinstance(trajectories, Transitions):
+        batch, initial = trajectories, trajectories.observations[:0]
+    else:
+        batch = concatenate(trajectories)
+        initial = th.cat([trajectory.observations[:1] for trajectory in trajectories])
+    columns = [getattr(batch, field.name).to(device) for field in fields(batch)]
+    return Transitions(*columns), initial.to(device)
 
 
 def _read_buffer(buffer: ReplayBuffer, device: th.device | str) -> tuple[Transitions, th.Tensor]:

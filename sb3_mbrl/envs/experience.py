@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
@@ -22,7 +22,7 @@ from sb3_mbrl.dynamics.fitting import FitReport, check_finite, fit
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination, make_termination
 from sb3_mbrl.dynamics.learning import check_known_termination
 from sb3_mbrl.dynamics.model import DynamicsModel
-from sb3_mbrl.envs.datasets import Dataset, read_dataset, spaces_of
+from sb3_mbrl.envs.datasets import Dataset, read_dataset, read_trajectories, spaces_of
 from sb3_mbrl.envs.imagination import Imagination, ImaginationRules, StartFn
 
 StartStates = str | np.ndarray | th.Tensor | StartFn
@@ -154,13 +154,7 @@ class Experience:
         :param trajectories: each from the first observation of an episode; or a batch of transitions in any order
         :param device: where they go
         """
-        if isinstance(trajectories, Transitions):
-            batch, initial = trajectories, trajectories.observations[:0]
-        else:
-            batch = concatenate(trajectories)
-            initial = th.cat([trajectory.observations[:1] for trajectory in trajectories])
-        columns = [getattr(batch, field.name).to(device) for field in fields(batch)]
-        return cls(Transitions(*columns), initial.to(device))
+        return cls(*read_trajectories(trajectories, device))
 
     def __add__(self, other: "Experience") -> "Experience":
         return Experience(concatenate([self.transitions, other.transitions]), th.cat([self.initial, other.initial]))
@@ -298,11 +292,13 @@ class ImaginedFromExperience:
         """
         Fit a model to transitions that others have recorded, and imagine: offline. No environment is stepped or reset.
 
-        :param dataset: a ``minari.MinariDataset``; SB3's replay buffer; or a mapping of arrays, by the names of Gymnasium or
-            of D4RL: ``observations`` (N, O), ``actions`` in the environment's scale, ``rewards`` (N,), ``next_observations``
-            (N, O), ``terminations`` or ``terminals`` (N,), and, if known, ``truncations`` or ``timeouts`` (N,)
+        :param dataset: a ``minari.MinariDataset``; SB3's replay buffer; what :func:`collect` returned; or a mapping of
+            arrays, by the names of Gymnasium or of D4RL: ``observations`` (N, O), ``actions`` in the environment's scale,
+            ``rewards`` (N,), ``next_observations`` (N, O), ``terminations`` or ``terminals`` (N,), and, if known,
+            ``truncations`` or ``timeouts`` (N,)
         :param env: the real environment or its id, asked for spaces, rule of termination and time limit; None: what the
-            dataset tells, which of a replay buffer is the spaces alone: then the termination is learned. Arrays need it
+            dataset tells, which of a replay buffer is the spaces alone: then the termination is learned. Arrays and what
+            was collected need it
         :param start_states: as in :meth:`from_env`. An episode begins at the first row, and after a row that ended one
         :param horizon: steps until truncation; None: the time limit of the real environment
         :param observation_bounds: as in :meth:`from_env`

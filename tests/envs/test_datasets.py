@@ -13,8 +13,9 @@ from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer, RolloutBuffer
 
 from sb3_mbrl.dynamics import LearnedTermination
+from sb3_mbrl.dynamics.diagnostics import concatenate
 from sb3_mbrl.dynamics.termination import NeverTerminates, TerminatesOutside
-from sb3_mbrl.envs import LearnedModelEnv, LearnedModelVecEnv, read_dataset
+from sb3_mbrl.envs import LearnedModelEnv, LearnedModelVecEnv, collect, read_dataset
 
 COLUMNS = ("observations", "actions", "next_observations", "rewards", "terminated")
 
@@ -162,6 +163,17 @@ def test_the_oldest_row_of_a_full_buffer_begins_nothing(real, arrays):
     _, initial = read_dataset(fill_buffer(real, arrays, size=20))
     last = {name: array[-20:] for name, array in arrays.items()}
     np.testing.assert_array_equal(initial, read_dataset(last, real)[1][1:])
+
+
+def test_what_was_collected_is_a_dataset(real, tiny):
+    collected = collect(real, 30, seed=0)
+    transitions, initial = read_dataset(collected, real)
+    assert th.equal(transitions.observations, concatenate(collected).observations)
+    assert th.equal(initial, th.stack([trajectory.observations[0] for trajectory in collected]))
+    env = LearnedModelVecEnv.from_dataset(collected, real, **tiny)
+    assert len(env.transitions) == 30
+    with pytest.raises(ValueError, match="pass the environment"):
+        read_dataset(collected)
 
 
 def test_a_minari_dataset_holds_the_same(real, arrays, record):
