@@ -61,19 +61,9 @@ def main() -> None:
     for seed in args.seeds:
         np.random.seed(seed)
         th.manual_seed(seed)
-        recorded = collect(args.env, args.dataset, _Stochastic(behaviour), seed)
+        recorded = collect(args.env, args.dataset, behaviour, seed)
         for penalty in args.penalties:
             run(args, seed, penalty, recorded, behaviour_return)
-
-
-class _Stochastic:
-    """Acts as the policy does while it explores."""
-
-    def __init__(self, policy: SAC):
-        self.policy = policy
-
-    def predict(self, observation, state=None, episode_start=None, deterministic=False):  # type: ignore[no-untyped-def]
-        return self.policy.predict(observation, deterministic=False)
 
 
 def run(args: argparse.Namespace, seed: int, penalty: float, recorded: list, behaviour_return: float) -> None:

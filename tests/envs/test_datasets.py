@@ -170,7 +170,7 @@ def test_what_was_collected_is_a_dataset(real, tiny):
     transitions, initial = read_dataset(collected, real)
     assert th.equal(transitions.observations, concatenate(collected).observations)
     assert th.equal(initial, th.stack([trajectory.observations[0] for trajectory in collected]))
-    env = LearnedModelVecEnv.from_dataset(collected, real, **tiny)
+    env = LearnedModelVecEnv.from_dataset(collected, real, horizon=5, **tiny)
     assert len(env.transitions) == 30
     with pytest.raises(ValueError, match="pass the environment"):
         read_dataset(collected)
