@@ -6,8 +6,9 @@ Learning curves: one CSV per algorithm, environment and seed in ``benchmarks/res
     python -m benchmarks.curves --algo pets --env Pendulum-v1 --seeds 0 1 2 --steps 2000 --eval-freq 200
 
 ``mbpo`` and all that have values in ``sb3_mbrl/zoo`` take them, ``mbcrossq-utd1`` and ``-utd4`` MBCrossQ's with that many
-updates per step; ``tdmpc2``, ``sac`` and ``dqn`` their defaults; ``sac-utd`` SAC with MBPO's update-to-data ratio, warm-up
-and target entropy: what the model adds is the gap between ``mbpo`` and ``sac-utd``.
+updates per step; ``ppo-zoo`` and ``dqn-zoo`` take RL Zoo's; ``tdmpc``, ``tdmpc2``, ``sac`` and ``dqn`` have their defaults;
+``sac-utd`` is SAC with MBPO's update-to-data ratio, warm-up and target entropy: what the model adds is the gap between
+``mbpo`` and ``sac-utd``.
 Each job is one process with one thread. The steps count everything, random warm-up included; an evaluation is the mean
 over deterministic episodes on an environment of its own. An interrupted run goes on from its last checkpoint.
 """
@@ -27,29 +28,59 @@ import gymnasium as gym
 import mujoco
 import stable_baselines3
 import torch as th
-from stable_baselines3 import DQN, SAC
+from stable_baselines3 import DQN, PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 import sb3_mbrl
-from sb3_mbrl import MBPO, MBTQC, PETS, TDMPC2, MBCrossQ
-from sb3_mbrl.common.checkpoints import ExactCheckpoints
+from sb3_mbrl import MBPO, MBTQC, PETS, TDMPC, TDMPC2, Dyna, MBCrossQ
+from sb3_mbrl.common.checkpoints import ExactCheckpointCallback, ExactCheckpoints
 from sb3_mbrl.zoo import load_env_kwargs, load_hyperparams
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 COLUMNS = "env_steps,wall_seconds,cpu_seconds,return_mean,return_std"
-TUNED: dict[str, Any] = {"mbpo": MBPO, "mbtqc": MBTQC, "mbcrossq": MBCrossQ, "pets": PETS}
+TUNED: dict[str, Any] = {
+    "mbpo": MBPO,
+    "mbtqc": MBTQC,
+    "mbcrossq": MBCrossQ,
+    "pets": PETS,
+    "dyna-ppo": Dyna,
+    "dyna-dqn": Dyna,
+}
 """With values in the zoo."""
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {f"mbcrossq-utd{n}": ("mbcrossq", {"gradient_steps": n}) for n in (1, 4)}
 """Those values, some of them replaced."""
 
+INNER: dict[str, Any] = {"dyna-ppo": PPO, "dyna-dqn": DQN}
+"""What Dyna trains in its model."""
+
+RL_ZOO: dict[str, dict[str, Any]] = {
+    "ppo-zoo": {"n_steps": 1024, "gamma": 0.9, "gae_lambda": 0.95, "learning_rate": 1e-3, "clip_range": 0.2},
+    "dqn-zoo": {
+        "learning_rate": 2.3e-3,
+        "batch_size": 64,
+        "buffer_size": 100_000,
+        "learning_starts": 1_000,
+        "target_update_interval": 10,
+        "train_freq": 256,
+        "gradient_steps": 128,
+        "exploration_fraction": 0.16,
+        "exploration_final_eps": 0.04,
+        "policy_kwargs": {"net_arch": [256, 256]},
+    },
+}
+"""RL Zoo's values: of PPO for Pendulum-v1 (without gSDE) in four environments, of DQN for CartPole-v1."""
+
 ALGORITHMS: dict[str, Any] = {
     **TUNED,
     **{variant: TUNED[algo] for variant, (algo, _) in VARIANTS.items()},
+    "ppo-zoo": PPO,
+    "dqn-zoo": DQN,
+    "tdmpc": TDMPC,
     "tdmpc2": TDMPC2,
     "sac": SAC,
     "sac-utd": SAC,
@@ -76,8 +107,11 @@ def hyperparams(algo: str, env_id: str) -> dict[str, Any]:
     algo, replaced = VARIANTS.get(algo, (algo, {}))
     if algo in TUNED:
         reward = {"reward_fn": REWARDS[env_id]} if algo == "pets" and env_id in REWARDS else {}
-        return {**load_hyperparams(algo, env_id), **reward, **replaced}
+        inner = {"algorithm_class": INNER[algo]} if algo in INNER else {}
+        return {**load_hyperparams(algo.replace("-", "_"), env_id), **reward, **inner, **replaced}
     tuned = load_hyperparams("mbpo", env_id) if algo == "sac-utd" else {}
+    if algo in RL_ZOO:
+        return {"policy": "MlpPolicy", **RL_ZOO[algo]}
     return {"policy": "MlpPolicy", **{key: tuned[key] for key in SHARED_WITH_SAC if key in tuned}}
 
 
@@ -160,29 +194,31 @@ def run_one(args: argparse.Namespace) -> None:
     seed = args.seeds[0]
     name = f"{args.algo}_{args.env}_{seed}"
     path, checkpoints = RESULTS / f"{name}.csv", RESULTS / "checkpoints" / name
-    env, spent = make_env(args.env, seed), (0.0, 0.0)
-    model: OffPolicyAlgorithm
+    env, spent = make_env(args.env, seed, n_envs=4 if args.algo == "ppo-zoo" else 1), (0.0, 0.0)
+    model: BaseAlgorithm
     algorithm = ALGORITHMS[args.algo]
     if checkpoints.exists() and path.exists():
         model = algorithm.load_checkpoint(checkpoints, env=env, device="cpu")
         lines = path.read_text().splitlines()
-        # Evaluations after the checkpoint will be made again; the last one before it was made where it was saved
+        # Evaluations after the checkpoint will be made again
         kept = [row for row in lines if not row[0].isdigit() or int(row.split(",")[0]) <= model.num_timesteps]
         path.write_text("\n".join(kept) + "\n")
-        spent = (float(kept[-1].split(",")[1]), float(kept[-1].split(",")[2]))
+        last = kept[-1].split(",") if kept[-1][0].isdigit() else ["0", "0", "0"]
+        kept_steps, spent = int(last[0]), (float(last[1]), float(last[2]))
     else:
         model = algorithm(env=env, seed=seed, device="cpu", **hyperparams(args.algo, args.env))
         RESULTS.mkdir(exist_ok=True)
+        kept_steps = 0
         path.write_text(header(args))
     curve = CurveCallback(path, args.env, args.eval_freq, args.eval_episodes, spent)
-    curve.last = model.num_timesteps
-    while model.num_timesteps < args.steps:
-        part = min(args.checkpoint_freq, args.steps - model.num_timesteps)
-        model.learn(part, callback=curve, log_interval=1_000_000, reset_num_timesteps=False)
-        curve.evaluate()
-        if isinstance(model, ExactCheckpoints):
-            model.save_checkpoint(checkpoints)
-        print(f"{name}: step {model.num_timesteps}", flush=True)
+    curve.last = kept_steps
+    callbacks: list[BaseCallback] = [curve]
+    if isinstance(model, ExactCheckpoints):
+        callbacks.append(ExactCheckpointCallback(args.checkpoint_freq, checkpoints, verbose=2))
+    # In one piece: schedules follow the progress of the whole run
+    model.learn(args.steps - model.num_timesteps, callback=callbacks, log_interval=1_000_000, reset_num_timesteps=False)
+    curve.evaluate()
+    print(f"{name}: step {model.num_timesteps}", flush=True)
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
@@ -194,7 +230,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--eval-freq", type=int, default=500)
     parser.add_argument("--eval-episodes", type=int, default=5)
-    parser.add_argument("--checkpoint-freq", type=int, default=1_000, help="a multiple of --eval-freq")
+    parser.add_argument("--checkpoint-freq", type=int, default=1_000)
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time, one thread each")
     args = parser.parse_args()
     if len(args.seeds) == 1:

@@ -7,7 +7,7 @@ from sb3_mbrl.envs import LearnedModelEnv, LearnedModelVecEnv
 from sb3_mbrl.mbpo import MBPO, MBTD3, MBTQC, MBCrossQ
 from sb3_mbrl.mpc import MPCPolicy
 from sb3_mbrl.pets import PETS
-from sb3_mbrl.tdmpc import TDMPC2
+from sb3_mbrl.tdmpc import TDMPC, TDMPC2
 
 __version__ = files(__name__).joinpath("version.txt").read_text().strip()
 
@@ -16,6 +16,7 @@ __all__ = [
     "MBTD3",
     "MBTQC",
     "PETS",
+    "TDMPC",
     "TDMPC2",
     "Dyna",
     "DynaQ",

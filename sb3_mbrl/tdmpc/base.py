@@ -1,7 +1,7 @@
 """What TD-MPC and TD-MPC2 share: sequences are replayed, actions planned in latent space."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -14,7 +14,6 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
-from stable_baselines3.common.utils import polyak_update
 from torch import nn
 
 from sb3_mbrl.common.actions import action_bounds
@@ -228,14 +227,13 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * group["lr_scale"]
 
-    @th.no_grad()
-    def _encode_targets(self, batch: SequenceSamples) -> th.Tensor:
+    def _encode_later(self, batch: SequenceSamples, encode: Callable[[PyTorchObs], th.Tensor]) -> th.Tensor:
         """Latent states of the observations after the first, (H, B, Z)."""
         if isinstance(batch.observations, dict):
             flat: PyTorchObs = {name: each[1:].flatten(0, 1) for name, each in batch.observations.items()}
         else:
             flat = batch.observations[1:].flatten(0, 1)
-        return self.model.encode(flat).unflatten(0, batch.actions.shape[:2])
+        return encode(flat).unflatten(0, batch.actions.shape[:2])
 
     def _roll_out(self, batch: SequenceSamples) -> th.Tensor:
         """Latent states predicted from the first observation and the actions, (H + 1, B, Z)."""
@@ -267,9 +265,6 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
         optimizer.step()
         return norm
-
-    def _update_targets(self) -> None:
-        polyak_update(self.model.critics.parameters(), self.model.target_critics.parameters(), self.tau)
 
     # ---------------------------------------------------------------- learn, save and load
 

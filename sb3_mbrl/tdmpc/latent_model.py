@@ -11,7 +11,6 @@ from torch import nn
 from sb3_mbrl.common.actions import action_bounds
 from sb3_mbrl.common.random import Generators
 from sb3_mbrl.dynamics.model import Members, ModelStep
-from sb3_mbrl.tdmpc.layers import Critics
 
 
 class LatentModel(nn.Module):
@@ -27,8 +26,7 @@ class LatentModel(nn.Module):
     encoder: nn.Module
     dynamics: nn.Module
     termination_head: nn.Module
-    critics: Critics
-    target_critics: Critics
+    critics: nn.Module
     prior: nn.Module
 
     def __init__(
@@ -49,15 +47,6 @@ class LatentModel(nn.Module):
         self.register_buffer("action_low", low)
         self.register_buffer("action_high", high)
 
-    def train(self, mode: bool = True) -> "LatentModel":
-        """
-        :param mode: whether dropout and random shifts are on; targets are computed without them
-        :return: self
-        """
-        super().train(mode)
-        self.target_critics.train(False)
-        return self
-
     @property
     def elites(self) -> th.Tensor:
         """``[0]``: it is no ensemble."""
@@ -75,8 +64,14 @@ class LatentModel(nn.Module):
         :param obs: observations, (B, \\*obs), or a dict of them
         :return: latent states, (B, Z)
         """
-        features = preprocess_obs(obs, self.observation_space, self.normalize_images)
-        return self.encoder(self.features_extractor(features))  # type: ignore[no-any-return]
+        return self.encoder(self.features_extractor(self.preprocess(obs)))  # type: ignore[no-any-return]
+
+    def preprocess(self, obs: PyTorchObs) -> PyTorchObs:
+        """
+        :param obs: observations, (B, \\*obs), or a dict of them
+        :return: as SB3 gives them to a features extractor
+        """
+        return preprocess_obs(obs, self.observation_space, self.normalize_images)
 
     def next(self, z: th.Tensor, action: th.Tensor) -> th.Tensor:
         """

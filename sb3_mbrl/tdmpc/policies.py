@@ -16,9 +16,6 @@ from sb3_mbrl.tdmpc.latent_model import LatentModel
 from sb3_mbrl.tdmpc.pixels import PixelExtractor
 from sb3_mbrl.tdmpc.planner import LatentMPPI, LatentObjective, prior_proposals
 
-ENCODER_LR_SCALE = 0.3
-"""The encoder learns more slowly than the rest (TD-MPC2)."""
-
 
 class LatentPolicy(MPCPolicy):
     """
@@ -47,6 +44,7 @@ class LatentPolicy(MPCPolicy):
 
     model: LatentModel
     planner: LatentMPPI
+    objective: LatentObjective
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.utils import polyak_update
 
 from sb3_mbrl.common.sequences import SequenceSamples
 from sb3_mbrl.tdmpc.base import LatentAlgorithm
@@ -170,7 +171,8 @@ class TDMPC2(LatentAlgorithm):
     # ---------------------------------------------------------------- the algorithm
 
     def _update(self, batch: SequenceSamples) -> dict[str, th.Tensor]:
-        next_latents = self._encode_targets(batch)
+        with th.no_grad():
+            next_latents = self._encode_later(batch, self.model.encode)
         losses, latents = self._model_losses(batch, next_latents, self._td_targets(batch, next_latents))
         loss = (
             self.consistency_coef * losses["consistency_loss"]
@@ -181,7 +183,7 @@ class TDMPC2(LatentAlgorithm):
         grad_norm = self._step_optimizer(self.policy.model_optimizer, loss, self.max_grad_norm)
         prior_losses = self._prior_losses(latents.detach())
         self._step_optimizer(self.policy.prior_optimizer, prior_losses["prior_loss"], self.max_grad_norm)
-        self._update_targets()
+        polyak_update(self.model.critics.parameters(), self.model.target_critics.parameters(), self.tau)
         return {"loss": loss, "grad_norm": grad_norm, **losses, **prior_losses}
 
     @th.no_grad()

@@ -1,7 +1,7 @@
 """The latent world model of TD-MPC2 (Hansen et al. 2024, https://arxiv.org/abs/2310.16828, section 3 and appendix H)."""
 
 from copy import deepcopy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch as th
 from gymnasium import spaces
@@ -94,6 +94,15 @@ class WorldModel(LatentModel):
         self.target_critics = deepcopy(self.critics).requires_grad_(False)
         self.register_buffer("q_scale", th.ones(()))
 
+    def train(self, mode: bool = True) -> "WorldModel":
+        """
+        :param mode: whether dropout and random shifts are on; targets are valued without dropout
+        :return: self
+        """
+        super().train(mode)
+        self.target_critics.train(False)
+        return self
+
     # ---------------------------------------------------------------- for the losses
 
     def reward_logits(self, z: th.Tensor, action: th.Tensor) -> th.Tensor:
@@ -123,7 +132,7 @@ class WorldModel(LatentModel):
         :param target: the target critics instead
         :return: values, (2, B)
         """
-        critics = self.target_critics if target else self.critics
+        critics: Any = self.target_critics if target else self.critics
         n_blocks = 1 if generator is None or isinstance(generator, th.Generator) else len(generator)
         drawn = rand((n_blocks, len(critics.biases[0])), generator, z.device).topk(2, dim=1).indices
         pairs = th.cat([z, action], dim=-1).unflatten(0, (n_blocks, -1)).repeat_interleave(2, dim=0)

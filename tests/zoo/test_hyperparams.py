@@ -1,15 +1,24 @@
 """The tuned values reach the constructor."""
 
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import pytest
 import yaml
+from stable_baselines3 import DQN, PPO
 
-from sb3_mbrl import MBPO, MBTQC, PETS, MBCrossQ
+from sb3_mbrl import MBPO, MBTQC, PETS, Dyna, MBCrossQ
 from sb3_mbrl.zoo import hyperparams, load_env_kwargs, load_hyperparams
 
-ALGORITHMS: dict[str, Any] = {"mbpo": MBPO, "mbtqc": MBTQC, "mbcrossq": MBCrossQ, "pets": PETS}
+ALGORITHMS: dict[str, Any] = {
+    "mbpo": MBPO,
+    "mbtqc": MBTQC,
+    "mbcrossq": MBCrossQ,
+    "pets": PETS,
+    "dyna_ppo": partial(Dyna, PPO),
+    "dyna_dqn": partial(Dyna, DQN),
+}
 ENTRIES = {
     algo: yaml.safe_load((hyperparams.files("sb3_mbrl.zoo.hyperparams") / f"{algo}.yml").read_text()) for algo in ALGORITHMS
 }

@@ -1,0 +1,264 @@
+"""TD-MPC: temporal difference learning for model predictive control, https://arxiv.org/abs/2203.04955."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch as th
+import torch.nn.functional as F
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.utils import polyak_update
+
+from sb3_mbrl.common.sequences import SequenceSamples
+from sb3_mbrl.tdmpc.base import LatentAlgorithm
+from sb3_mbrl.tdmpc.policies import LatentPolicy
+from sb3_mbrl.tdmpc.told import TOLD, TOLD_SIZES
+
+PLANNER: dict[str, Any] = {
+    "population_size": 512,  # and 25 proposals of the policy
+    "n_iterations": 6,
+    "n_elites": 64,
+    "temperature": 2.0,  # the paper's 0.5 multiplies
+    "momentum": 0.1,
+    "init_std": 2.0,
+}
+"""TD-MPC's MPPI."""
+
+MAX_LOSS = 1e4
+"""Each loss of a sequence is cut there, and its priority."""
+
+
+class TDMPC(LatentAlgorithm):
+    """
+    TD-MPC (Hansen et al. 2022): learns task-oriented latent dynamics (TOLD) from prioritised sequences, and plans each action
+    in them by MPPI, with a policy that proposes and critics that value where a plan ends. :class:`TDMPC2` is its successor.
+
+    Paper: https://arxiv.org/abs/2203.04955; its code: https://github.com/nicklashansen/tdmpc.
+
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or ``"MultiInputPolicy"``, as the observations are
+    :param env: flat Box, image or Dict observations; Box actions with finite bounds; one environment or many
+    :param learning_rate: of all networks (paper: 1e-3; 3e-4 for pixels)
+    :param buffer_size: transitions of the replay buffer
+    :param learning_starts: environment steps of uniform random actions first (paper: 5000)
+    :param batch_size: sequences per update (paper: 512; 256 for pixels)
+    :param tau: of the targets
+    :param gamma: discount; None: from the time limit, as ``TDMPC2`` has it
+    :param train_freq: environment steps between two calls of ``train``
+    :param gradient_steps: updates in it; -1: as many as environment steps were made (paper: one for each)
+    :param action_noise: added to planned actions, which explore by themselves
+    :param replay_buffer_class: a subclass of ``SequenceReplayBuffer``
+    :param replay_buffer_kwargs: Keyword arguments to pass to the replay buffer on creation
+    :param stats_window_size: Window size for the rollout logging
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: further arguments of the policy (``features_extractor_class``, ``max_plan_seconds``, ...)
+    :param verbose: Verbosity level
+    :param seed: Seed for the pseudo random generators
+    :param device: Device on which the code should run
+    :param model_size: ``"default"`` (paper), or ``"small"``, for processors
+    :param horizon: transitions of a replayed sequence, and steps of the longest plan
+    :param rho: weight of a loss one step later, relative to one step earlier
+    :param consistency_coef: weight of the latent consistency loss
+    :param reward_coef: weight of the reward loss
+    :param value_coef: weight of the value loss
+    :param termination_coef: weight of the termination loss, which is not in the paper
+    :param max_grad_norm: gradients are clipped to it, those of the model and of the policy apart
+    :param target_update_interval: updates between two of the targets
+    :param horizon_schedule: ``(start, end, first, last)``: steps of a plan, linear in environment steps
+    :param std_schedule: ``(start, end, first, last)``: least standard deviation of plans, and that of the policy's noise
+    :param priority_exponent: alpha of prioritised replay; 0: uniform
+    :param importance_exponent: beta of prioritised replay
+    :param pretrain_steps: updates at once when random actions end; None: as many as ``learning_starts`` (paper)
+    :param planner: ``"mppi"``, or ``"none"`` to act by the policy alone
+    :param planner_kwargs: replace the paper's arguments of :class:`~sb3_mbrl.planning.MPPI`; ``population_size`` is without
+        the proposals
+    :param n_proposals: plans of the policy among the candidates
+    :param _init_setup_model: Whether or not to build the networks at the creation of the instance
+    :raises ValueError: arguments or spaces that are not supported, saying what is
+    """
+
+    model: TOLD
+
+    def __init__(
+        self,
+        policy: str | type[LatentPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-3,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 1_000,
+        batch_size: int = 512,
+        tau: float = 0.01,
+        gamma: float | None = None,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = -1,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        model_size: str = "small",
+        horizon: int = 5,
+        rho: float = 0.5,
+        consistency_coef: float = 2.0,
+        reward_coef: float = 0.5,
+        value_coef: float = 0.1,
+        termination_coef: float = 1.0,
+        max_grad_norm: float = 10.0,
+        target_update_interval: int = 2,
+        horizon_schedule: Sequence[float] = (0, 25_000, 1, 5),
+        std_schedule: Sequence[float] = (0, 25_000, 0.5, 0.05),
+        priority_exponent: float = 0.6,
+        importance_exponent: float = 0.4,
+        pretrain_steps: int | None = None,
+        planner: str = "mppi",
+        planner_kwargs: Mapping[str, Any] | None = None,
+        n_proposals: int = 25,
+        _init_setup_model: bool = True,
+    ):
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            buffer_size,
+            learning_starts,
+            batch_size,
+            tau,
+            gamma,
+            train_freq,
+            gradient_steps,
+            action_noise,
+            replay_buffer_class,
+            replay_buffer_kwargs,
+            stats_window_size,
+            tensorboard_log,
+            policy_kwargs,
+            verbose,
+            seed,
+            device,
+            horizon,
+            rho,
+            pretrain_steps,
+            planner,
+            planner_kwargs,
+            n_proposals,
+        )
+        self.model_size = model_size
+        self.consistency_coef = consistency_coef
+        self.reward_coef = reward_coef
+        self.value_coef = value_coef
+        self.termination_coef = termination_coef
+        self.max_grad_norm = max_grad_norm
+        self.target_update_interval = target_update_interval
+        self.horizon_schedule = horizon_schedule
+        self.std_schedule = std_schedule
+        self.priority_exponent = priority_exponent
+        self.importance_exponent = importance_exponent
+
+        if _init_setup_model:
+            self._setup_model()
+
+    # ---------------------------------------------------------------- setup
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self._follow_schedules()
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        if self.model_size not in TOLD_SIZES:
+            raise ValueError(f"model_size must be one of {list(TOLD_SIZES)}, got {self.model_size!r}.")
+        for name, lowest in (("horizon_schedule", 1), ("std_schedule", 0)):
+            schedule = getattr(self, name)
+            if len(schedule) != 4 or not 0 <= schedule[0] < schedule[1] or min(schedule[2:]) < lowest:
+                raise ValueError(
+                    f"{name} must be (start, end, first, last), steps first, values of at least {lowest} then; got {schedule}."
+                )
+        if max(self.horizon_schedule[2:]) > self.horizon:
+            raise ValueError(f"horizon_schedule={self.horizon_schedule} exceeds horizon={self.horizon}.")
+
+    def _priorities(self) -> dict[str, float]:
+        return {"priority_exponent": self.priority_exponent, "importance_exponent": self.importance_exponent}
+
+    def _model_arguments(self) -> dict[str, Any]:
+        return {"model_class": TOLD, "model_kwargs": {"sizes": TOLD_SIZES[self.model_size]}}
+
+    def _planner_arguments(self) -> dict[str, Any]:
+        return {"horizon": self.horizon, "std_bounds": (1e-6, 2.0), **PLANNER, **self.planner_kwargs}
+
+    def _follow_schedules(self) -> None:
+        """Plans become longer, exploration less."""
+        std = max(_linear(self.std_schedule, self.num_timesteps), 1e-6)
+        self.model.exploration_std = std
+        self.policy.planner.std_bounds = (std, 2.0)
+        self.policy.objective.horizon = int(_linear(self.horizon_schedule, self.num_timesteps))
+
+    # ---------------------------------------------------------------- the algorithm
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        self._follow_schedules()
+        return super()._sample_action(learning_starts, action_noise, n_envs)
+
+    def _update(self, batch: SequenceSamples) -> dict[str, th.Tensor]:
+        losses, td_errors, latents = self._model_losses(batch, self._td_targets(batch))
+        loss = (
+            self.consistency_coef * losses["consistency_loss"]
+            + self.reward_coef * losses["reward_loss"]
+            + self.value_coef * losses["value_loss"]
+        )
+        loss = (batch.weights * loss).mean() / self.horizon + self.termination_coef * losses["termination_loss"]
+        grad_norm = self._step_optimizer(self.policy.model_optimizer, loss, self.max_grad_norm)
+        self.replay_buffer.update_priorities(batch.indices, td_errors)
+        prior_loss = self._prior_loss(latents.detach())
+        self._step_optimizer(self.policy.prior_optimizer, prior_loss, self.max_grad_norm)
+        if self._n_updates % self.target_update_interval == 0:
+            polyak_update(self.model.online().parameters(), self.model.targets.parameters(), self.tau)
+        means = {name: each.mean() for name, each in losses.items()}
+        return {"loss": loss, "grad_norm": grad_norm, "prior_loss": prior_loss, **means}
+
+    @th.no_grad()
+    def _td_targets(self, batch: SequenceSamples) -> th.Tensor:
+        """(H, B): reward, and the lower of the target critics at what the policy would do next."""
+        z = self._encode_later(batch, self.model.encode)
+        value = self.model.q_values(z, self.model.act(z, self._generator), target=True).amin(dim=0)
+        return batch.rewards.squeeze(-1) + self.gamma * (1 - batch.terminated.squeeze(-1)) * value
+
+    def _model_losses(
+        self, batch: SequenceSamples, td_targets: th.Tensor
+    ) -> tuple[dict[str, th.Tensor], th.Tensor, th.Tensor]:
+        """Of an open-loop rollout of each sequence, (B,) each; temporal difference, (B,); latent states, (H + 1, B, Z)."""
+        model = self.model
+        with th.no_grad():
+            next_latents = self._encode_later(batch, model.encode_targets)
+        latents = self._roll_out(batch)
+        weights = self._weights_of_steps(self.horizon)
+        consistency = F.mse_loss(latents[1:], next_latents, reduction="none").mean(dim=-1)
+        reward_error = model.reward(latents[:-1], batch.actions) - batch.rewards.squeeze(-1)
+        td_error = model.q_values(latents[:-1], batch.actions) - td_targets
+        ended = model.termination_logit(latents[1:])
+        losses = {
+            "consistency_loss": (weights * consistency).sum(dim=0).clamp(max=MAX_LOSS),
+            "reward_loss": (weights * reward_error**2).sum(dim=0).clamp(max=MAX_LOSS),
+            "value_loss": (weights * td_error**2).sum(dim=(0, 1)).clamp(max=MAX_LOSS),
+            "termination_loss": F.binary_cross_entropy_with_logits(ended, batch.terminated.squeeze(-1)),
+        }
+        priorities = (weights * td_error.detach().abs()).sum(dim=(0, 1)).clamp(1e-6, MAX_LOSS)
+        return losses, priorities, latents
+
+    def _prior_loss(self, latents: th.Tensor) -> th.Tensor:
+        """The policy maximises the lower critic."""
+        action = self.model.act(latents, self._generator)
+        with self._frozen_critics():
+            value = self.model.q_values(latents, action).amin(dim=0)
+        return -(self._weights_of_steps(self.horizon + 1) * value).sum(dim=0).mean()
+
+
+def _linear(schedule: Sequence[float], step: int) -> float:
+    start, end, first, last = schedule
+    return float(np.interp(step, [start, end], [first, last]))
