@@ -42,6 +42,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
 
     policy: LatentPolicy
     replay_buffer: SequenceReplayBuffer | DictSequenceReplayBuffer
+    _last_batch: SequenceSamples | None = None
 
     def __init__(
         self,
@@ -266,6 +267,28 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         optimizer.step()
         return norm
 
+    # ---------------------------------------------------------------- monitoring
+
+    def dump_logs(self) -> None:
+        """Write the log, and into it how good the latent model is."""
+        if self._last_batch is not None:
+            self._log_latents(self._last_batch)
+        super().dump_logs()
+
+    @th.no_grad()
+    def _log_latents(self, batch: SequenceSamples) -> None:
+        self.policy.set_training_mode(False)
+        reached, predicted = self._encode_later(batch, self.model.encode), self._roll_out(batch)
+        errors = (predicted[1:] - reached).pow(2).mean(dim=(1, 2))
+        for step, error in enumerate(errors.tolist(), start=1):
+            self.logger.record(f"latent/error_step_{step}", error)
+        self.logger.record("latent/effective_rank", effective_rank(predicted[0]))
+        assert self._last_obs is not None
+        obs, _ = self.policy.obs_to_tensor(self._last_obs)  # type: ignore[arg-type]
+        # A stream of its own: what is logged does not change what is learned
+        value = self.model.value(self.model.start(obs), th.Generator(device=self.device).manual_seed(0))
+        self.logger.record("planner/prior_value", value.mean().item())
+
     # ---------------------------------------------------------------- learn, save and load
 
     def learn(
@@ -302,3 +325,14 @@ def discount_for(episode_length: int) -> float:
     """
     fraction = episode_length / 5
     return min(max((fraction - 1) / fraction, 0.95), 0.995)
+
+
+def effective_rank(latents: th.Tensor) -> float:
+    """
+    :param latents: (B, Z)
+    :return: how many directions they spread in: the exponential of the entropy of their singular values (Roy & Vetterli 2007);
+        a collapsed encoder has 1
+    """
+    singular = th.linalg.svdvals(latents - latents.mean(dim=0))
+    shares = singular / singular.sum().clamp(min=1e-12)
+    return th.special.entr(shares).sum().exp().item()
