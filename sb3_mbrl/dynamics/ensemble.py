@@ -16,6 +16,7 @@ from safetensors.torch import save as save_tensors
 from stable_baselines3.common.utils import get_device
 from torch import nn
 
+from sb3_mbrl.common import onednn
 from sb3_mbrl.common.actions import action_bounds, action_dim
 from sb3_mbrl.common.files import write_atomically
 from sb3_mbrl.common.random import Generators, randint, randn
@@ -43,23 +44,10 @@ def _onednn_layer(bias: th.Tensor, rows: th.Tensor, weight: th.Tensor, activatio
     :param activation: a key of ``ACTIVATIONS``; None: linear
     :return: ``activation(th.addmm(bias, rows, weight))`` without a gradient
     """
-    # oneDNN applies these to what it has just multiplied
     fused = {None: "none", "silu": "swish", "relu": "relu", "tanh": "tanh"}.get(activation)
-    product: th.Tensor = th.ops.mkldnn._linear_pointwise(rows, weight.t(), bias.squeeze(0), fused or "none", [], "")
-    return product if fused is not None or activation is None else ACTIVATIONS[activation](product)
+    multiplied = onednn.product(rows, weight.t(), bias.squeeze(0), fused or "none")
+    return multiplied if fused is not None or activation is None else ACTIVATIONS[activation](multiplied)
 
-
-def _onednn_works() -> bool:
-    """The operator is PyTorch's own business: another version may not have it, or call it otherwise."""
-    try:
-        with th.no_grad():
-            return bool((_onednn_layer(th.ones(1, 2), th.ones(1, 3), th.ones(3, 2), "relu") == 4).all())
-    except Exception:
-        return False
-
-
-ONEDNN = _onednn_works()
-"""PyTorch multiplies float32 matrices by MKL, which leaves AMD's processors at half their speed. oneDNN does not."""
 
 BLOCK = 2048
 """Rows of a member evaluated at a time: their activations stay in the processor's cache, and two threads have work."""
@@ -261,7 +249,7 @@ class ProbabilisticEnsemble(nn.Module):
         *inner, (last_bias, last_weight) = layers
         # oneDNN's products have no gradient, and do not pay for few rows
         fits = rows.device.type == "cpu" and rows.dtype == th.float32 and len(rows) >= PADDING
-        if ONEDNN and fits and not th.is_grad_enabled():
+        if onednn.AVAILABLE and fits and not th.is_grad_enabled():
             hidden = F.pad(rows, (0, 0, 0, -len(rows) % PADDING))
             for bias, weight in inner:
                 hidden = _onednn_layer(bias, hidden, weight, self.activation)

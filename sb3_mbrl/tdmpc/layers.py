@@ -5,8 +5,9 @@ from itertools import pairwise
 from typing import Any
 
 import torch as th
-import torch.nn.functional as F
 from torch import nn
+
+from sb3_mbrl.common.onednn import Linear
 
 
 class SimNorm(nn.Module):
@@ -25,7 +26,24 @@ class SimNorm(nn.Module):
         :param x: (..., D), D a multiple of V
         :return: the same shape, not negative, each group sums to 1
         """
-        return x.unflatten(-1, (-1, self.group_size)).softmax(dim=-1).flatten(-2)
+        return _GroupSoftmax.apply(x.unflatten(-1, (-1, self.group_size))).flatten(-2)  # type: ignore[no-any-return]
+
+
+class _GroupSoftmax(th.autograd.Function):
+    """``softmax(dim=-1)``, which PyTorch computes four times as slowly where that dimension is short."""
+
+    @staticmethod
+    def forward(ctx: Any, x: th.Tensor) -> th.Tensor:
+        shares = (x - x.amax(dim=-1, keepdim=True)).exp_()
+        shares.div_(shares.sum(dim=-1, keepdim=True))
+        ctx.save_for_backward(shares)
+        return shares
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: th.Tensor) -> th.Tensor:
+        (shares,) = ctx.saved_tensors
+        weighted = shares * gradients[0]
+        return weighted.addcmul_(shares, weighted.sum(dim=-1, keepdim=True), value=-1.0)  # type: ignore[no-any-return]
 
 
 class Mish(nn.Module):
@@ -62,68 +80,38 @@ class _Mish(th.autograd.Function):
         return slope.mul_(gradient)
 
 
-def normed_mlp(sizes: Sequence[int], n_out: int, last: nn.Module | None = None) -> nn.Sequential:
+def normed_mlp(sizes: Sequence[int], n_out: int, last: nn.Module | None = None, dropout: float = 0.0) -> nn.Sequential:
     """
     Linear layers, each followed by layer normalisation and Mish.
 
     :param sizes: of the input, then of each hidden layer
     :param n_out: of the output
     :param last: applied to a normalised output (SimNorm); None: the output is linear
+    :param dropout: of the first layer, in training mode
     :return: the network
     """
     layers: list[nn.Module] = []
     for n_in, n_hidden in pairwise(sizes):
-        layers += [nn.Linear(n_in, n_hidden), nn.LayerNorm(n_hidden), Mish()]
-    layers.append(nn.Linear(sizes[-1], n_out))
+        drop = [nn.Dropout(dropout)] if dropout > 0 and not layers else []
+        layers += [Linear(n_in, n_hidden), *drop, nn.LayerNorm(n_hidden), Mish()]
+    layers.append(Linear(sizes[-1], n_out))
     if last is not None:
         layers += [nn.LayerNorm(n_out), last]
     return nn.Sequential(*layers)
 
 
-class Critics(nn.Module):
-    """
-    E networks of two hidden layers with layer normalisation and Mish, evaluated as one.
+class Critics(nn.ModuleList):
+    """An ensemble of networks."""
 
-    :param n_critics: E
-    :param n_in: size of the input
-    :param n_hidden: of both hidden layers
-    :param n_out: size of the output
-    :param dropout: of the first layer, in training mode
-    """
-
-    def __init__(self, n_critics: int, n_in: int, n_hidden: int, n_out: int, dropout: float = 0.0):
-        super().__init__()
-        sizes = [n_in, n_hidden, n_hidden, n_out]
-        shapes = list(pairwise(sizes))
-        self.weights = nn.ParameterList([th.empty(n_critics, *shape) for shape in shapes])
-        self.biases = nn.ParameterList([th.zeros(n_critics, 1, n) for _, n in shapes])
-        self.scales = nn.ParameterList([th.ones(n_critics, 1, n_hidden) for _ in range(2)])
-        self.shifts = nn.ParameterList([th.zeros(n_critics, 1, n_hidden) for _ in range(2)])
-        self.dropout = dropout
-        for weight in self.weights:
-            nn.init.trunc_normal_(weight, std=0.02)
-
-    def forward(self, x: th.Tensor, members: th.Tensor | None = None) -> th.Tensor:
+    def forward(self, x: th.Tensor, members: Sequence[int] | None = None) -> th.Tensor:
         """
         :param x: the same for all, (B, n_in), or each one's own, (K, B, n_in)
-        :param members: which of the critics, (K,) long; None: all, K = E
+        :param members: which of the networks, K of them; None: all
         :return: (K, B, n_out)
         """
-        n_critics = len(self.weights[0]) if members is None else len(members)
-        x = x.expand(n_critics, *x.shape[-2:])
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = th.baddbmm(_of(bias, members), x, _of(weight, members))
-            if layer == len(self.weights) - 1:
-                return x
-            if layer == 0 and self.dropout > 0:
-                x = F.dropout(x, self.dropout, self.training)
-            x = F.layer_norm(x, x.shape[-1:]) * _of(self.scales[layer], members) + _of(self.shifts[layer], members)
-            x = _Mish.apply(x)
-        raise AssertionError
-
-
-def _of(parameter: th.Tensor, members: th.Tensor | None) -> th.Tensor:
-    return parameter if members is None else parameter[members]
+        chosen = range(len(self)) if members is None else members
+        inputs = x if x.dim() == 3 else len(chosen) * [x]
+        return th.stack([self[member](own) for member, own in zip(chosen, inputs, strict=True)])
 
 
 def symlog(x: th.Tensor) -> th.Tensor:

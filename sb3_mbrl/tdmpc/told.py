@@ -10,6 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
+from sb3_mbrl.common.onednn import Linear
 from sb3_mbrl.common.random import Generators, randn
 from sb3_mbrl.tdmpc.latent_model import LatentModel
 
@@ -115,7 +116,7 @@ def elu_mlp(sizes: Sequence[int]) -> nn.Sequential:
     """
     layers: list[nn.Module] = []
     for n_in, n_out in pairwise(sizes):
-        layers += [nn.Linear(n_in, n_out), nn.ELU()]
+        layers += [Linear(n_in, n_out), nn.ELU()]
     return nn.Sequential(*layers[:-1])
 
 
@@ -126,12 +127,12 @@ def critic(n_in: int, n_hidden: int) -> nn.Sequential:
     :return: TD-MPC's critic
     """
     return nn.Sequential(
-        nn.Linear(n_in, n_hidden),
+        Linear(n_in, n_hidden),
         nn.LayerNorm(n_hidden),
         nn.Tanh(),
-        nn.Linear(n_hidden, n_hidden),
+        Linear(n_hidden, n_hidden),
         nn.ELU(),
-        nn.Linear(n_hidden, 1),
+        Linear(n_hidden, 1),
     )
 
 

@@ -85,12 +85,13 @@ class WorldModel(LatentModel):
         self.reward_head = normed_mlp([n_pair, *mlp], self.two_hot.n_bins)
         self.termination_head = normed_mlp([sizes.latent, *mlp], 1)
         self.prior = normed_mlp([sizes.latent, *mlp], 2 * self.action_dim)
-        self.critics = Critics(sizes.n_critics, n_pair, sizes.mlp, self.two_hot.n_bins, dropout)
-        for network in (self.encoder, self.dynamics, self.reward_head, self.termination_head, self.prior):
-            network.apply(_initialise)
-        # The first rewards and values are 0
-        nn.init.zeros_(self.reward_head[-1].weight)  # type: ignore[arg-type]
-        nn.init.zeros_(self.critics.weights[-1])
+        self.critics = Critics(
+            normed_mlp([n_pair, *mlp], self.two_hot.n_bins, dropout=dropout) for _ in range(sizes.n_critics)
+        )
+        for each in (self.encoder, self.dynamics, self.reward_head, self.termination_head, self.prior, self.critics):
+            each.apply(_initialise)
+        for network in (self.reward_head, *self.critics):  # the first rewards and values are 0
+            nn.init.zeros_(network[-1].weight)  # type: ignore[index, arg-type]
         self.target_critics = deepcopy(self.critics).requires_grad_(False)
         self.register_buffer("q_scale", th.ones(()))
 
@@ -134,9 +135,9 @@ class WorldModel(LatentModel):
         """
         critics: Any = self.target_critics if target else self.critics
         n_blocks = 1 if generator is None or isinstance(generator, th.Generator) else len(generator)
-        drawn = rand((n_blocks, len(critics.biases[0])), generator, z.device).topk(2, dim=1).indices
+        drawn = rand((n_blocks, len(critics)), generator, z.device).topk(2, dim=1).indices
         pairs = th.cat([z, action], dim=-1).unflatten(0, (n_blocks, -1)).repeat_interleave(2, dim=0)
-        values = self.two_hot.decode(critics(pairs, drawn.flatten()))
+        values = self.two_hot.decode(critics(pairs, drawn.flatten().tolist()))
         return values.unflatten(0, (n_blocks, 2)).transpose(0, 1).flatten(1)
 
     @th.no_grad()

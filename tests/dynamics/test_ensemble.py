@@ -8,6 +8,7 @@ import torch as th
 from gymnasium import spaces
 from safetensors.torch import save_file
 
+from sb3_mbrl.common import onednn
 from sb3_mbrl.common.types import Transitions
 from sb3_mbrl.dynamics import ensemble as ensemble_module
 from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble
@@ -144,9 +145,9 @@ def test_one_member_per_row_gives_what_all_members_give_at_that_row(activation, 
 
 
 @pytest.mark.parametrize("activation", sorted(ensemble_module.ACTIVATIONS))
-@pytest.mark.parametrize("onednn", sorted({False, ensemble_module.ONEDNN}))
-def test_rows_in_blocks_with_and_without_gradients_and_onednn_give_the_same(monkeypatch, onednn, activation):
-    monkeypatch.setattr(ensemble_module, "ONEDNN", onednn)
+@pytest.mark.parametrize("available", sorted({False, onednn.AVAILABLE}))
+def test_rows_in_blocks_with_and_without_gradients_and_onednn_give_the_same(monkeypatch, available, activation):
+    monkeypatch.setattr(onednn, "AVAILABLE", available)
     model = shaken(ensemble_size=4, activation=activation)
     # Blocks that are whole, filled up, too small for oneDNN, and empty
     members = th.tensor([0] * 130 + [1] * 64 + [3] * 3)[th.randperm(197, generator=seeded(2))]

@@ -1,0 +1,74 @@
+"""Products of float32 matrices by oneDNN. PyTorch takes MKL, which leaves AMD's processors at half their speed."""
+
+from typing import Any
+
+import torch as th
+import torch.nn.functional as F
+from torch import nn
+
+
+def product(rows: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None, activation: str = "none") -> th.Tensor:
+    """
+    :param rows: (B, n_in)
+    :param weight: (n_out, n_in)
+    :param bias: (n_out,)
+    :param activation: ``"swish"``, ``"relu"`` or ``"tanh"``, applied to what was just multiplied; ``"none"``
+    :return: ``activation(F.linear(rows, weight, bias))``, (B, n_out), without a gradient
+    """
+    return th.ops.mkldnn._linear_pointwise(rows, weight, bias, activation, [], "")  # type: ignore[no-any-return]
+
+
+def _works() -> bool:
+    """The operator is PyTorch's own business: another version may not have it, or call it otherwise."""
+    try:
+        with th.no_grad():
+            return bool((product(th.ones(1, 3), th.ones(2, 3), th.ones(2), "relu") == 4).all())
+    except Exception:
+        return False
+
+
+AVAILABLE = _works()
+
+
+def linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
+    """
+    :param x: (..., n_in)
+    :param weight: (n_out, n_in)
+    :param bias: (n_out,)
+    :return: ``F.linear(x, weight, bias)``, by oneDNN where that is possible, its gradient too
+    """
+    fits = x.device.type == "cpu" and x.dtype == weight.dtype == th.float32 and not th.is_autocast_enabled("cpu")
+    if not (AVAILABLE and fits):
+        return F.linear(x, weight, bias)
+    if not th.is_grad_enabled():
+        return product(x, weight, bias)
+    return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return]
+
+
+class _Linear(th.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
+        ctx.save_for_backward(x, weight)
+        return product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: th.Tensor) -> tuple[th.Tensor | None, ...]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        gradient = gradients[0].flatten(0, -2)
+        return (
+            product(gradient, weight.t()).view(x.shape) if needs_x else None,
+            product(gradient.t(), x.flatten(0, -2).t()) if needs_weight else None,
+            gradient.sum(dim=0) if needs_bias else None,
+        )
+
+
+class Linear(nn.Linear):
+    """``torch.nn.Linear`` by :func:`linear`."""
+
+    def forward(self, input: th.Tensor) -> th.Tensor:
+        """
+        :param input: (..., in_features)
+        :return: (..., out_features)
+        """
+        return linear(input, self.weight, self.bias)

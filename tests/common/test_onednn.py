@@ -1,0 +1,50 @@
+"""oneDNN's products are PyTorch's, and so are their gradients."""
+
+import pytest
+import torch as th
+import torch.nn.functional as F
+
+from sb3_mbrl.common import onednn
+from sb3_mbrl.common.onednn import Linear, linear
+
+
+def problem(shape, dtype=th.float32):
+    generator = th.Generator().manual_seed(0)
+    tensors = [th.randn(*size, generator=generator, dtype=dtype) for size in ((*shape, 5), (3, 5), (3,))]
+    return [tensor.requires_grad_() for tensor in tensors]
+
+
+@pytest.mark.parametrize("available", sorted({False, onednn.AVAILABLE}))
+@pytest.mark.parametrize("shape", [(7,), (1,), (4, 7), (2, 3, 7), (0,)])
+def test_value_and_gradients_are_pytorchs(monkeypatch, available, shape):
+    monkeypatch.setattr(onednn, "AVAILABLE", available)
+    x, weight, bias = problem(shape)
+    output, expected = linear(x, weight, bias), F.linear(x, weight, bias)
+    assert th.allclose(output, expected, atol=1e-6)
+    direction = th.randn(output.shape, generator=th.Generator().manual_seed(1))
+    gradients = th.autograd.grad(output, (x, weight, bias), direction)
+    for gradient, by_pytorch in zip(gradients, th.autograd.grad(expected, (x, weight, bias), direction), strict=True):
+        assert th.allclose(gradient, by_pytorch, atol=1e-5)
+    with th.no_grad():
+        assert th.allclose(linear(x, weight, bias), expected, atol=1e-6)
+
+
+def test_a_gradient_that_nobody_needs_is_not_computed():
+    x, weight, bias = problem((7,))
+    weight.requires_grad_(False)
+    bias.requires_grad_(False)
+    linear(x, weight, bias).sum().backward()
+    assert x.grad is not None and weight.grad is None and bias.grad is None
+
+
+def test_other_precisions_do_without_onednn():
+    x, weight, bias = problem((7,), th.float64)
+    assert th.equal(linear(x, weight, bias), F.linear(x, weight, bias))
+    assert th.autograd.gradcheck(linear, (x, weight, bias))
+
+
+def test_the_layer_is_pytorchs():
+    layer = Linear(5, 3)
+    assert isinstance(layer, th.nn.Linear)
+    x = problem((7,))[0]
+    assert th.allclose(layer(x), F.linear(x, layer.weight, layer.bias), atol=1e-6)
