@@ -37,7 +37,7 @@ def linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
     :param bias: (n_out,)
     :return: ``F.linear(x, weight, bias)``, by oneDNN where that is possible, its gradient too
     """
-    fits = x.device.type == "cpu" and x.dtype == weight.dtype == th.float32 and not th.is_autocast_enabled("cpu")
+    fits = x.device.type == "cpu" and x.numel() > 0 and x.dtype == weight.dtype == th.float32 and not th.is_autocast_enabled("cpu")
     if not (AVAILABLE and fits):
         return F.linear(x, weight, bias)
     if not th.is_grad_enabled():
