@@ -37,8 +37,8 @@ def linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
     :param bias: (n_out,)
     :return: ``F.linear(x, weight, bias)``, by oneDNN where that is possible, its gradient too
     """
-    fits = x.device.type == "cpu" and x.numel() > 0 and x.dtype == weight.dtype == th.float32 and not th.is_autocast_enabled("cpu")
-    if not (AVAILABLE and fits):
+    fits = x.device.type == "cpu" and x.dtype == weight.dtype == th.float32 and x.numel() > 0
+    if not AVAILABLE or not fits or th.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
     if not th.is_grad_enabled():
         return product(x, weight, bias)
