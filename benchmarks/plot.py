@@ -13,7 +13,31 @@ from matplotlib.figure import Figure
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 FIGURES = pathlib.Path(__file__).parent.parent / "docs" / "_static"
-LABELS = {"mbpo": "MBPO", "pets": "PETS", "sac": "SAC", "sac-utd": "SAC at MBPO's update-to-data ratio", "dqn": "DQN"}
+LABELS = {
+    "mbpo": "MBPO",
+    "mbtqc": "MBTQC",
+    "mbcrossq": "MBCrossQ, 2 updates a step",
+    "mbcrossq-utd1": "MBCrossQ, 1 update a step",
+    "mbcrossq-utd4": "MBCrossQ, 4 updates a step",
+    "tdmpc2": "TD-MPC2",
+    "tdmpc": "TD-MPC",
+    "pets": "PETS",
+    "dyna-ppo": "Dyna(PPO)",
+    "ppo-zoo": "PPO",
+    "dyna-dqn": "Dyna(DQN)",
+    "dqn-zoo": "DQN",
+    "sac": "SAC",
+    "sac-utd": "SAC at MBPO's update-to-data ratio",
+    "dqn": "DQN",
+}
+
+PAGES = {
+    "": ("mbpo", "pets", "sac", "sac-utd", "dqn"),
+    "over": ("mbpo", "mbtqc", "mbcrossq", "mbcrossq-utd1", "mbcrossq-utd4"),
+    "tdmpc": ("tdmpc2", "tdmpc", "mbpo", "sac"),
+    "dyna": ("dyna-ppo", "ppo-zoo", "dyna-dqn", "dqn-zoo"),
+}
+"""Figures of an environment, and what each shows. The x-axis of the last is logarithmic."""
 
 
 def load_curves() -> dict[str, dict[str, list[np.ndarray]]]:
@@ -34,18 +58,24 @@ def interpolate(seeds: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return steps, np.array([np.interp(steps, seed[:, 0], seed[:, 3]) for seed in seeds])
 
 
-def plot(env_id: str, algos: dict[str, list[np.ndarray]]) -> Figure:
+def plot(env_id: str, algos: dict[str, list[np.ndarray]], logarithmic: bool) -> Figure:
     """Mean over seeds, each seed as a thin line."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for color, algo in enumerate(label for label in LABELS if label in algos):
         steps, returns = interpolate(algos[algo])
-        axes.plot(steps, returns.mean(axis=0), color=f"C{color}", label=f"{LABELS[algo]} ({len(returns)} seeds)")
+        axes.plot(steps, returns.mean(axis=0), color=f"C{color}", label=f"{LABELS[algo]} ({_count(len(returns))})")
         for seed in algos[algo]:
             axes.plot(seed[:, 0], seed[:, 3], color=f"C{color}", alpha=0.3, linewidth=0.8)
     axes.set(xlabel="environment steps, warm-up included", ylabel="mean return of an evaluation", title=env_id)
+    if logarithmic:
+        axes.set_xscale("log")
     axes.legend()
     return figure
+
+
+def _count(n_seeds: int) -> str:
+    return "1 seed" if n_seeds == 1 else f"{n_seeds} seeds"
 
 
 def table(curves: dict[str, dict[str, list[np.ndarray]]]) -> str:
@@ -62,11 +92,21 @@ def table(curves: dict[str, dict[str, list[np.ndarray]]]) -> str:
     return "\n".join(lines)
 
 
+def _own(page: str) -> set[str]:
+    """What no page before shows."""
+    pages = list(PAGES)
+    return set(PAGES[page]) - {algo for earlier in pages[: pages.index(page)] for algo in PAGES[earlier]}
+
+
 def main() -> None:
     curves = load_curves()
     FIGURES.mkdir(exist_ok=True)
     for env_id, algos in curves.items():
-        plot(env_id, algos).savefig(FIGURES / f"{env_id}.png", dpi=120)
+        for page, shown in PAGES.items():
+            there = {algo: algos[algo] for algo in shown if algo in algos}
+            if there.keys() & _own(page):
+                name = f"{env_id}_{page}" if page else env_id
+                plot(env_id, there, logarithmic=page == "dyna").savefig(FIGURES / f"{name}.png", dpi=120)
     print(table(curves))
     first = next(RESULTS.glob("*.csv")).read_text().splitlines()[0]
     about = json.loads(first.removeprefix("# "))
