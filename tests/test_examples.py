@@ -16,6 +16,10 @@ ARGUMENTS = {
     "adroit_pddm.py": ["--timesteps", "100", "--episodes", "1"],
     "dyna_q.py": ["--timesteps", "600", "--seeds", "2"],
     "ladder.py": ["--timesteps", "220", "--episodes", "1"],
+    "tdmpc2.py": ["--timesteps", "230", "--episodes", "1"],
+    "tdmpc2_pixels.py": ["--timesteps", "140"],
+    "tdmpc2_resume.py": ["--timesteps", "120"],
+    "tdmpc2_vec_env.py": ["--timesteps", "240"],
     "swap_the_reward.py": ["--timesteps", "300", "--steps", "8"],
     "terminal_value.py": ["--timesteps", "300", "--episodes", "5"],
 }

@@ -1,0 +1,30 @@
+"""
+TD-MPC2 in four environments at once, that end when the pole falls.
+
+All plans of a step are made together. ``gradient_steps=-1``, the default, makes as many updates as environment steps, however many
+environments make them.
+"""
+
+import argparse
+
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from sb3_mbrl import TDMPC2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--timesteps", type=int, default=6_000)
+    args = parser.parse_args()
+
+    env = make_vec_env("InvertedPendulum-v5", n_envs=4, seed=0)
+    model = TDMPC2("MlpPolicy", env, learning_starts=min(1_000, args.timesteps // 2), seed=0)
+    model.learn(args.timesteps, progress_bar=True)
+    # By the prior: an episode of a pole that stands has a thousand steps
+    model.policy.plans = False
+    print("mean and std of the return of the prior:", evaluate_policy(model, env, n_eval_episodes=4))
+
+
+if __name__ == "__main__":
+    main()
