@@ -1,6 +1,6 @@
 """
-Train TD-MPC2, then act with it in three ways: with all the planning that it asks for, on a budget of time, and by its policy prior
-alone. For each, the return and what an action costs.
+Train TD-MPC2, then act with it in three ways: with all the planning that it asks for, on a budget of time, and by its policy
+prior alone. For each, the return and what an action costs.
 """
 
 import argparse

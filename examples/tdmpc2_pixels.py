@@ -1,8 +1,7 @@
 """
 TD-MPC2 from images: a white dot, pushed by the actions, is to come to the grey one in the middle.
 
-Three frames are stacked, as one does not show which way the dot moves. SB3's ``CnnPolicy`` divides images by 255; TD-MPC2's shifts
-them at random too while it learns.
+Three frames are stacked, as one does not show which way the dot moves. While it learns, TD-MPC2 shifts the images at random.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """
 TD-MPC2 in four environments at once, that end when the pole falls.
 
-All plans of a step are made together. ``gradient_steps=-1``, the default, makes as many updates as environment steps, however many
-environments make them.
+All plans of a step are made together. ``gradient_steps=-1``, the default, makes as many updates as environment steps, however
+many environments make them.
 """
 
 import argparse
