@@ -50,6 +50,8 @@ class ModelObjective:
     :raises ValueError: a name that is not known, or a number out of its range
     """
 
+    chunk = CHUNK
+
     def __init__(
         self,
         model: DynamicsModel,
@@ -114,8 +116,8 @@ class ModelObjective:
         def returns(actions: th.Tensor) -> th.Tensor:
             n_envs, n = actions.shape[:2]
             # Whole environments first: how one is cut in pieces, and so its noise, must not depend on the others
-            envs_at_once = max(1, CHUNK // (n * self.n_particles))
-            at_once = max(1, CHUNK // self.n_particles)
+            envs_at_once = max(1, self.chunk // (n * self.n_particles))
+            at_once = max(1, self.chunk // self.n_particles)
             rows = []
             for first in range(0, n_envs, envs_at_once):
                 envs = slice(first, first + envs_at_once)

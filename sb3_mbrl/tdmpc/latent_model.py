@@ -21,6 +21,7 @@ class LatentModel(nn.Module):
     :param action_space: of the environment, Box with finite bounds
     :param features_extractor: of SB3, applied to preprocessed observations
     :param normalize_images: whether images are divided by 255 first
+    :param width: units of the widest layers that a plan evaluates
     """
 
     encoder: nn.Module
@@ -28,15 +29,20 @@ class LatentModel(nn.Module):
     termination_head: nn.Module
     critics: nn.Module
     prior: nn.Module
+    terminates: th.Tensor
+    """Whether a termination was ever seen, () bool. Before, none is expected, and plans are cheaper."""
 
     def __init__(
         self,
         observation_space: spaces.Space,
         action_space: spaces.Box,
         features_extractor: nn.Module,
-        normalize_images: bool = True,
+        normalize_images: bool,
+        width: int,
     ):
         super().__init__()
+        self.width = width
+        self.register_buffer("terminates", th.zeros((), dtype=th.bool))
         self.observation_space = observation_space
         self.action_space = action_space
         self.features_extractor = features_extractor
@@ -157,4 +163,6 @@ class LatentModel(nn.Module):
         :return: next latent states, rewards, and where the task has probably ended
         """
         next_z = self.next(obs, action)
-        return ModelStep(next_z, self.reward(obs, action), self.termination_logit(next_z) > 0)
+        never = th.zeros(len(next_z), dtype=th.bool, device=next_z.device)
+        terminated = self.termination_logit(next_z) > 0 if self.terminates else never
+        return ModelStep(next_z, self.reward(obs, action), terminated)

@@ -54,7 +54,7 @@ class TOLD(LatentModel):
         sizes: ToldSizes,
         normalize_images: bool = True,
     ):
-        super().__init__(observation_space, action_space, features_extractor, normalize_images)
+        super().__init__(observation_space, action_space, features_extractor, normalize_images, sizes.mlp)
         n_pair = sizes.latent + self.action_dim
         self.encoder = elu_mlp([self.features_dim, sizes.encoder, sizes.latent])
         self.dynamics = elu_mlp([n_pair, sizes.mlp, sizes.mlp, sizes.latent])

@@ -75,7 +75,7 @@ class WorldModel(LatentModel):
         normalize_images: bool = True,
         dropout: float = 0.01,
     ):
-        super().__init__(observation_space, action_space, features_extractor, normalize_images)
+        super().__init__(observation_space, action_space, features_extractor, normalize_images, sizes.mlp)
         n_pair = sizes.latent + self.action_dim
         mlp = [sizes.mlp, sizes.mlp]
         encoder_layers = [sizes.encoder] * max(sizes.encoder_layers - 1, 1)

@@ -324,7 +324,7 @@ PROPAGATION = [("ts1", 4), ("tsinf", 4), ("expectation", 1)]
 # of 64 rows at once: all, two environments, or 16 of 40 candidates
 @pytest.mark.parametrize(("chunk", "n"), [(16_384, 6), (64, 6), (64, 40), (64, 80)])
 def test_a_batch_of_environments_is_a_loop_over_them(monkeypatch, propagation, n_particles, chunk, n):
-    monkeypatch.setattr(objective, "CHUNK", chunk)
+    monkeypatch.setattr(objective.ModelObjective, "chunk", chunk)
     model = ensemble(termination_fn=TerminatesOutside((Bound(0, 1, -2.0, 2.0),)))
     score = ModelObjective(model, 0.9, n_particles, propagation, terminal_value=x_plus_one).score
     obs, actions = observations(5), plans(5, n, 3)
@@ -342,7 +342,7 @@ def test_cutting_in_pieces_bounds_the_rows_and_changes_no_return(monkeypatch, n)
     score = ModelObjective(model, 0.9, 4, terminal_value=x_plus_one).score(obs)
     whole = score(actions)
     model.calls.clear()
-    monkeypatch.setattr(objective, "CHUNK", 64)
+    monkeypatch.setattr(objective.ModelObjective, "chunk", 64)
     assert score(actions).equal(whole)
     assert max(call["rows"] for call in model.calls) <= 64
     assert sum(call["rows"] for call in model.calls) == 3 * 5 * n * 4
@@ -351,7 +351,7 @@ def test_cutting_in_pieces_bounds_the_rows_and_changes_no_return(monkeypatch, n)
 def test_pieces_of_whole_environments_draw_the_noise_of_one_batch(monkeypatch):
     score = ModelObjective(ensemble(), 0.9, 4, "ts1").score
     whole = score(observations(5), generators(5))(plans(5, 6, 3))
-    monkeypatch.setattr(objective, "CHUNK", 64)
+    monkeypatch.setattr(objective.ModelObjective, "chunk", 64)
     th.testing.assert_close(score(observations(5), generators(5))(plans(5, 6, 3)), whole)
 
 
