@@ -72,8 +72,8 @@ class LatentObjective(ModelObjective):
 
     def __init__(self, model: LatentModel, discount: float):
         super().__init__(model, discount, n_particles=1, propagation="expectation")
-        # Two megabytes of activations: more do not stay in the processor's cache
-        self.chunk = max(512, 2**19 // model.width)
+        # A megabyte of activations: more do not stay in the processor's cache
+        self.chunk = max(512, 2**18 // model.width)
         self.horizon: int | None = None
         """Actions beyond are of no effect: TD-MPC begins with short plans. None: all count."""
 
