@@ -17,7 +17,6 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorch
 from torch import nn
 
 from sb3_mbrl.common.actions import action_bounds
-from sb3_mbrl.common.checkpoints import restore_generator
 from sb3_mbrl.common.sequences import DictSequenceReplayBuffer, SequenceReplayBuffer, SequenceSamples
 from sb3_mbrl.envs.experience import time_limit
 from sb3_mbrl.mpc import ActsByPlanning
@@ -308,14 +307,6 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.model_optimizer", "policy.prior_optimizer"], []
-
-    def _checkpoint_extras(self) -> dict[str, Any]:
-        assert self._generator is not None
-        return {**super()._checkpoint_extras(), "planner_generator": self.policy.generator.get_state()}
-
-    def _restore_checkpoint_extras(self, extras: dict[str, Any]) -> None:
-        super()._restore_checkpoint_extras(extras)
-        restore_generator(self.policy.generator, extras["planner_generator"])
 
 
 def discount_for(episode_length: int) -> float:
