@@ -34,6 +34,8 @@ class LatentMPPI(MPPI):
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
         self.explores = True
+        self.n_planned = self.horizon
+        """Actions beyond are of no effect, and 0 in the mean: TD-MPC begins with short plans."""
 
     def _begin(self, state: PlannerState) -> Search:
         search = super()._begin(state)
@@ -44,6 +46,7 @@ class LatentMPPI(MPPI):
         super()._move(search, candidates, weights)
         assert isinstance(search, LatentSearch)
         search.candidates, search.weights = candidates, weights
+        search.mean[:, self.n_planned :] = 0
 
     def _output(self, search: Search, generator: Generators) -> th.Tensor:
         if not self.explores:
@@ -100,8 +103,9 @@ def prior_proposals(
     :return: (B, n, H, A)
     """
     z = starts.repeat_interleave(n, dim=0)
-    actions = []
-    for _ in range(horizon):
+    actions: list[th.Tensor] = []
+    for step in range(horizon):
+        if step > 0:
+            z = model.next(z, actions[-1])
         actions.append(model.act(z, generators))
-        z = model.next(z, actions[-1])
     return th.stack(actions, dim=1).unflatten(0, (len(starts), n))
