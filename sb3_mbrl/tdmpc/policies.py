@@ -186,7 +186,7 @@ class LatentPolicy(MPCPolicy):
 
     # BasePolicy's own: what MPCPolicy saves has no networks
     save = BasePolicy.save  # type: ignore[assignment]
-    load = BasePolicy.load  # type: ignore[assignment]
+    load: Any = classmethod(BasePolicy.load.__func__)  # type: ignore[attr-defined]
 
 
 class MlpPolicy(LatentPolicy):
