@@ -30,6 +30,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sb3_mbrl.common.callbacks import ModelProgressBarCallback
 from sb3_mbrl.tdmpc import policies
+from sb3_mbrl.tdmpc.base import effective_rank
 
 OBS = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
 
@@ -205,7 +206,7 @@ def test_vec_normalize(make, kind, n_envs):
 
 @pytest.mark.parametrize("n_envs", [1, 2])
 def test_dict_observations(make, kind, n_envs):
-    model = make(kind, make_vec_env("SliderDict-v0", n_envs), "MultiInputPolicy").learn(50)
+    model = make(kind, make_vec_env("SliderDict-v0", n_envs), "MultiInputPolicy").learn(50, log_interval=1)
     assert_trained(model)
     obs = {"position": OBS[:, :1], "velocity": OBS[:, 1:]}
     actions = act(model, obs, deterministic=True)
@@ -220,7 +221,7 @@ def test_dict_observations_are_normalized(make):
 @pytest.mark.parametrize("n_envs", [1, 2])
 def test_images(make, kind, n_envs):
     env = VecFrameStack(make_vec_env("SliderImage-v0", n_envs), 2)
-    model = make(kind, env, "CnnPolicy", buffer_size=100).learn(30)
+    model = make(kind, env, "CnnPolicy", buffer_size=100, learning_starts=35).learn(42, log_interval=1)
     assert_trained(model)
     assert model.replay_buffer.observations.dtype == np.uint8
     images = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 2), dtype=np.uint8)
@@ -360,6 +361,26 @@ def test_tensorboard(make, kind, tmp_path):
     assert expected <= set(events.Tags()["scalars"])
     assert all(np.isfinite(event.value) for name in expected for event in events.Scalars(name))
     assert 1 <= events.Scalars("latent/effective_rank")[-1].value <= 8
+
+
+def test_the_latent_errors_are_those_of_predictions_without_looking(trained):
+    batch = trained.replay_buffer.sample(20)
+    trained._log_latents(batch)
+    model = trained.model
+    with th.no_grad():
+        z = model.encode(batch.observations[0])
+        for step in range(3):
+            z = model.next(z, batch.actions[step])
+            error = (z - model.encode(batch.observations[step + 1])).pow(2).mean().item()
+            assert trained.logger.name_to_value[f"latent/error_step_{step + 1}"] == pytest.approx(error, rel=1e-4)
+
+
+def test_the_effective_rank_counts_directions():
+    noise = th.Generator().manual_seed(0)
+    assert effective_rank(th.ones(20, 8)) == pytest.approx(1)
+    line = th.randn(200, 1, generator=noise) @ th.randn(1, 8, generator=noise)
+    assert effective_rank(line) == pytest.approx(1, abs=1e-3)
+    assert effective_rank(th.randn(5_000, 8, generator=noise)) == pytest.approx(8, abs=0.05)
 
 
 def test_progress_bar(make, kind, monkeypatch):
