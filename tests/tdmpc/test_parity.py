@@ -159,6 +159,12 @@ def test_two_hot_decodes_what_it_encodes():
     th.testing.assert_close(TwoHot().decode(TwoHot().encode(x).log()), x, rtol=1e-3, atol=1e-4)
 
 
+def test_two_hot_of_nan_is_nan_and_no_index():
+    encoded = TwoHot().encode(th.tensor([th.nan, 1.0, th.inf, -th.inf]))
+    assert encoded[0].isnan().any() and not encoded[1:].isnan().any()
+    assert encoded[2, 100] == encoded[3, 0] == 1
+
+
 def test_two_hot_decoding():
     logits = 3 * th.randn(50, 101, generator=generator())
     assert_close(TwoHot().decode(logits), scalar(logits))
