@@ -232,6 +232,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
 
         :param gradient_steps: number of updates
         :param batch_size: sequences per update
+        :raises ValueError: a loss is NaN or infinite
         """
         if self.replay_buffer.size() < self.horizon:
             return  # no sequence is complete yet
@@ -246,8 +247,14 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
                 losses = self._update(self._last_batch)
                 self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        for name, value in losses.items():
-            self.logger.record(f"train/{name}", value.item())
+        values = {name: value.item() for name, value in losses.items()}
+        for name, value in values.items():
+            self.logger.record(f"train/{name}", value)
+        if not all(map(math.isfinite, values.values())):
+            raise ValueError(
+                f"The networks have diverged: after {self._n_updates} updates {values}. Lower learning_rate or max_grad_norm, "
+                "or scale rewards and observations (VecNormalize), and go on from the last checkpoint."
+            )
 
     @abstractmethod
     def _update(self, batch: SequenceSamples) -> dict[str, th.Tensor]:

@@ -207,8 +207,9 @@ def test_episodes_shorter_than_the_horizon(make, kind):
         model.learn(30)
 
 
-def test_weights_that_diverged_are_seen(make):
-    model = make("tdmpc").learn(21)
-    model.model.dynamics[0].weight.data.fill_(th.nan)
-    with pytest.raises(ValueError, match="priorities must be finite"):
+@pytest.mark.parametrize("part", ["encoder", "dynamics", "critics", "prior"])
+def test_networks_that_diverged_are_seen(make, kind, part):
+    model = make(kind).learn(21)
+    next(getattr(model.model, part).parameters()).data.fill_(th.nan)
+    with pytest.raises(ValueError, match="The networks have diverged: after .*Lower learning_rate|priorities must be finite"):
         model.learn(1, reset_num_timesteps=False)
