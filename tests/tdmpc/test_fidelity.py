@@ -62,11 +62,12 @@ def test_the_networks_of_tdmpc2():
     assert [layer.in_features for layer in linears(model.termination_head)] == [512, 512, 512]
     assert [layer.out_features for layer in linears(model.prior)] == [512, 512, 12]
     assert len(model.critics) == 5 and [layer.out_features for layer in linears(model.critics[0])] == [512, 512, 101]
-    kinds = [type(layer).__name__ for layer in model.encoder]
-    assert kinds == ["Linear", "LayerNorm", "Mish", "Linear", "LayerNorm", "SimNorm"]
-    assert [type(layer).__name__ for layer in model.dynamics] == 2 * kinds[:3] + kinds[3:]
-    assert [type(layer).__name__ for layer in model.prior] == [*kinds[:3], *kinds[:3], "Linear"]
-    assert [type(layer).__name__ for layer in model.critics[0]] == ["Linear", "Dropout", *kinds[1:3], *kinds[:3], "Linear"]
+    hidden, normed = ["Linear", "NormMish"], ["Linear", "LayerNorm", "SimNorm"]
+    assert [type(layer).__name__ for layer in model.encoder] == hidden + normed
+    assert [type(layer).__name__ for layer in model.dynamics] == 2 * hidden + normed
+    for network in (model.prior, model.reward_head, model.termination_head):
+        assert [type(layer).__name__ for layer in network] == [*hidden, *hidden, "Linear"]
+    assert [type(layer).__name__ for layer in model.critics[0]] == ["Linear", "Dropout", "NormMish", *hidden, "Linear"]
     groups = model.encode(th.randn(3, 24)).unflatten(-1, (-1, 8)).sum(dim=-1)
     th.testing.assert_close(groups, th.ones(3, 64))
 
@@ -91,7 +92,7 @@ def test_initial_weights_of_tdmpc2():
         assert not layer.bias.any()
         if any(layer is each for each in zeroed):
             assert not layer.weight.any()
-    for layer in (model.encoder[0], model.dynamics[3], model.prior[-1], model.critics[0][0], model.critics[1][4]):
+    for layer in (model.encoder[0], model.dynamics[2], model.prior[-1], model.critics[0][0], model.critics[1][3]):
         assert layer.weight.std().item() == pytest.approx(0.02, rel=0.05) and layer.weight.abs().max() < 0.12
     assert not th.equal(model.critics[0][0].weight, model.critics[1][0].weight)
     z, action = model.encode(th.randn(4, 24)), th.zeros(4, 6)

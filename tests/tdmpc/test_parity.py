@@ -10,7 +10,7 @@ from torch import nn
 
 from sb3_mbrl.common.sequences import SequenceSamples
 from sb3_mbrl.tdmpc.base import discount_for
-from sb3_mbrl.tdmpc.layers import Critics, Mish, SimNorm, TwoHot, normed_mlp, symexp, symlog
+from sb3_mbrl.tdmpc.layers import Critics, NormMish, SimNorm, TwoHot, _Mish, mish_, normed_mlp, symexp, symlog
 from sb3_mbrl.tdmpc.planner import LatentMPPI, prior_proposals
 
 H, B, Z, A = 3, 8, 16, 1
@@ -36,8 +36,7 @@ def plain(network, x):
         elif isinstance(layer, nn.LayerNorm):
             mean, variance = x.mean(dim=-1, keepdim=True), x.var(dim=-1, keepdim=True, correction=0)
             x = (x - mean) / (variance + 1e-5).sqrt() * layer.weight + layer.bias
-        elif isinstance(layer, Mish):
-            x = F.mish(x)
+            x = F.mish(x) if isinstance(layer, NormMish) else x
         elif isinstance(layer, SimNorm):
             x = th.cat([group.softmax(dim=-1) for group in x.split(8, dim=-1)], dim=-1)
         elif isinstance(layer, nn.ELU):
@@ -98,16 +97,17 @@ def test_mish(scale):
     x = (scale * th.randn(1_000, generator=generator())).requires_grad_()
     other = x.detach().clone().requires_grad_()
     weights = th.randn(1_000, generator=generator(1))
-    ours, theirs = Mish()(x), F.mish(other)
+    ours, theirs = _Mish.apply(x), F.mish(other)
     assert_close(ours, theirs)
     (weights * ours).sum().backward()
     (weights * theirs).sum().backward()
     assert_close(x.grad, other.grad)
+    assert_close(mish_(x.detach().clone()), theirs.detach())
 
 
 def test_mish_far_from_zero():
     x = th.tensor([-1e4, -100.0, -30.0, 0.0, 30.0, 100.0, 1e4], requires_grad=True)
-    y = Mish()(x)
+    y = _Mish.apply(x)
     y.sum().backward()
     assert_close(y, [0.0, 0.0, 0.0, 0.0, 30.0, 100.0, 1e4])
     assert_close(x.grad, [0.0, 0.0, 0.0, 0.6, 1.0, 1.0, 1.0])
@@ -115,7 +115,24 @@ def test_mish_far_from_zero():
 
 def test_mish_has_the_derivative_of_its_value():
     x = th.linspace(-5, 5, 21, dtype=th.float64).requires_grad_()
-    assert th.autograd.gradcheck(Mish(), x)
+    assert th.autograd.gradcheck(_Mish.apply, x)
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_layer_normalisation_then_mish(scale):
+    layer, x = NormMish(12), (scale * th.randn(5, 4, 12, generator=generator())).requires_grad_()
+    layer.weight.data.normal_(generator=generator(1)), layer.bias.data.normal_(generator=generator(2))
+    weights = th.randn(x.shape, generator=generator(3))
+    gradients = []
+    for function in (layer, lambda rows: F.mish(F.layer_norm(rows, (12,), layer.weight, layer.bias))):
+        y = function(x)
+        gradients.append([y, *th.autograd.grad((weights * y).sum(), [x, layer.weight, layer.bias])])
+    for own, other in zip(*gradients, strict=True):
+        assert_close(own, other)
+    before = x.detach().clone()
+    with th.no_grad():
+        assert_close(layer(before), gradients[1][0].detach())
+    assert th.equal(before, x)  # what it is given is left as it is
 
 
 @pytest.mark.parametrize("scale", [1.0, 100.0])
@@ -502,6 +519,7 @@ def test_returns_of_plans_of_tdmpc2(tdmpc2):
     model, n = tdmpc2.model, 40
     start = model.start(th.randn(1, 2, generator=generator()))
     actions = 2 * th.rand(1, n, H, A, generator=generator(1)) - 1
+    model.terminates.fill_(True)
     # Half of the plans end
     z, logits = start.expand(n, -1), []
     for t in range(H):
@@ -527,8 +545,8 @@ def test_returns_of_plans_of_tdmpc2(tdmpc2):
 
 
 def test_returns_of_plans_of_tdmpc(tdmpc):
-    tdmpc.model.termination_head[-1].bias.data -= 10
     model, n = tdmpc.model, 10
+    model.termination_head[-1].bias.data += 50  # of no effect until a termination was seen
     start = model.start(th.randn(1, 2, generator=generator()))
     actions = 2 * th.rand(1, n, H, A, generator=generator(1)) - 1
     for horizon in (1, 3):
