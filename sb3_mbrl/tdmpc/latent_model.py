@@ -30,7 +30,7 @@ class LatentModel(nn.Module):
     critics: nn.Module
     prior: nn.Module
     terminates: th.Tensor
-    """Whether a termination was ever seen, () bool. Before, none is expected, and plans are cheaper."""
+    """1 once a termination was seen, (). Before, none is expected, and plans are cheaper. A float, as in all state dicts of SB3."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class LatentModel(nn.Module):
     ):
         super().__init__()
         self.width = width
-        self.register_buffer("terminates", th.zeros((), dtype=th.bool))
+        self.register_buffer("terminates", th.zeros(()))
         self.observation_space = observation_space
         self.action_space = action_space
         self.features_extractor = features_extractor

@@ -257,7 +257,7 @@ class TDMPC(LatentAlgorithm):
         reward_error = model.reward(latents[:-1], batch.actions) - batch.rewards.squeeze(-1)
         td_error = model.q_values(latents[:-1], batch.actions) - td_targets
         ended = model.termination_logit(latents[1:])
-        model.terminates |= batch.terminated.any()
+        model.terminates.clamp_(min=batch.terminated.max())
         losses = {
             "consistency_loss": (weights * consistency).sum(dim=0).clamp(max=MAX_LOSS),
             "reward_loss": (weights * reward_error**2).sum(dim=0).clamp(max=MAX_LOSS),

@@ -215,7 +215,7 @@ class TDMPC2(LatentAlgorithm):
         reward = two_hot.loss(model.reward_logits(latents[:-1], batch.actions), batch.rewards.squeeze(-1))
         value = two_hot.loss(model.q_logits(latents[:-1], batch.actions), td_targets)
         ended = model.termination_logit(latents[1:])
-        model.terminates |= batch.terminated.any()
+        model.terminates.clamp_(min=batch.terminated.max())
         losses = {
             "consistency_loss": (weights * consistency).mean(),
             "reward_loss": (weights * reward).mean(),

@@ -459,6 +459,21 @@ def test_the_last_value_is_that_of_two_random_critics(make):
     assert len(values[:, 0].unique()) > 1 and all(len(row.unique()) == 1 for row in values)
 
 
+def test_the_end_of_a_task_is_expected_once_one_was_seen(make, kind):
+    model = make(kind).learn(40)
+    model.model.termination_head[-1].bias.data.fill_(100.0)
+    z = model.model.start(th.zeros(3, 2))
+    assert not model.model.step(z, th.zeros(3, 1)).terminated.any()
+    model._update(model.replay_buffer.sample(8))
+    assert model.model.terminates == 0
+    batch = model.replay_buffer.sample(8)
+    batch.terminated[-1, 0] = 1
+    model._update(batch)
+    model._update(model.replay_buffer.sample(8))
+    assert model.model.terminates == 1
+    assert model.model.step(z, th.zeros(3, 1)).terminated.all()
+
+
 # ---------------------------------------------------------------- TD-MPC's schedules
 
 

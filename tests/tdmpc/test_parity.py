@@ -519,7 +519,7 @@ def test_returns_of_plans_of_tdmpc2(tdmpc2):
     model, n = tdmpc2.model, 40
     start = model.start(th.randn(1, 2, generator=generator()))
     actions = 2 * th.rand(1, n, H, A, generator=generator(1)) - 1
-    model.terminates.fill_(True)
+    model.terminates.fill_(1)
     # Half of the plans end
     z, logits = start.expand(n, -1), []
     for t in range(H):

@@ -80,6 +80,7 @@ def test_everything_is_in_the_zip(trained, tmp_path):
     np.testing.assert_array_equal(predictions(loaded), predictions(trained))
     for name in ("gamma", "num_timesteps", "_n_updates", "_episode_num", "horizon", "model_size", "planner_kwargs"):
         assert getattr(loaded, name) == getattr(trained, name)
+    assert loaded.model.terminates == trained.model.terminates == 1
     assert loaded.policy.planner.std_bounds == trained.policy.planner.std_bounds
     assert loaded.policy.objective.horizon == trained.policy.objective.horizon
 
@@ -164,7 +165,7 @@ def test_another_size_is_refused_with_words(trained, tmp_path):
         type(trained).load(saved(trained, tmp_path), model_size="small")
 
 
-def test_parameters_can_be_changed(trained, make, kind):
+def test_parameters_can_be_changed(make, kind):
     model = make(kind, "Cliff-v0")
     original = deepcopy(model.get_parameters())
     perturbed = {
