@@ -30,7 +30,7 @@ class LatentModel(nn.Module):
     critics: nn.Module
     prior: nn.Module
     terminates: th.Tensor
-    """1 once a termination was seen, (). Before, none is expected, and plans are cheaper. A float, as in all state dicts of SB3."""
+    """1 once a termination was seen, (): a float, as all state of SB3. Before, none is expected, and plans are cheaper."""
 
     def __init__(
         self,

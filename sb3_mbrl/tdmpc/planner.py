@@ -55,7 +55,8 @@ class LatentMPPI(MPPI):
         shares = search.weights.cumsum(dim=1)
         drawn = rand((len(shares), 1), generator, shares.device) * shares[:, -1:]
         index = th.searchsorted(shares, drawn).clamp(max=shares.shape[1] - 1)
-        elite = take(search.candidates, index).squeeze(1)
+        # Where all candidates diverged, there is nothing but the mean
+        elite = th.where(shares[:, -1, None, None] > 0, take(search.candidates, index).squeeze(1), search.mean)
         return (elite + search.std * randn(elite.shape, generator, elite.device)).clamp(-1, 1)
 
     def _filling(self, mean: th.Tensor, n: int) -> th.Tensor:
@@ -108,4 +109,5 @@ def prior_proposals(
         if step > 0:
             z = model.next(z, actions[-1])
         actions.append(model.act(z, generators))
-    return th.stack(actions, dim=1).unflatten(0, (len(starts), n))
+    # Of a rollout that diverged; the planner scores it anew
+    return th.stack(actions, dim=1).unflatten(0, (len(starts), n)).nan_to_num(0.0)
