@@ -77,13 +77,19 @@ class LatentObjective(ModelObjective):
     def __init__(self, model: LatentModel, discount: float):
         super().__init__(model, discount, n_particles=1, propagation="expectation")
         # A megabyte of activations: more do not stay in the processor's cache
-        self.chunk = max(512, 2**18 // model.width)
+        self.piece = 2**18 // model.width
         self.horizon: int | None = None
         """Actions beyond are of no effect: TD-MPC begins with short plans. None: all count."""
 
     def score_rows(self, starts: th.Tensor, generator: Generators = None) -> Score:
         returns = super().score_rows(starts, generator)
-        return lambda actions: returns(actions[:, :, : self.horizon])
+
+        def score(actions: th.Tensor) -> th.Tensor:
+            # The plans of an environment in one piece: another one would have other critics
+            self.chunk = max(self.piece, actions.shape[1])
+            return returns(actions[:, :, : self.horizon])
+
+        return score
 
     def _value_of_the_end(self, rows: th.Tensor, generator: Generators) -> th.Tensor:
         return self.model.value(rows, generator)

@@ -470,6 +470,16 @@ def test_the_last_value_is_that_of_two_random_critics(make):
     assert len(values[:, 0].unique()) > 1 and all(len(row.unique()) == 1 for row in values)
 
 
+def test_all_plans_of_an_environment_are_valued_by_the_same_critics(make):
+    policy = make("tdmpc2").policy
+    policy.objective.piece = 10
+    for i, critic in enumerate(policy.model.critics):
+        critic[-1].bias.data[50 + 5 * i] = 50.0
+    generators = [th.Generator().manual_seed(i) for i in range(10)]
+    values = policy.objective.score_rows(policy.model.start(th.zeros(10, 2)), generators)(th.zeros(10, 40, 3, 1))
+    assert all((row.max() - row.min()) < 1e-3 for row in values) and values[:, 0].std() > 0.1
+
+
 def test_the_end_of_a_task_is_expected_once_one_was_seen(make, kind):
     model = make(kind).learn(40)
     model.model.termination_head[-1].bias.data.fill_(100.0)
