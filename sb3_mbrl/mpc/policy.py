@@ -187,10 +187,7 @@ class MPCPolicy(BasePolicy):
         :raises ValueError: the observation does not fit, or ``state`` comes from another number of environments or from a
             policy with another horizon, planner or action space
         """
-        if isinstance(observation, tuple):
-            raise ValueError(
-                "predict() takes the observation alone: `obs, info = env.reset()` of Gymnasium returns two things."
-            )
+        check_observation(observation)
         if self.vec_normalize is not None:
             observation = self.vec_normalize.unnormalize_obs(observation)
         obs, vectorized = self.obs_to_tensor(observation)
@@ -364,6 +361,15 @@ class MPCPolicy(BasePolicy):
 
 _OWN_ARGUMENTS = ("action_repeat", "replan_freq", "n_proposals", "proposal_noise", "max_plan_seconds", "seed")
 _OBJECTIVE_ARGUMENTS = ("discount", "n_particles", "propagation", "value_mode", "kappa", "disagreement_weight")
+
+
+def check_observation(observation: Any) -> None:
+    """
+    :param observation: what ``predict`` was given
+    :raises ValueError: it is what ``reset`` of Gymnasium returns
+    """
+    if isinstance(observation, tuple):
+        raise ValueError("predict() takes the observation alone: `obs, info = env.reset()` of Gymnasium returns two things.")
 
 
 def _check_agents(model: DynamicsModel, **agents: Any) -> None:

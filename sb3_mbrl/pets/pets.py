@@ -18,7 +18,6 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
 from sb3_mbrl.common.buffers import real_transitions
-from sb3_mbrl.common.checkpoints import restore_generator
 from sb3_mbrl.common.types import RewardFn, TerminationFn
 from sb3_mbrl.dynamics.ensemble import check_spaces
 from sb3_mbrl.dynamics.learning import LearnsDynamics
@@ -228,11 +227,6 @@ class PETS(LearnsDynamics, ActsByPlanning, OffPolicyAlgorithm):
         super().set_env(env, force_reset)
         self.policy.vec_normalize = self._vec_normalize_env
 
-    def set_random_seed(self, seed: int | None = None) -> None:
-        super().set_random_seed(seed)
-        if seed is not None and hasattr(self, "policy"):  # SB3 sets the seeds before there is one
-            self.policy.generator.manual_seed(seed)
-
     # ---------------------------------------------------------------- the algorithm
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
@@ -298,8 +292,6 @@ class PETS(LearnsDynamics, ActsByPlanning, OffPolicyAlgorithm):
         :raises ValueError: the file is damaged, was saved by another algorithm, or ``terminal_value`` or ``actor`` is missing
         """
         agents = {name: kwargs.pop(name) for name in _AGENTS if name in kwargs}
-        if kwargs.keys() & {"planner", "horizon", "planner_kwargs"}:
-            kwargs["_planner_state"] = None  # of a plan that this planner did not make
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, _agents=agents, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
@@ -309,10 +301,3 @@ class PETS(LearnsDynamics, ActsByPlanning, OffPolicyAlgorithm):
         state_dicts, variables = super()._get_torch_save_params()
         # All that the policy holds is the dynamics
         return [name for name in state_dicts if name != "policy"], variables
-
-    def _checkpoint_extras(self) -> dict[str, Any]:
-        return {**super()._checkpoint_extras(), "planner_generator": self.policy.generator.get_state()}
-
-    def _restore_checkpoint_extras(self, extras: dict[str, Any]) -> None:
-        super()._restore_checkpoint_extras(extras)
-        restore_generator(self.policy.generator, extras["planner_generator"])

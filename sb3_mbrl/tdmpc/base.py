@@ -1,26 +1,30 @@
 """What TD-MPC and TD-MPC2 share: sequences are replayed, actions planned in latent space."""
 
+import inspect
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from numbers import Integral, Real
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
+from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
-from sb3_mbrl.common.actions import action_bounds
-from sb3_mbrl.common.checkpoints import restore_generator
 from sb3_mbrl.common.sequences import DictSequenceReplayBuffer, SequenceReplayBuffer, SequenceSamples
 from sb3_mbrl.envs.experience import time_limit
 from sb3_mbrl.mpc import ActsByPlanning
+from sb3_mbrl.planning import MPPI
 from sb3_mbrl.tdmpc.latent_model import LatentModel
 from sb3_mbrl.tdmpc.policies import CnnPolicy, LatentPolicy, MlpPolicy, MultiInputPolicy
 
@@ -39,6 +43,11 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
+
+    _coefficients: ClassVar[tuple[str, ...]]
+    """Arguments that weigh losses."""
+    _of_the_planner: ClassVar[dict[str, str]] = {}
+    """Arguments of the planner that follow from others, and from which."""
 
     policy: LatentPolicy
     replay_buffer: SequenceReplayBuffer | DictSequenceReplayBuffer
@@ -108,32 +117,56 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
     def _setup_model(self) -> None:
         self._check_arguments()
         if self.gamma is None:
-            self.gamma = discount_for(time_limit(self.env))
-        self._choose_replay_buffer()
-        policy_class = self.policy_class
+            self.gamma = self._discount()
+        arguments = self.policy_class, self.replay_buffer_kwargs
         # SB3 makes its policy in the middle of its setup, when all seeds are set
-        self.policy_class = partial(self._make_policy, policy_class)  # type: ignore[assignment, arg-type]
+        self.policy_class = partial(self._make_policy, self.policy_class)  # type: ignore[assignment, arg-type]
+        self._choose_replay_buffer()
         try:
             super()._setup_model()
         finally:
-            self.policy_class = policy_class
+            self.policy_class, self.replay_buffer_kwargs = arguments
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        # Every environment comes in here, at construction, set_env and load
+        check_actions(env.action_space)
+        return OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def _check_arguments(self) -> None:
-        action_bounds(self.action_space)  # raises where they are not finite
         if not issubclass(self.policy_class, LatentPolicy):
             raise ValueError(
                 f"policy must be one of {sorted(self.policy_aliases)} or a subclass of them, got {self.policy_class.__name__}."
             )
-        if not 0 < self.rho <= 1:
-            raise ValueError(f"rho, the weight of a loss one step later, must lie in (0, 1], got {self.rho}.")
-        if self.pretrain_steps is not None and self.pretrain_steps < 0:
-            raise ValueError(f"pretrain_steps must not be negative, or None for learning_starts; got {self.pretrain_steps}.")
-        if self.gamma is not None and not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma must lie in [0, 1], or be None to follow from the time limit; got {self.gamma}.")
-        if self.n_steps != 1:
-            raise ValueError(f"n_steps is not supported, got {self.n_steps}: the horizon is the like of it.")
+        for name in ("learning_starts", "batch_size", "horizon", "n_proposals"):
+            check_number(name, getattr(self, name), lowest=0 if name == "learning_starts" else 1, integer=True)
+        check_number("gradient_steps", self.gradient_steps, lowest=-1, integer=True)
+        check_number("rho", self.rho, lowest=0, highest=1, above=True)
+        check_number("tau", self.tau, lowest=0, highest=1)
+        for name in (*self._coefficients, "max_grad_norm"):
+            check_number(name, getattr(self, name), lowest=0, above=name == "max_grad_norm")
+        if self.pretrain_steps is not None:  # None: learning_starts
+            check_number("pretrain_steps", self.pretrain_steps, lowest=0, integer=True)
+        if self.gamma is not None:  # None: follows from the time limit
+            check_number("gamma", self.gamma, lowest=0, highest=1)
         if self.optimize_memory_usage:
             raise ValueError("optimize_memory_usage=True loses the last observation of each episode. Leave it False.")
+        self._check_keywords()
+
+    def _check_keywords(self) -> None:
+        check_keywords("replay_buffer_kwargs", self.replay_buffer_kwargs, SequenceReplayBuffer, _OF_THE_BUFFER)
+        own = LatentPolicy if self.policy_class.__init__ is LatentPolicy.__init__ else None
+        check_keywords("policy_kwargs", self.policy_kwargs, own, _OF_THE_POLICY)
+        check_keywords("planner_kwargs", self.planner_kwargs or {}, MPPI, self._of_the_planner)
+
+    def _discount(self) -> float:
+        try:
+            return discount_for(time_limit(self.env))
+        except ValueError as error:
+            raise ValueError(
+                "gamma=None follows from the time limit of the environment, but none is known: pass gamma, for instance 0.99, "
+                "or make the environment with max_episode_steps."
+            ) from error
 
     def _choose_replay_buffer(self) -> None:
         own = DictSequenceReplayBuffer if isinstance(self.observation_space, spaces.Dict) else SequenceReplayBuffer
@@ -199,20 +232,29 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
 
         :param gradient_steps: number of updates
         :param batch_size: sequences per update
+        :raises ValueError: a loss is NaN or infinite
         """
+        if self.replay_buffer.size() < self.horizon:
+            return  # no sequence is complete yet
         if self._n_updates == 0:
             gradient_steps += self.learning_starts if self.pretrain_steps is None else self.pretrain_steps
         self.policy.set_training_mode(True)
         self._set_learning_rate()
+        losses: dict[str, th.Tensor] = {}
         with self._timed("updating", "pretraining" if self._n_updates == 0 else ""):
             for _ in range(gradient_steps):
-                batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-                losses = self._update(batch)
+                self._last_batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+                losses = self._update(self._last_batch)
                 self._n_updates += 1
-        self._last_batch = batch
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        for name, value in losses.items():
-            self.logger.record(f"train/{name}", value.item())
+        values = {name: value.item() for name, value in losses.items()}
+        for name, value in values.items():
+            self.logger.record(f"train/{name}", value)
+        if not all(map(math.isfinite, values.values())):
+            raise ValueError(
+                f"The networks have diverged: after {self._n_updates} updates {values}. Lower learning_rate or max_grad_norm, "
+                "or scale rewards and observations (VecNormalize), and go on from the last checkpoint."
+            )
 
     @abstractmethod
     def _update(self, batch: SequenceSamples) -> dict[str, th.Tensor]:
@@ -224,9 +266,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
     def _set_learning_rate(self) -> None:
         learning_rate = self.lr_schedule(self._current_progress_remaining)
         self.logger.record("train/learning_rate", learning_rate)
-        for optimizer in (self.policy.model_optimizer, self.policy.prior_optimizer):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * group["lr_scale"]
+        self.policy.set_learning_rate(learning_rate)
 
     def _encode_later(self, batch: SequenceSamples, encode: Callable[[PyTorchObs], th.Tensor]) -> th.Tensor:
         """Latent states of the observations after the first, (H, B, Z)."""
@@ -271,7 +311,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
 
     def dump_logs(self) -> None:
         """Write the log, and into it how good the latent model is."""
-        if self._last_batch is not None:
+        if self._last_batch is not None and self._last_obs is not None:
             self._log_latents(self._last_batch)
         super().dump_logs()
 
@@ -283,13 +323,21 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         for step, error in enumerate(errors.tolist(), start=1):
             self.logger.record(f"latent/error_step_{step}", error)
         self.logger.record("latent/effective_rank", effective_rank(predicted[0]))
-        assert self._last_obs is not None
         obs, _ = self.policy.obs_to_tensor(self._last_obs)  # type: ignore[arg-type]
         # A stream of its own: what is logged does not change what is learned
         value = self.model.value(self.model.start(obs), th.Generator(device=self.device).manual_seed(0))
         self.logger.record("planner/prior_value", value.mean().item())
 
     # ---------------------------------------------------------------- learn, save and load
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        buffer = self.replay_buffer
+        if not isinstance(buffer, SequenceReplayBuffer) or buffer.horizon != self.horizon:
+            raise ValueError(
+                f"The replay buffer must replay sequences of horizon={self.horizon} transitions, got a {type(buffer).__name__}"
+                f" of horizon={getattr(buffer, 'horizon', None)}. Load one that was saved with this horizon."
+            )
+        return super()._setup_learn(*args, **kwargs)
 
     def learn(
         self: SelfLatentAlgorithm,
@@ -309,13 +357,72 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.model_optimizer", "policy.prior_optimizer"], []
 
-    def _checkpoint_extras(self) -> dict[str, Any]:
-        assert self._generator is not None
-        return {**super()._checkpoint_extras(), "planner_generator": self.policy.generator.get_state()}
 
-    def _restore_checkpoint_extras(self, extras: dict[str, Any]) -> None:
-        super()._restore_checkpoint_extras(extras)
-        restore_generator(self.policy.generator, extras["planner_generator"])
+_OF_THE_BUFFER = {
+    "horizon": "horizon",
+    "priority_exponent": "TDMPC(priority_exponent=...)",
+    "importance_exponent": "TDMPC(importance_exponent=...)",
+    **dict.fromkeys(["buffer_size", "device"], "the argument of this name"),
+    **dict.fromkeys(["observation_space", "action_space", "n_envs"], "env"),
+    "optimize_memory_usage": "nothing: it loses the last observation of each episode",
+}
+_OF_THE_POLICY = {
+    **dict.fromkeys(["observation_space", "action_space"], "env"),
+    **dict.fromkeys(["model_class", "model_kwargs"], "model_size"),
+    **dict.fromkeys(["planner", "planner_kwargs", "n_proposals", "seed", "encoder_lr_scale"], "the argument of this name"),
+    **{"lr_schedule": "learning_rate", "discount": "gamma", "prior_eps": "optimizer_kwargs"},
+}
+
+
+def check_number(
+    name: str, value: Any, lowest: float, highest: float = math.inf, above: bool = False, integer: bool = False
+) -> None:
+    """
+    :param name: of an argument
+    :param value: its value
+    :param lowest: that is accepted
+    :param highest: that is accepted
+    :param above: ``lowest`` is not accepted itself
+    :param integer: nothing but integers is accepted
+    :raises ValueError: it is not accepted
+    """
+    fits = isinstance(value, Integral if integer else Real) and math.isfinite(value) and lowest <= float(value) <= highest
+    if not fits or (above and value == lowest):
+        kind = "an integer" if integer else "a number"
+        bounds = f"{'above' if above else 'of at least'} {lowest}" + (f" and at most {highest}" if highest < math.inf else "")
+        raise ValueError(f"{name} must be {kind} {bounds}, got {value!r}.")
+
+
+def check_keywords(name: str, given: Mapping[str, Any], function: Callable | None, elsewhere: Mapping[str, str]) -> None:
+    """
+    :param name: of an argument that holds keyword arguments
+    :param given: its value
+    :param function: that will be given them; None: nothing is known about it
+    :param elsewhere: those of its arguments that follow from others, and from which
+    :raises ValueError: one that is not accepted
+    """
+    for key in given:
+        if key in elsewhere:
+            raise ValueError(f"{name} does not accept {key!r}, which follows from {elsewhere[key]}.")
+    if function is None:
+        return
+    accepted = [key for key in inspect.signature(function).parameters if key not in elsewhere]
+    refused = [key for key in given if key not in accepted]
+    if refused:
+        raise ValueError(f"{name} does not accept {refused}; it accepts {accepted}.")
+
+
+def check_actions(space: spaces.Space) -> None:
+    """
+    :raises ValueError: it is no Box with finite bounds
+    """
+    if not isinstance(space, spaces.Box):
+        raise ValueError(f"TD-MPC plans Box actions, got {space}. MBPO and PETS take Discrete ones.")
+    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        raise ValueError(
+            f"Actions are scaled to [-1, 1], which needs finite bounds; got {space}. Wrap the environment, for instance with "
+            "gymnasium.wrappers.RescaleAction, or bound the space."
+        )
 
 
 def discount_for(episode_length: int) -> float:

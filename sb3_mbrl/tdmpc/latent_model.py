@@ -8,7 +8,7 @@ from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_mbrl.common.actions import action_bounds
+from sb3_mbrl.common.actions import action_bounds, action_dim
 from sb3_mbrl.common.random import Generators
 from sb3_mbrl.dynamics.model import Members, ModelStep
 
@@ -30,7 +30,7 @@ class LatentModel(nn.Module):
     critics: nn.Module
     prior: nn.Module
     terminates: th.Tensor
-    """Whether a termination was ever seen, () bool. Before, none is expected, and plans are cheaper."""
+    """1 once a termination was seen, (): a float, as all state of SB3. Before, none is expected, and plans are cheaper."""
 
     def __init__(
         self,
@@ -42,13 +42,13 @@ class LatentModel(nn.Module):
     ):
         super().__init__()
         self.width = width
-        self.register_buffer("terminates", th.zeros((), dtype=th.bool))
+        self.register_buffer("terminates", th.zeros(()))
         self.observation_space = observation_space
         self.action_space = action_space
         self.features_extractor = features_extractor
         self.features_dim: int = features_extractor.features_dim  # type: ignore[assignment]
         self.normalize_images = normalize_images
-        self.action_dim = int(action_space.shape[0])
+        self.action_dim = action_dim(action_space)
         low, high = action_bounds(action_space)
         self.register_buffer("action_low", low)
         self.register_buffer("action_high", high)

@@ -154,14 +154,14 @@ class TwoHot:
     def encode(self, x: th.Tensor) -> th.Tensor:
         """
         :param x: scalars, (...)
-        :return: their two neighbouring bins share the probability 1, (..., K)
+        :return: their two neighbouring bins share the probability 1, (..., K); NaN of NaN
         """
         position = (symlog(x).clamp(self.low, self.high) - self.low) / self.width
-        lower = position.floor().clamp(max=self.n_bins - 2)
-        share = (position - lower).unsqueeze(-1)
+        lower = position.long().clamp_(0, self.n_bins - 2).unsqueeze(-1)  # of NaN, whose share is NaN, some bin
+        share = position.unsqueeze(-1) - lower
         two_hot = th.zeros(*x.shape, self.n_bins, device=x.device)
-        two_hot.scatter_(-1, lower.long().unsqueeze(-1), 1 - share)
-        return two_hot.scatter_(-1, lower.long().unsqueeze(-1) + 1, share)
+        two_hot.scatter_(-1, lower, 1 - share)
+        return two_hot.scatter_(-1, lower + 1, share)
 
     def decode(self, logits: th.Tensor) -> th.Tensor:
         """

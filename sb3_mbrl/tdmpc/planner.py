@@ -34,6 +34,8 @@ class LatentMPPI(MPPI):
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
         self.explores = True
+        self.n_planned = self.horizon
+        """Actions beyond are of no effect, and 0 in the mean: TD-MPC begins with short plans."""
 
     def _begin(self, state: PlannerState) -> Search:
         search = super()._begin(state)
@@ -44,6 +46,7 @@ class LatentMPPI(MPPI):
         super()._move(search, candidates, weights)
         assert isinstance(search, LatentSearch)
         search.candidates, search.weights = candidates, weights
+        search.mean[:, self.n_planned :] = 0
 
     def _output(self, search: Search, generator: Generators) -> th.Tensor:
         if not self.explores:
@@ -52,7 +55,8 @@ class LatentMPPI(MPPI):
         shares = search.weights.cumsum(dim=1)
         drawn = rand((len(shares), 1), generator, shares.device) * shares[:, -1:]
         index = th.searchsorted(shares, drawn).clamp(max=shares.shape[1] - 1)
-        elite = take(search.candidates, index).squeeze(1)
+        # Where all candidates diverged, there is nothing but the mean
+        elite = th.where(shares[:, -1, None, None] > 0, take(search.candidates, index).squeeze(1), search.mean)
         return (elite + search.std * randn(elite.shape, generator, elite.device)).clamp(-1, 1)
 
     def _filling(self, mean: th.Tensor, n: int) -> th.Tensor:
@@ -73,13 +77,19 @@ class LatentObjective(ModelObjective):
     def __init__(self, model: LatentModel, discount: float):
         super().__init__(model, discount, n_particles=1, propagation="expectation")
         # A megabyte of activations: more do not stay in the processor's cache
-        self.chunk = max(512, 2**18 // model.width)
+        self.piece = 2**18 // model.width
         self.horizon: int | None = None
         """Actions beyond are of no effect: TD-MPC begins with short plans. None: all count."""
 
     def score_rows(self, starts: th.Tensor, generator: Generators = None) -> Score:
         returns = super().score_rows(starts, generator)
-        return lambda actions: returns(actions[:, :, : self.horizon])
+
+        def score(actions: th.Tensor) -> th.Tensor:
+            # The plans of an environment in one piece: another one would have other critics
+            self.chunk = max(self.piece, actions.shape[1])
+            return returns(actions[:, :, : self.horizon])
+
+        return score
 
     def _value_of_the_end(self, rows: th.Tensor, generator: Generators) -> th.Tensor:
         return self.model.value(rows, generator)
@@ -100,8 +110,10 @@ def prior_proposals(
     :return: (B, n, H, A)
     """
     z = starts.repeat_interleave(n, dim=0)
-    actions = []
-    for _ in range(horizon):
+    actions: list[th.Tensor] = []
+    for step in range(horizon):
+        if step > 0:
+            z = model.next(z, actions[-1])
         actions.append(model.act(z, generators))
-        z = model.next(z, actions[-1])
-    return th.stack(actions, dim=1).unflatten(0, (len(starts), n))
+    # Of a rollout that diverged; the planner scores it anew
+    return th.stack(actions, dim=1).unflatten(0, (len(starts), n)).nan_to_num(0.0)

@@ -7,11 +7,14 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.utils import ConstantSchedule
 
 from sb3_mbrl.common.actions import to_environment
 from sb3_mbrl.mpc import MPCPolicy
+from sb3_mbrl.mpc.policy import check_observation
 from sb3_mbrl.tdmpc.latent_model import LatentModel
 from sb3_mbrl.tdmpc.pixels import PixelExtractor
 from sb3_mbrl.tdmpc.planner import LatentMPPI, LatentObjective, prior_proposals
@@ -33,11 +36,13 @@ class LatentPolicy(MPCPolicy):
     :param max_plan_seconds: see :class:`~sb3_mbrl.MPCPolicy`
     :param seed: of the planner's samples
     :param encoder_lr_scale: times the learning rate
+    :param prior_eps: epsilon of Adam for the policy prior; None: as for the others
     :param features_extractor_class: of SB3, before the encoder
     :param features_extractor_kwargs: its arguments
     :param normalize_images: whether images are divided by 255 first
     :param optimizer_class: of all networks
-    :param optimizer_kwargs: its arguments, but the learning rate; None: ``{"fused": True}``
+    :param optimizer_kwargs: its arguments, but the learning rate; None: ``{"fused": True}`` for Adam
+    :raises ValueError: the observations are not of the kind that the policy takes, or an argument is not known
     """
 
     features_extractor_default: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
@@ -60,6 +65,7 @@ class LatentPolicy(MPCPolicy):
         max_plan_seconds: float | None = None,
         seed: int | None = None,
         encoder_lr_scale: float = 1.0,
+        prior_eps: float | None = None,
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
         normalize_images: bool = True,
@@ -68,6 +74,8 @@ class LatentPolicy(MPCPolicy):
     ):
         if planner not in ("mppi", "none"):
             raise ValueError(f"planner must be 'mppi', or 'none' to act by the policy prior alone; got {planner!r}.")
+        if features_extractor_class is None:
+            self._check_observations(observation_space)
         extractor_class = features_extractor_class or self.features_extractor_default
         extractor = extractor_class(observation_space, **(features_extractor_kwargs or {}))
         super().__init__(
@@ -82,22 +90,61 @@ class LatentPolicy(MPCPolicy):
         )
         self.plans = planner == "mppi"
         self.objective = LatentObjective(self.model, discount)
-        # The same Adam in fewer operations
-        optimizer_kwargs = {"fused": True} if optimizer_kwargs is None else optimizer_kwargs
-        self.model_optimizer = optimizer_class(self._parameter_groups(encoder_lr_scale), lr=lr_schedule(1), **optimizer_kwargs)
-        self.prior_optimizer = optimizer_class(
-            [{"params": self.model.prior.parameters(), "lr_scale": 1.0}],
-            lr=lr_schedule(1),
-            **({"eps": 1e-5} | optimizer_kwargs),  # TD-MPC2's code
-        )
+        self.encoder_lr_scale = encoder_lr_scale
+        is_adam = optimizer_class is th.optim.Adam
+        if optimizer_kwargs is None:  # the same Adam in fewer operations
+            optimizer_kwargs = {"fused": True} if is_adam else {}
+        self.model_optimizer = optimizer_class(self._parameter_groups(), lr=lr_schedule(1), **optimizer_kwargs)
+        own = {} if prior_eps is None or not is_adam else {"eps": prior_eps}
+        self.prior_optimizer = optimizer_class(self.model.prior.parameters(), lr=lr_schedule(1), **{**own, **optimizer_kwargs})
+        self.set_learning_rate(lr_schedule(1))
+        self._arguments: dict[str, Any] = {
+            "model_class": model_class,
+            "model_kwargs": model_kwargs,
+            "planner": planner,
+            "planner_kwargs": planner_kwargs,
+            "discount": discount,
+            "n_proposals": n_proposals,
+            "max_plan_seconds": max_plan_seconds,
+            "seed": seed,
+            "encoder_lr_scale": encoder_lr_scale,
+            "prior_eps": prior_eps,
+            "features_extractor_class": features_extractor_class,
+            "features_extractor_kwargs": features_extractor_kwargs,
+            "normalize_images": normalize_images,
+            "optimizer_class": optimizer_class,
+            "optimizer_kwargs": optimizer_kwargs,
+        }
 
-    def _parameter_groups(self, encoder_lr_scale: float) -> list[dict[str, Any]]:
-        """Of the model without its prior and its targets; ``lr_scale`` survives changes of the learning rate."""
+    @staticmethod
+    def _check_observations(space: spaces.Space) -> None:
+        """:raises ValueError: the default features extractor does not take such observations"""
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """Of the model without its prior and its targets: the encoder, and the rest."""
         model = self.model
         encoder = [*model.features_extractor.parameters(), *model.encoder.parameters()]
         elsewhere = {id(each) for each in [*encoder, *model.prior.parameters()]}
         rest = [each for each in model.parameters() if each.requires_grad and id(each) not in elsewhere]
-        return [{"params": encoder, "lr_scale": encoder_lr_scale}, {"params": rest, "lr_scale": 1.0}]
+        return [{"params": encoder}, {"params": rest}]
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """
+        :param learning_rate: of all networks but the encoder, which has its share of it
+        """
+        encoder, rest = self.model_optimizer.param_groups
+        encoder["lr"] = learning_rate * self.encoder_lr_scale
+        for group in (rest, *self.prior_optimizer.param_groups):
+            group["lr"] = learning_rate
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        schedule = ConstantSchedule(self.prior_optimizer.param_groups[0]["lr"])
+        return {
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+            "lr_schedule": schedule,
+            **self._arguments,
+        }
 
     # ---------------------------------------------------------------- acting
 
@@ -123,6 +170,7 @@ class LatentPolicy(MPCPolicy):
         if self.plans:
             self.planner.explores = not deterministic
             return super().predict(observation, state, episode_start, deterministic)
+        check_observation(observation)
         obs, vectorized = self.obs_to_tensor(observation)
         actions = to_environment(self._predict(obs, deterministic), self.action_space)
         return actions if vectorized else actions[0], state
@@ -130,18 +178,26 @@ class LatentPolicy(MPCPolicy):
     @th.no_grad()
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """The policy prior's action, (B, A) in [-1, 1]."""
-        return self.model.act(self.model.start(observation), self.generator, deterministic)
+        z = self.model.start(observation)
+        return self.model.act(z, self._generators(th.zeros(len(z)), deterministic=False), deterministic)
 
     def _proposals(self, rows: th.Tensor, generators: list[th.Generator]) -> th.Tensor:
         return prior_proposals(self.model, rows, self.n_proposals, self.planner.horizon, generators)
 
     # BasePolicy's own: what MPCPolicy saves has no networks
     save = BasePolicy.save  # type: ignore[assignment]
-    load = BasePolicy.load  # type: ignore[assignment]
+    load: Any = classmethod(BasePolicy.load.__func__)  # type: ignore[attr-defined]
 
 
 class MlpPolicy(LatentPolicy):
-    """Flat Box observations."""
+    """Flat observations."""
+
+    @staticmethod
+    def _check_observations(space: spaces.Space) -> None:
+        if isinstance(space, spaces.Dict):
+            raise ValueError(f"MlpPolicy takes flat observations; MultiInputPolicy takes Dict ones, got {space}.")
+        if is_image_space(space):
+            raise ValueError(f"MlpPolicy takes flat observations; CnnPolicy takes images, got {space}.")
 
 
 class CnnPolicy(LatentPolicy):
@@ -154,3 +210,10 @@ class MultiInputPolicy(LatentPolicy):
     """Dict observations."""
 
     features_extractor_default = CombinedExtractor
+
+    @staticmethod
+    def _check_observations(space: spaces.Space) -> None:
+        if not isinstance(space, spaces.Dict):
+            raise ValueError(
+                f"MultiInputPolicy takes Dict observations; MlpPolicy takes flat ones, CnnPolicy images; got {space}."
+            )

@@ -1,7 +1,9 @@
 """TD-MPC: temporal difference learning for model predictive control, https://arxiv.org/abs/2203.04955."""
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from numbers import Real
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -12,7 +14,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import polyak_update
 
 from sb3_mbrl.common.sequences import SequenceSamples
-from sb3_mbrl.tdmpc.base import LatentAlgorithm
+from sb3_mbrl.tdmpc.base import LatentAlgorithm, check_number
 from sb3_mbrl.tdmpc.policies import LatentPolicy
 from sb3_mbrl.tdmpc.told import TOLD, TOLD_SIZES
 
@@ -25,6 +27,9 @@ PLANNER: dict[str, Any] = {
     "init_std": 2.0,
 }
 """TD-MPC's MPPI."""
+
+MIN_STD, MAX_STD = 1e-6, 2.0
+"""Of plans. The first is in the place of 0."""
 
 MAX_LOSS = 1e4
 """Each loss of a sequence is cut there, and its priority."""
@@ -65,8 +70,9 @@ class TDMPC(LatentAlgorithm):
     :param termination_coef: weight of the termination loss, which is not in the paper
     :param max_grad_norm: gradients are clipped to it, those of the model and of the policy apart
     :param target_update_interval: updates between two of the targets
-    :param horizon_schedule: ``(start, end, first, last)``: steps of a plan, linear in environment steps
-    :param std_schedule: ``(start, end, first, last)``: least standard deviation of plans, and that of the policy's noise
+    :param horizon_schedule: ``(start, end, first, last)``: steps of a plan, at most ``horizon``, linear in environment steps
+    :param std_schedule: ``(start, end, first, last)``: least standard deviation of plans; the policy's noise always has the
+        last
     :param priority_exponent: alpha of prioritised replay; 0: uniform
     :param importance_exponent: beta of prioritised replay
     :param pretrain_steps: updates at once when random actions end; None: as many as ``learning_starts`` (paper)
@@ -77,6 +83,9 @@ class TDMPC(LatentAlgorithm):
     :param _init_setup_model: Whether or not to build the networks at the creation of the instance
     :raises ValueError: arguments or spaces that are not supported, saying what is
     """
+
+    _coefficients = ("consistency_coef", "reward_coef", "value_coef", "termination_coef")
+    _of_the_planner: ClassVar[dict[str, str]] = {"std_bounds": "std_schedule", "horizon": "horizon_schedule"}
 
     model: TOLD
 
@@ -170,34 +179,40 @@ class TDMPC(LatentAlgorithm):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        if self.model_size not in TOLD_SIZES:
+        if self.model_size not in list(TOLD_SIZES):
             raise ValueError(f"model_size must be one of {list(TOLD_SIZES)}, got {self.model_size!r}.")
-        for name, lowest in (("horizon_schedule", 1), ("std_schedule", 0)):
-            schedule = getattr(self, name)
-            if len(schedule) != 4 or not 0 <= schedule[0] < schedule[1] or min(schedule[2:]) < lowest:
-                raise ValueError(
-                    f"{name} must be (start, end, first, last), steps first, values of at least {lowest} then; got {schedule}."
-                )
-        if max(self.horizon_schedule[2:]) > self.horizon:
-            raise ValueError(f"horizon_schedule={self.horizon_schedule} exceeds horizon={self.horizon}.")
+        _check_schedule("horizon_schedule", self.horizon_schedule, 1, math.inf)
+        _check_schedule("std_schedule", self.std_schedule, 0, MAX_STD)
+        check_number("target_update_interval", self.target_update_interval, lowest=1, integer=True)
+        for name in ("priority_exponent", "importance_exponent"):
+            check_number(name, getattr(self, name), lowest=0, highest=1)
 
     def _priorities(self) -> dict[str, float]:
         return {"priority_exponent": self.priority_exponent, "importance_exponent": self.importance_exponent}
 
     def _model_arguments(self) -> dict[str, Any]:
-        return {"model_class": TOLD, "model_kwargs": {"sizes": TOLD_SIZES[self.model_size]}}
+        return {"model_class": TOLD, "model_kwargs": {"sizes": TOLD_SIZES[self.model_size], "noise_std": self.std_schedule[3]}}
 
     def _planner_arguments(self) -> dict[str, Any]:
-        return {"horizon": self.horizon, "std_bounds": (1e-6, 2.0), **PLANNER, **self.planner_kwargs}
+        return {"horizon": self.horizon, "std_bounds": (MIN_STD, MAX_STD), **PLANNER, **(self.planner_kwargs or {})}
 
     def _follow_schedules(self) -> None:
         """Plans become longer, exploration less."""
-        std = max(_linear(self.std_schedule, self.num_timesteps), 1e-6)
-        self.model.exploration_std = std
-        self.policy.planner.std_bounds = (std, 2.0)
-        self.policy.objective.horizon = int(_linear(self.horizon_schedule, self.num_timesteps))
+        n_planned = min(int(_linear(self.horizon_schedule, self.num_timesteps)), self.horizon)
+        self.policy.planner.n_planned = self.policy.objective.horizon = n_planned
+        self.policy.planner.std_bounds = (max(_linear(self.std_schedule, self.num_timesteps), MIN_STD), MAX_STD)
 
     # ---------------------------------------------------------------- the algorithm
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        self._follow_schedules()
+        return super().predict(observation, state, episode_start, deterministic)
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
@@ -242,14 +257,14 @@ class TDMPC(LatentAlgorithm):
         reward_error = model.reward(latents[:-1], batch.actions) - batch.rewards.squeeze(-1)
         td_error = model.q_values(latents[:-1], batch.actions) - td_targets
         ended = model.termination_logit(latents[1:])
-        model.terminates |= batch.terminated.any()
+        model.terminates.clamp_(min=batch.terminated.max())
         losses = {
             "consistency_loss": (weights * consistency).sum(dim=0).clamp(max=MAX_LOSS),
             "reward_loss": (weights * reward_error**2).sum(dim=0).clamp(max=MAX_LOSS),
             "value_loss": (weights * td_error**2).sum(dim=(0, 1)).clamp(max=MAX_LOSS),
             "termination_loss": F.binary_cross_entropy_with_logits(ended, batch.terminated.squeeze(-1)),
         }
-        priorities = (weights * td_error.detach().abs()).sum(dim=(0, 1)).clamp(1e-6, MAX_LOSS)
+        priorities = (weights * td_error.detach().abs()).sum(dim=(0, 1)).clamp(max=MAX_LOSS) + 1e-6
         return losses, priorities, latents
 
     def _prior_loss(self, latents: th.Tensor) -> th.Tensor:
@@ -258,6 +273,15 @@ class TDMPC(LatentAlgorithm):
         with self._frozen_critics():
             value = self.model.q_values(latents, action).amin(dim=0)
         return -(self._weights_of_steps(self.horizon + 1) * value).sum(dim=0).mean()
+
+
+def _check_schedule(name: str, schedule: Any, lowest: float, highest: float) -> None:
+    fits = isinstance(schedule, Sequence) and len(schedule) == 4 and all(isinstance(each, Real) for each in schedule)
+    if not fits or not 0 <= schedule[0] < schedule[1] or not all(lowest <= value <= highest for value in schedule[2:]):
+        raise ValueError(
+            f"{name} must be (start, end, first, last): environment steps, the first before the second, then values from "
+            f"{lowest} to {highest}; got {schedule!r}."
+        )
 
 
 def _linear(schedule: Sequence[float], step: int) -> float:

@@ -10,6 +10,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import polyak_update
 
+from sb3_mbrl.common.actions import action_dim
 from sb3_mbrl.common.sequences import SequenceSamples
 from sb3_mbrl.tdmpc.base import LatentAlgorithm
 from sb3_mbrl.tdmpc.policies import LatentPolicy
@@ -70,6 +71,15 @@ class TDMPC2(LatentAlgorithm):
     :param _init_setup_model: Whether or not to build the networks at the creation of the instance
     :raises ValueError: arguments or spaces that are not supported, saying what is
     """
+
+    _coefficients = (
+        "consistency_coef",
+        "reward_coef",
+        "value_coef",
+        "termination_coef",
+        "entropy_coef",
+        "encoder_lr_scale",
+    )
 
     model: WorldModel
 
@@ -153,7 +163,7 @@ class TDMPC2(LatentAlgorithm):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        if self.model_size not in SIZES:
+        if self.model_size not in list(SIZES):
             raise ValueError(f"model_size must be one of {list(SIZES)} (millions of parameters), got {self.model_size!r}.")
 
     def _model_arguments(self) -> dict[str, Any]:
@@ -161,12 +171,12 @@ class TDMPC2(LatentAlgorithm):
             "model_class": WorldModel,
             "model_kwargs": {"sizes": SIZES[self.model_size]},
             "encoder_lr_scale": self.encoder_lr_scale,
+            "prior_eps": 1e-5,  # of its code
         }
 
     def _planner_arguments(self) -> dict[str, Any]:
-        assert self.action_space.shape is not None
-        more = {"n_iterations": PLANNER["n_iterations"] + 2} if self.action_space.shape[0] >= 20 else {}
-        return {"horizon": self.horizon, **PLANNER, **more, **self.planner_kwargs}
+        more = {"n_iterations": PLANNER["n_iterations"] + 2} if action_dim(self.action_space) >= 20 else {}
+        return {"horizon": self.horizon, **PLANNER, **more, **(self.planner_kwargs or {})}
 
     # ---------------------------------------------------------------- the algorithm
 
@@ -205,7 +215,7 @@ class TDMPC2(LatentAlgorithm):
         reward = two_hot.loss(model.reward_logits(latents[:-1], batch.actions), batch.rewards.squeeze(-1))
         value = two_hot.loss(model.q_logits(latents[:-1], batch.actions), td_targets)
         ended = model.termination_logit(latents[1:])
-        model.terminates |= batch.terminated.any()
+        model.terminates.clamp_(min=batch.terminated.max())
         losses = {
             "consistency_loss": (weights * consistency).mean(),
             "reward_loss": (weights * reward).mean(),

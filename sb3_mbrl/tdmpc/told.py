@@ -44,6 +44,7 @@ class TOLD(LatentModel):
     :param features_extractor: of SB3, applied to preprocessed observations
     :param sizes: of the networks
     :param normalize_images: whether images are divided by 255 first
+    :param noise_std: standard deviation of the policy's noise
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class TOLD(LatentModel):
         features_extractor: nn.Module,
         sizes: ToldSizes,
         normalize_images: bool = True,
+        noise_std: float = 0.05,
     ):
         super().__init__(observation_space, action_space, features_extractor, normalize_images, sizes.mlp)
         n_pair = sizes.latent + self.action_dim
@@ -67,8 +69,7 @@ class TOLD(LatentModel):
         for network in (self.reward_head, *self.critics):  # the first rewards and values are 0
             nn.init.zeros_(network[-1].weight)  # type: ignore[index]
         self.targets = deepcopy(nn.ModuleList([features_extractor, self.encoder, self.critics])).requires_grad_(False)
-        self.exploration_std = 0.05
-        """Standard deviation of the policy's noise."""
+        self.noise_std = noise_std
 
     def encode_targets(self, obs: PyTorchObs) -> th.Tensor:
         """
@@ -100,7 +101,7 @@ class TOLD(LatentModel):
         mean = th.tanh(self.prior(z))
         if deterministic:
             return mean
-        noise = self.exploration_std * randn(mean.shape, generator, mean.device)
+        noise = self.noise_std * randn(mean.shape, generator, mean.device)
         noisy = mean + noise.clamp(-NOISE_CLIP, NOISE_CLIP)
         # The gradient passes where the action is clipped, as DrQ-v2 lets it
         return noisy - noisy.detach() + noisy.detach().clamp(-1 + 1e-6, 1 - 1e-6)

@@ -1,0 +1,130 @@
+"""A small world, small networks and a small planner: each test costs a second at most."""
+
+from copy import deepcopy
+from typing import ClassVar
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.envs.registration import register, registry
+
+from sb3_mbrl import TDMPC, TDMPC2
+from sb3_mbrl.tdmpc.told import TOLD_SIZES, ToldSizes
+from sb3_mbrl.tdmpc.world_model import SIZES, Sizes
+
+CLASSES = {"tdmpc": TDMPC, "tdmpc2": TDMPC2}
+
+
+class Slider(gym.Env):
+    """
+    A point on a line that is paid for being near 0 and pushed by its action.
+
+    :param ends: the task ends beyond 1.2
+    :param observes: ``"state"``, ``"image"`` or ``"dict"`` of both
+    """
+
+    metadata: ClassVar[dict] = {"render_modes": ["rgb_array"]}
+
+    def __init__(self, ends=False, observes="state", render_mode=None):
+        self.render_mode = render_mode
+        self.ends, self.observes = ends, observes
+        state = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        image = spaces.Box(0, 255, (40, 40, 1), np.uint8)
+        both = spaces.Dict({"position": spaces.Box(-9, 9, (1,), np.float32), "velocity": spaces.Box(-9, 9, (1,), np.float32)})
+        self.observation_space = {"state": state, "image": image, "dict": both}[observes]
+        self.action_space = spaces.Box(-2.0, 4.0, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = self.np_random.uniform([-1.0, -0.1], [1.0, 0.1])
+        return self._observation(), {}
+
+    def step(self, action):
+        position, velocity = self.state
+        velocity = 0.8 * velocity + 0.2 * (float(action[0]) - 1) / 3
+        self.state = np.array([position + 0.5 * velocity, velocity])
+        ended = self.ends and bool(abs(self.state[0]) > 1.2)
+        return self._observation(), float(1 - abs(self.state[0])), ended, False, {}
+
+    def _observation(self):
+        position, velocity = self.state.astype(np.float32)
+        if self.observes == "state":
+            return np.array([position, velocity])
+        if self.observes == "dict":
+            return {"position": np.array([position]), "velocity": np.array([velocity])}
+        image = np.zeros((40, 40, 1), np.uint8)
+        image[:, int(np.clip(20 + 10 * position, 0, 39))] = 255
+        return image
+
+
+ENVS = {
+    "Slider-v0": {},
+    "Cliff-v0": {"ends": True},
+    "SliderImage-v0": {"observes": "image"},
+    "SliderDict-v0": {"observes": "dict"},
+}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def slider_ids():
+    """Episodes of 20 steps."""
+    for env_id, kwargs in ENVS.items():
+        register(env_id, entry_point=Slider, max_episode_steps=20, kwargs=kwargs)
+    yield
+    for env_id in ENVS:
+        registry.pop(env_id)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def tiny_sizes():
+    """``model_size="tiny"``."""
+    SIZES["tiny"] = Sizes(16, 16, 16, 2, 3)
+    TOLD_SIZES["tiny"] = ToldSizes(16, 16, 8)
+    yield
+    del SIZES["tiny"], TOLD_SIZES["tiny"]
+
+
+TINY = {
+    "model_size": "tiny",
+    "learning_starts": 20,
+    "pretrain_steps": 2,
+    "buffer_size": 1_000,
+    "batch_size": 8,
+    "horizon": 3,
+    "n_proposals": 3,
+    "planner_kwargs": {"population_size": 12, "n_elites": 4, "n_iterations": 2},
+    "seed": 0,
+    "device": "cpu",
+}
+SHORT = {"horizon_schedule": (0, 60, 1, 3), "std_schedule": (0, 60, 0.5, 0.05)}
+
+
+@pytest.fixture
+def make():
+    """``make(kind, env="Slider-v0", policy="MlpPolicy", **changes)``: a small TD-MPC or TD-MPC2."""
+
+    def made(kind, env="Slider-v0", policy="MlpPolicy", **changes):
+        own = SHORT if kind == "tdmpc" else {}
+        return CLASSES[kind](policy, env, **{**deepcopy(TINY), **own, **changes})
+
+    return made
+
+
+@pytest.fixture(params=CLASSES)
+def kind(request):
+    """Either algorithm."""
+    return request.param
+
+
+@pytest.fixture(scope="session", params=CLASSES)
+def trained(request, slider_ids, tiny_sizes):
+    """Either, after a few episodes that may end early; not to be trained further."""
+    own = SHORT if request.param == "tdmpc" else {}
+    return CLASSES[request.param]("MlpPolicy", "Cliff-v0", **deepcopy(TINY), **own).learn(60)
+
+
+@pytest.fixture
+def algorithms():
+    """``{"tdmpc": TDMPC, "tdmpc2": TDMPC2}``."""
+    return CLASSES

@@ -1,0 +1,215 @@
+"""Whatever cannot be is refused at construction, with what was given, what is accepted, and what to do."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
+from stable_baselines3.sac.policies import SACPolicy
+
+from sb3_mbrl.common.sequences import DictSequenceReplayBuffer
+from sb3_mbrl.tdmpc.policies import MlpPolicy
+
+FLAT = spaces.Box(-1.0, 1.0, (2,), np.float32)
+IMAGE = spaces.Box(0, 255, (40, 40, 3), np.uint8)
+
+
+class Blank(gym.Env):
+    def __init__(self, observation_space=FLAT, action_space=FLAT):
+        self.observation_space, self.action_space = observation_space, action_space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+
+def first(value):
+    return "-".join(f"{name}={each}" for name, each in value.items()) if isinstance(value, dict) else ""
+
+
+NUMBERS = [
+    ({"horizon": 0}, "horizon must be an integer of at least 1, got 0"),
+    ({"horizon": 2.5}, "horizon must be an integer of at least 1, got 2.5"),
+    ({"horizon": "3"}, "horizon must be an integer of at least 1, got '3'"),
+    ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
+    ({"learning_starts": -1}, "learning_starts must be an integer of at least 0, got -1"),
+    ({"gradient_steps": -2}, "gradient_steps must be an integer of at least -1, got -2"),
+    ({"pretrain_steps": -1}, "pretrain_steps must be an integer of at least 0, got -1"),
+    ({"pretrain_steps": 0.5}, "pretrain_steps must be an integer of at least 0, got 0.5"),
+    ({"rho": 0}, "rho must be a number above 0 and at most 1, got 0"),
+    ({"rho": 1.5}, "rho must be a number above 0 and at most 1, got 1.5"),
+    ({"rho": None}, "rho must be a number above 0 and at most 1, got None"),
+    ({"tau": 1.1}, "tau must be a number of at least 0 and at most 1, got 1.1"),
+    ({"gamma": 1.1}, "gamma must be a number of at least 0 and at most 1, got 1.1"),
+    ({"gamma": float("nan")}, "gamma must be a number of at least 0 and at most 1, got nan"),
+    ({"n_proposals": 0}, "n_proposals must be an integer of at least 1, got 0"),
+    ({"max_grad_norm": 0}, "max_grad_norm must be a number above 0, got 0"),
+    ({"consistency_coef": -1}, "consistency_coef must be a number of at least 0, got -1"),
+    ({"reward_coef": float("inf")}, "reward_coef must be a number of at least 0, got inf"),
+    ({"value_coef": "1"}, "value_coef must be a number of at least 0, got '1'"),
+    ({"termination_coef": -0.1}, "termination_coef must be a number of at least 0, got -0.1"),
+    ({"buffer_size": 2}, "buffer_size=2 transitions .* have no room for a sequence"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), NUMBERS, ids=first)
+def test_numbers(make, kind, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make(kind, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"entropy_coef": -1}, "entropy_coef must be a number of at least 0, got -1"),
+        ({"encoder_lr_scale": -1}, "encoder_lr_scale must be a number of at least 0, got -1"),
+        ({"model_size": 7}, r"model_size must be one of \['small', 1, 5, 19, 48, 317, .* \(millions of parameters\), got 7"),
+        ({"model_size": [5]}, r"model_size must be one of .*, got \[5\]"),
+    ],
+    ids=first,
+)
+def test_arguments_of_tdmpc2(make, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make("tdmpc2", **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_size": 5}, r"model_size must be one of \['small', 'default', .*, got 5"),
+        ({"target_update_interval": 0}, "target_update_interval must be an integer of at least 1, got 0"),
+        ({"priority_exponent": 1.5}, "priority_exponent must be a number of at least 0 and at most 1, got 1.5"),
+        ({"importance_exponent": -0.1}, "importance_exponent must be a number of at least 0 and at most 1, got -0.1"),
+        ({"horizon_schedule": 5}, "horizon_schedule must be .start, end, first, last.*; got 5"),
+        ({"horizon_schedule": (0, 10, 1)}, "horizon_schedule must be .start, end, first, last"),
+        ({"horizon_schedule": (10, 10, 1, 3)}, "the first before the second"),
+        ({"horizon_schedule": (0, 10, 0, 3)}, "values from 1 to inf"),
+        ({"std_schedule": (0, 10, 0.5, -0.1)}, "std_schedule must be .*, then values from 0 to 2.0"),
+        ({"std_schedule": (0, 10, 3.0, 0.1)}, "std_schedule must be .*, then values from 0 to 2.0"),
+        ({"std_schedule": "linear"}, "std_schedule must be .*; got 'linear'"),
+        ({"planner_kwargs": {"std_bounds": (0.1, 1)}}, "does not accept 'std_bounds', which follows from std_schedule"),
+        ({"planner_kwargs": {"horizon": 2}}, "does not accept 'horizon', which follows from horizon_schedule"),
+    ],
+    ids=first,
+)
+def test_arguments_of_tdmpc(make, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make("tdmpc", **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"planner": "cem"}, "planner must be 'mppi', or 'none' to act by the policy prior alone; got 'cem'"),
+        ({"planner": None}, "planner must be 'mppi', or 'none'"),
+        ({"planner_kwargs": {"elites": 3}}, r"planner_kwargs does not accept \['elites'\]; it accepts \[.*'n_elites'"),
+        ({"planner_kwargs": {"n_elites": 600}}, "n_elites"),
+        ({"planner_kwargs": {"temperature": 0}}, "temperature must be positive, got 0"),
+        ({"policy_kwargs": {"net_arch": [8]}}, r"policy_kwargs does not accept \['net_arch'\]; it accepts"),
+        ({"policy_kwargs": {"seed": 1}}, "policy_kwargs does not accept 'seed', which follows from the argument of this name"),
+        ({"policy_kwargs": {"discount": 1}}, "policy_kwargs does not accept 'discount', which follows from gamma"),
+        ({"policy_kwargs": {"max_plan_seconds": 0}}, "max_plan_seconds must be positive"),
+        ({"replay_buffer_kwargs": {"optimize_memory_usage": True}}, "'optimize_memory_usage'.* loses the last observation"),
+        ({"replay_buffer_kwargs": {"horizon": 2}}, "does not accept 'horizon', which follows from horizon"),
+        ({"replay_buffer_kwargs": {"priority_exponent": 1}}, "does not accept 'priority_exponent'"),
+        ({"replay_buffer_kwargs": {"n_steps": 3}}, r"replay_buffer_kwargs does not accept \['n_steps'\]"),
+        ({"replay_buffer_class": ReplayBuffer}, "must replay sequences, as SequenceReplayBuffer .* got ReplayBuffer"),
+        ({"replay_buffer_class": DictReplayBuffer}, "must replay sequences, as SequenceReplayBuffer .* got DictReplayBuffer"),
+        ({"train_freq": "often"}, "train_freq"),
+    ],
+    ids=first,
+)
+def test_other_arguments(make, kind, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make(kind, **changes)
+
+
+@pytest.mark.parametrize(
+    ("action_space", "message"),
+    [
+        (spaces.Box(-np.inf, np.inf, (2,), np.float32), "Actions are scaled to .*finite bounds.*RescaleAction"),
+        (spaces.Box(-1.0, np.inf, (2,), np.float32), "finite bounds"),
+        (spaces.Discrete(3), r"plans Box actions, got Discrete\(3\). MBPO and PETS"),
+        (spaces.MultiDiscrete([2, 3]), "plans Box actions, got MultiDiscrete"),
+        (spaces.MultiBinary(3), "plans Box actions, got MultiBinary"),
+    ],
+    ids=str,
+)
+def test_actions(make, kind, action_space, message):
+    with pytest.raises(ValueError, match=message):
+        make(kind, Blank(action_space=action_space), gamma=0.9)
+
+
+@pytest.mark.parametrize(
+    ("policy", "observation_space", "message"),
+    [
+        ("MlpPolicy", IMAGE, "MlpPolicy takes flat observations; CnnPolicy takes images"),
+        ("CnnPolicy", FLAT, "CnnPolicy takes images of at least 39 x 39 pixels.*MlpPolicy takes flat observations"),
+        ("CnnPolicy", spaces.Box(0, 255, (3, 36, 36), np.uint8), "CnnPolicy takes images of at least 39 x 39 pixels"),
+        ("MlpPolicy", spaces.Dict({"a": FLAT}), "must use `MultiInputPolicy`"),
+        (MlpPolicy, spaces.Dict({"a": FLAT}), "MultiInputPolicy takes Dict"),
+        ("MultiInputPolicy", FLAT, "MultiInputPolicy takes Dict observations; MlpPolicy takes flat ones"),
+        ("BestPolicy", FLAT, "Policy BestPolicy unknown"),
+        (SACPolicy, FLAT, r"policy must be one of \['CnnPolicy', 'MlpPolicy', 'MultiInputPolicy'\].*got SACPolicy"),
+    ],
+    ids=str,
+)
+def test_observations(make, kind, policy, observation_space, message):
+    with pytest.raises(ValueError, match=message):
+        make(kind, Blank(observation_space), policy, gamma=0.9)
+
+
+def test_dicts_need_a_buffer_of_dicts(make):
+    buffer_class = make("tdmpc2", "Slider-v0").replay_buffer_class
+    with pytest.raises(ValueError, match="as DictSequenceReplayBuffer and its subclasses do; got SequenceReplayBuffer"):
+        make("tdmpc2", "SliderDict-v0", "MultiInputPolicy", replay_buffer_class=buffer_class)
+    with pytest.raises(ValueError, match="horizon=3 transitions of each"):
+        make("tdmpc2", "SliderDict-v0", "MultiInputPolicy", replay_buffer_class=DictSequenceReplayBuffer, buffer_size=1)
+
+
+def test_without_a_time_limit_gamma_is_asked_for(make, kind):
+    with pytest.raises(ValueError, match="gamma=None follows from the time limit .* pass gamma, for instance 0.99"):
+        make(kind, Blank())
+    assert make(kind, Blank(), gamma=0.9).gamma == 0.9
+
+
+def test_what_is_replaced_at_load_is_checked_too(trained, tmp_path):
+    trained.save(tmp_path / "model")
+    with pytest.raises(ValueError, match="rho must be a number above 0"):
+        type(trained).load(tmp_path / "model", rho=-1)
+    with pytest.raises(ValueError, match="finite bounds"):
+        trained.set_env(Blank(action_space=spaces.Box(-np.inf, np.inf, (1,), np.float32)))
+
+
+@pytest.mark.parametrize("bad", ["observation", "reward"])
+def test_an_environment_that_returns_nan(make, kind, bad):
+    class Breaks(gym.Wrapper):
+        n_steps = 0
+
+        def step(self, action):
+            obs, reward, *rest = self.env.step(action)
+            self.n_steps += 1
+            if self.n_steps == 25:
+                obs, reward = (obs * np.nan, reward) if bad == "observation" else (obs, np.nan)
+            return obs, reward, *rest
+
+    model = make(kind, Breaks(gym.make("Slider-v0")))
+    with pytest.raises(ValueError, match=f"returned a {bad} that is NaN or infinite at step 25.*It was not stored"):
+        model.learn(40)
+    assert model.replay_buffer.size() == 24
+    assert model.learn(10, reset_num_timesteps=False).num_timesteps == 35
+
+
+def test_episodes_shorter_than_the_horizon(make, kind):
+    model = make(kind, gym.make("Slider-v0", max_episode_steps=2))
+    with pytest.raises(ValueError, match="no sequence of horizon=3 .* a horizon that is not longer than the episodes"):
+        model.learn(30)
+
+
+@pytest.mark.parametrize("part", ["encoder", "dynamics", "critics", "prior"])
+def test_networks_that_diverged_are_seen(make, kind, part):
+    model = make(kind).learn(21)
+    next(getattr(model.model, part).parameters()).data.fill_(th.nan)
+    with pytest.raises(ValueError, match="The networks have diverged: after .*Lower learning_rate|priorities must be finite"):
+        model.learn(1, reset_num_timesteps=False)
