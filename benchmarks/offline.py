@@ -14,7 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,6 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from benchmarks.curves import RESULTS
 from sb3_mbrl import LearnedModelVecEnv
-from sb3_mbrl.common.types import Transitions
 from sb3_mbrl.envs import collect
 
 OFFLINE = RESULTS / "offline"
@@ -91,18 +90,11 @@ def real_return(policy: BaseAlgorithm, env_id: str, deterministic: bool = True) 
     return float(mean)  # type: ignore[arg-type]
 
 
-def train(env_id: str, task: Task, recorded: list[Transitions], penalty: float, seed: int, behaviour_return: float) -> None:
-    """One policy, in one model."""
+def train(env_id: str, task: Task, imagined: LearnedModelVecEnv, penalty: float, seed: int, behaviour_return: float) -> None:
+    """One policy, in a model that was fitted."""
     start = time.process_time()
-    imagined = LearnedModelVecEnv.from_dataset(
-        recorded,
-        env_id,
-        n_envs=task.n_envs,
-        horizon=task.horizon,
-        uncertainty_penalty=penalty,
-        seed=seed,  # the same model for all penalties
-        device="cpu",
-    )
+    imagined.imagination.rules = replace(imagined.imagination.rules, uncertainty_penalty=penalty)
+    imagined.seed(seed)
     model = PPO("MlpPolicy", imagined, seed=seed, device="cpu", **task.ppo)
     path = OFFLINE / f"{env_id}_{penalty:g}_{seed}.csv"
     about = {**vars(task), "seed": seed, "penalty": penalty, "behaviour_return": round(behaviour_return, 1)}
@@ -130,8 +122,11 @@ def main() -> None:
         np.random.seed(seed)
         th.manual_seed(seed)
         recorded = collect(args.env, task.dataset, behaviour, seed)
+        imagined = LearnedModelVecEnv.from_dataset(
+            recorded, args.env, n_envs=task.n_envs, horizon=task.horizon, seed=seed, device="cpu"
+        )
         for penalty in task.penalties:
-            train(args.env, task, recorded, penalty, seed, behaviour_return)
+            train(args.env, task, imagined, penalty, seed, behaviour_return)
 
 
 if __name__ == "__main__":
