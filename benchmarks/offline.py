@@ -5,7 +5,7 @@ Offline: from a fixed dataset of medium quality, is a policy better for the mode
     python -m benchmarks.offline --env Pendulum-v1 --seeds 0 1 2
 
 SAC, stopped early, is the behaviour policy; what it does, stochastically, is the dataset. A model is fitted to it, and PPO
-trained in the model, with and without a penalty on its uncertainty. One CSV an environment, penalty and seed in
+or SAC trained in the model, with and without a penalty on its uncertainty. One CSV an environment, penalty and seed in
 ``results/offline/``: returns in the real environment over imagined steps. The last of them counts: without the environment
 nobody could choose another.
 """
@@ -40,8 +40,9 @@ class Task:
     :param penalties: on the uncertainty
     :param horizon: of imagined episodes
     :param n_envs: imagined
-    :param imagined_steps: of PPO
-    :param ppo: its arguments
+    :param imagined_steps: of the algorithm
+    :param algorithm: trained in the model
+    :param algorithm_kwargs: its arguments
     """
 
     behaviour_steps: int
@@ -50,7 +51,8 @@ class Task:
     horizon: int
     n_envs: int
     imagined_steps: int
-    ppo: dict[str, Any]
+    algorithm: type[BaseAlgorithm]
+    algorithm_kwargs: dict[str, Any]
 
 
 TASKS = {
@@ -61,16 +63,18 @@ TASKS = {
         horizon=500,
         n_envs=256,
         imagined_steps=2_400_000,
-        ppo={"n_steps": 64, "batch_size": 1024, "policy_kwargs": {"log_std_init": -1.0}},
+        algorithm=PPO,
+        algorithm_kwargs={"n_steps": 64, "batch_size": 1024, "policy_kwargs": {"log_std_init": -1.0}},
     ),
     "Pendulum-v1": Task(
         behaviour_steps=2_500,
         dataset=150,
         penalties=(0.0, 50.0),
-        horizon=100,
-        n_envs=64,
-        imagined_steps=200_000,
-        ppo={"n_steps": 50, "batch_size": 320, "gamma": 0.9, "learning_rate": 1e-3},
+        horizon=20,
+        n_envs=100,
+        imagined_steps=100_000,
+        algorithm=SAC,
+        algorithm_kwargs={"gradient_steps": 5},
     ),
 }
 
@@ -95,9 +99,15 @@ def train(env_id: str, task: Task, imagined: LearnedModelVecEnv, penalty: float,
     start = time.process_time()
     imagined.imagination.rules = replace(imagined.imagination.rules, uncertainty_penalty=penalty)
     imagined.seed(seed)
-    model = PPO("MlpPolicy", imagined, seed=seed, device="cpu", **task.ppo)
+    model = task.algorithm("MlpPolicy", imagined, seed=seed, device="cpu", **task.algorithm_kwargs)  # type: ignore[call-arg]
     path = OFFLINE / f"{env_id}_{penalty:g}_{seed}.csv"
-    about = {**vars(task), "seed": seed, "penalty": penalty, "behaviour_return": round(behaviour_return, 1)}
+    about = {
+        **vars(task),
+        "algorithm": task.algorithm.__name__,
+        "seed": seed,
+        "penalty": penalty,
+        "behaviour_return": round(behaviour_return, 1),
+    }
     path.write_text(f"# {json.dumps(about)}\nimagined_steps,cpu_seconds,return_mean\n")
     for _ in range(POINTS):
         model.learn(task.imagined_steps // POINTS, reset_num_timesteps=False)
