@@ -417,7 +417,7 @@ def check_actions(space: spaces.Space) -> None:
     :raises ValueError: it is no Box with finite bounds
     """
     if not isinstance(space, spaces.Box):
-        raise ValueError(f"TD-MPC plans Box actions, got {space}. MBPO and PETS take Discrete ones.")
+        raise ValueError(f"TD-MPC plans Box actions, got {space}. PETS and Dyna take Discrete ones.")
     if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
         raise ValueError(
             f"Actions are scaled to [-1, 1], which needs finite bounds; got {space}. Wrap the environment, for instance with "
