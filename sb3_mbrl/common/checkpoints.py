@@ -461,6 +461,16 @@ def _with_empty_rows(filled: np.ndarray, n_rows: int) -> np.ndarray:
     return array
 
 
+def pickle_replay_buffer(replay_buffer: ReplayBuffer) -> bytes:
+    """
+    :param replay_buffer: to be stored
+    :return: its pickle, without the rows that were never written
+    """
+    content = io.BytesIO()
+    _ReplayBufferPickler(content, replay_buffer).dump(replay_buffer)
+    return content.getvalue()
+
+
 def _write_replay_buffer(path: pathlib.Path, replay_buffer: ReplayBuffer) -> None:
     with open(path, "wb") as file:
         _ReplayBufferPickler(file, replay_buffer).dump(replay_buffer)

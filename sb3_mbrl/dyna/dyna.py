@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -22,6 +23,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_mbrl.common.buffers import initial_rows, real_transitions
+from sb3_mbrl.common.checkpoints import pickle_replay_buffer
 from sb3_mbrl.common.types import RewardFn, TerminationFn
 from sb3_mbrl.dynamics.ensemble import check_spaces
 from sb3_mbrl.dynamics.learning import LearnsDynamics
@@ -411,6 +413,19 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "agent", "_agent_state"]
+
+    def _checkpoint_extras(self) -> dict[str, Any]:
+        extras = super()._checkpoint_extras()
+        buffer = getattr(self.agent, "replay_buffer", None)
+        if buffer is not None:  # what an off-policy algorithm has imagined
+            extras["agent_buffer"] = th.frombuffer(bytearray(pickle_replay_buffer(buffer)), dtype=th.uint8)
+        return extras
+
+    def _restore_checkpoint_extras(self, extras: dict[str, Any]) -> None:
+        super()._restore_checkpoint_extras(extras)
+        if "agent_buffer" in extras:
+            self.agent.replay_buffer = pickle.loads(extras["agent_buffer"].cpu().numpy().tobytes())  # type: ignore[attr-defined]
+            self.agent.replay_buffer.device = self.agent.device  # type: ignore[attr-defined]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()

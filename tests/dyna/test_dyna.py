@@ -233,9 +233,10 @@ def test_an_algorithm_that_cannot_act_here_says_so():
         make(DQN, env="Pendulum-v1", algorithm_kwargs={})
 
 
-def test_a_checkpoint_of_an_on_policy_run_goes_on_bit_for_bit(tmp_path):
-    whole = make().learn(250)
-    half = make().learn(130)
+@pytest.mark.parametrize(("algorithm", "kwargs"), [(PPO, ON_POLICY), (SAC, OFF_POLICY)])
+def test_a_checkpoint_goes_on_bit_for_bit(tmp_path, algorithm, kwargs):
+    whole = make(algorithm, algorithm_kwargs=kwargs).learn(250)
+    half = make(algorithm, algorithm_kwargs=kwargs).learn(130)
     half.save_checkpoint(tmp_path)
     resumed = Dyna.load_checkpoint(tmp_path, env="Pendulum-v1", device="cpu").learn(120, reset_num_timesteps=False)
     assert resumed.agent.num_timesteps == whole.agent.num_timesteps
