@@ -78,6 +78,23 @@ def _count(n_seeds: int) -> str:
     return "1 seed" if n_seeds == 1 else f"{n_seeds} seeds"
 
 
+def plot_offline(env_id: str, paths: list[pathlib.Path]) -> Figure:
+    """Each run as a line, with the penalty as its colour."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    penalties = sorted({path.stem.split("_")[1] for path in paths}, key=float)
+    for path in paths:
+        about = json.loads(path.read_text().splitlines()[0].removeprefix("# "))
+        penalty = path.stem.split("_")[1]
+        label = f"penalty {penalty}" if penalty not in {line.get_gid() for line in axes.lines} else None
+        steps, _, returns = np.genfromtxt(path, delimiter=",", skip_header=2, ndmin=2).T
+        axes.plot(steps, returns, color=f"C{penalties.index(penalty)}", label=label, gid=penalty)
+    axes.axhline(about["behaviour_return"], color="gray", linestyle="--", label="behaviour policy")
+    axes.set(xlabel="imagined steps", ylabel="return in the real environment", title=f"{env_id}, offline")
+    axes.legend()
+    return figure
+
+
 def table(curves: dict[str, dict[str, list[np.ndarray]]]) -> str:
     """Markdown: the last common evaluation of each algorithm on each environment, a number a seed."""
     lines = ["| environment | steps | algorithm | mean return | each seed | CPU minutes |", "|---|---|---|---|---|---|"]
@@ -107,6 +124,10 @@ def main() -> None:
             if there.keys() & _own(page):
                 name = f"{env_id}_{page}" if page else env_id
                 plot(env_id, there, logarithmic=page == "dyna").savefig(FIGURES / f"{name}.png", dpi=120)
+    offline = sorted((RESULTS / "offline").glob("*.csv"))
+    for env_id in sorted({path.stem.split("_")[0] for path in offline}):
+        own = [path for path in offline if path.stem.startswith(f"{env_id}_")]
+        plot_offline(env_id, own).savefig(FIGURES / f"offline_{env_id}.png", dpi=120)
     print(table(curves))
     first = next(RESULTS.glob("*.csv")).read_text().splitlines()[0]
     about = json.loads(first.removeprefix("# "))
