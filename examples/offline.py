@@ -1,9 +1,9 @@
 """
 Learn from a dataset that somebody else has recorded, without another step in the environment.
 
-The dataset is a little of what a half-trained SAC did on the pendulum: the behaviour policy. A model is fitted to it. SAC is then
-trained in the model twice, equally long: for the rewards that the model predicts, and for these less MOPO's penalty, where the
-members of the ensemble disagree. ``offline.png`` shows what the policies are worth in the real environment.
+The dataset is a little of what a half-trained SAC did on the pendulum: the behaviour policy. A model is fitted to it. SAC is
+then trained in the model twice, equally long: for the rewards that the model predicts, and for these less MOPO's penalty, where
+the members of the ensemble disagree. ``offline.png`` shows what the policies are worth in the real environment.
 """
 
 import argparse
@@ -75,6 +75,7 @@ def main() -> None:
             n_envs=N_ENVS,
             horizon=args.horizon,
             uncertainty_penalty=penalty,
+            dynamics_kwargs={"net_arch": [64, 64]},
             fit_kwargs={"max_gradient_steps": 2_000},
             seed=args.seed,
         )
