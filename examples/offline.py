@@ -2,8 +2,8 @@
 Learn from a dataset that somebody else has recorded, without another step in the environment.
 
 The dataset is a little of what a half-trained SAC did on the pendulum: the behaviour policy. A model is fitted to it. SAC is
-then trained in the model twice, equally long: for the rewards that the model predicts, and for these less MOPO's penalty, where
-the members of the ensemble disagree. ``offline.png`` shows what the policies are worth in the real environment.
+then trained in the model twice, equally long: for the rewards that the model predicts, and for these less MOPO's penalty
+where the members of the ensemble disagree. ``offline.png`` shows what the policies are worth in reality.
 """
 
 import argparse
