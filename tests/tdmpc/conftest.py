@@ -59,7 +59,7 @@ class Slider(gym.Env):
 
 
 ENVS = {
-    "Slider-v0": {},
+    "LatentSlider-v0": {},
     "Cliff-v0": {"ends": True},
     "SliderImage-v0": {"observes": "image"},
     "SliderDict-v0": {"observes": "dict"},
@@ -102,9 +102,9 @@ SHORT = {"horizon_schedule": (0, 60, 1, 3), "std_schedule": (0, 60, 0.5, 0.05)}
 
 @pytest.fixture
 def make():
-    """``make(kind, env="Slider-v0", policy="MlpPolicy", **changes)``: a small TD-MPC or TD-MPC2."""
+    """``make(kind, env="LatentSlider-v0", policy="MlpPolicy", **changes)``: a small TD-MPC or TD-MPC2."""
 
-    def made(kind, env="Slider-v0", policy="MlpPolicy", **changes):
+    def made(kind, env="LatentSlider-v0", policy="MlpPolicy", **changes):
         own = SHORT if kind == "tdmpc" else {}
         return CLASSES[kind](policy, env, **{**deepcopy(TINY), **own, **changes})
 

@@ -130,7 +130,7 @@ def test_other_arguments(make, kind, changes, message):
     [
         (spaces.Box(-np.inf, np.inf, (2,), np.float32), "Actions are scaled to .*finite bounds.*RescaleAction"),
         (spaces.Box(-1.0, np.inf, (2,), np.float32), "finite bounds"),
-        (spaces.Discrete(3), r"plans Box actions, got Discrete\(3\). MBPO and PETS"),
+        (spaces.Discrete(3), r"plans Box actions, got Discrete\(3\). PETS and Dyna"),
         (spaces.MultiDiscrete([2, 3]), "plans Box actions, got MultiDiscrete"),
         (spaces.MultiBinary(3), "plans Box actions, got MultiBinary"),
     ],
@@ -161,7 +161,7 @@ def test_observations(make, kind, policy, observation_space, message):
 
 
 def test_dicts_need_a_buffer_of_dicts(make):
-    buffer_class = make("tdmpc2", "Slider-v0").replay_buffer_class
+    buffer_class = make("tdmpc2", "LatentSlider-v0").replay_buffer_class
     with pytest.raises(ValueError, match="as DictSequenceReplayBuffer and its subclasses do; got SequenceReplayBuffer"):
         make("tdmpc2", "SliderDict-v0", "MultiInputPolicy", replay_buffer_class=buffer_class)
     with pytest.raises(ValueError, match="horizon=3 transitions of each"):
@@ -194,7 +194,7 @@ def test_an_environment_that_returns_nan(make, kind, bad):
                 obs, reward = (obs * np.nan, reward) if bad == "observation" else (obs, np.nan)
             return obs, reward, *rest
 
-    model = make(kind, Breaks(gym.make("Slider-v0")))
+    model = make(kind, Breaks(gym.make("LatentSlider-v0")))
     with pytest.raises(ValueError, match=f"returned a {bad} that is NaN or infinite at step 25.*It was not stored"):
         model.learn(40)
     assert model.replay_buffer.size() == 24
@@ -202,7 +202,7 @@ def test_an_environment_that_returns_nan(make, kind, bad):
 
 
 def test_episodes_shorter_than_the_horizon(make, kind):
-    model = make(kind, gym.make("Slider-v0", max_episode_steps=2))
+    model = make(kind, gym.make("LatentSlider-v0", max_episode_steps=2))
     with pytest.raises(ValueError, match="no sequence of horizon=3 .* a horizon that is not longer than the episodes"):
         model.learn(30)
 

@@ -312,7 +312,7 @@ def test_without_random_steps_there_is_no_pretraining(make, kind):
 
 @pytest.mark.parametrize(("n_envs", "train_freq", "updates"), [(1, 1, 40), (4, 1, 40), (2, 5, 40), (1, (1, "episode"), 40)])
 def test_one_update_for_each_environment_step(make, kind, n_envs, train_freq, updates):
-    env = make_vec_env("Slider-v0", n_envs)
+    env = make_vec_env("LatentSlider-v0", n_envs)
     assert make(kind, env, train_freq=train_freq, pretrain_steps=0).learn(60)._n_updates == updates
 
 
@@ -327,9 +327,9 @@ def test_actions_are_random_then_planned(make, kind):
 
 @pytest.mark.parametrize(("steps", "gamma"), [(20, 0.95), (200, 0.975), (1_000, 0.995)])
 def test_the_discount_follows_from_the_time_limit(make, kind, steps, gamma):
-    model = make(kind, gym.make("Slider-v0", max_episode_steps=steps))
+    model = make(kind, gym.make("LatentSlider-v0", max_episode_steps=steps))
     assert model.gamma == model.policy.objective.discount == pytest.approx(gamma)
-    assert make(kind, make_vec_env("Slider-v0", 3), gamma=0.5).gamma == 0.5
+    assert make(kind, make_vec_env("LatentSlider-v0", 3), gamma=0.5).gamma == 0.5
 
 
 def test_sequences_are_replayed_evenly_by_tdmpc2_and_by_priority_by_tdmpc(make):

@@ -139,7 +139,7 @@ def test_the_planner_can_be_switched_off_and_on(trained, tmp_path):
 def test_a_run_goes_on_with_another_planner(make, kind, tmp_path):
     make(kind).learn(35).save_checkpoint(tmp_path)
     kwargs = {"population_size": 5, "n_elites": 5, "n_iterations": 1}
-    resumed = type(make(kind)).load_checkpoint(tmp_path, env="Slider-v0", device="cpu", planner_kwargs=kwargs)
+    resumed = type(make(kind)).load_checkpoint(tmp_path, env="LatentSlider-v0", device="cpu", planner_kwargs=kwargs)
     assert resumed.learn(5, reset_num_timesteps=False).policy.last_plan.n_iterations == 1
 
 
@@ -155,7 +155,7 @@ def test_saves_to_paths_and_streams(make, kind, tmp_path, stream):
 def test_zips_of_other_algorithms_are_refused(make, tmp_path):
     with pytest.raises(ValueError, match="was saved by TDMPC2, not by TDMPC"):
         TDMPC.load(saved(make("tdmpc2"), tmp_path))
-    SAC("MlpPolicy", "Slider-v0", buffer_size=10, policy_kwargs={"net_arch": [8]}, device="cpu").save(tmp_path / "sac")
+    SAC("MlpPolicy", "LatentSlider-v0", buffer_size=10, policy_kwargs={"net_arch": [8]}, device="cpu").save(tmp_path / "sac")
     with pytest.raises(ValueError, match="was saved by another library"):
         TDMPC2.load(tmp_path / "sac")
 
@@ -229,9 +229,9 @@ def two(env_id):
 CASES = {
     "one": ("Cliff-v0", make_vec_env, {}),
     "two": ("Cliff-v0", two, {"train_freq": 2}),
-    "normalized": ("Slider-v0", normalized, {"learning_rate": LinearSchedule(1e-3, 1e-4, 1.0)}),
-    "noise": ("Slider-v0", two, {"action_noise": OrnsteinUhlenbeckActionNoise(np.zeros(1), 0.3 * np.ones(1))}),
-    "prior alone": ("Slider-v0", make_vec_env, {"planner": "none", "buffer_size": 30}),
+    "normalized": ("LatentSlider-v0", normalized, {"learning_rate": LinearSchedule(1e-3, 1e-4, 1.0)}),
+    "noise": ("LatentSlider-v0", two, {"action_noise": OrnsteinUhlenbeckActionNoise(np.zeros(1), 0.3 * np.ones(1))}),
+    "prior alone": ("LatentSlider-v0", make_vec_env, {"planner": "none", "buffer_size": 30}),
 }
 CUT, END = 46, 80
 
@@ -258,7 +258,7 @@ def test_images_and_dicts_go_on_too(make, kind, tmp_path):
 def test_between_two_calls_of_learn(make, kind, tmp_path):
     whole = make(kind).learn(46)
     whole.save_checkpoint(tmp_path)
-    resumed = type(whole).load_checkpoint(tmp_path, env="Slider-v0", device="cpu")
+    resumed = type(whole).load_checkpoint(tmp_path, env="LatentSlider-v0", device="cpu")
     for model in (whole, resumed):
         np.random.seed(1)  # checkpoints set the global streams, of which there is one
         th.manual_seed(1)

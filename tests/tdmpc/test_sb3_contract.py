@@ -137,7 +137,7 @@ def test_the_prior_alone(make, kind):
     np.testing.assert_allclose(actions, expected.detach(), atol=1e-6)
     assert (act(model) != actions).any()
     assert all(model.action_space.contains(action) for action in act(model))
-    assert np.isfinite(evaluate_policy(model, make_vec_env("Slider-v0", 2), 2)[0])
+    assert np.isfinite(evaluate_policy(model, make_vec_env("LatentSlider-v0", 2), 2)[0])
 
 
 def test_a_plan_takes_no_longer_than_told(make, kind):
@@ -154,7 +154,7 @@ def test_a_plan_takes_no_longer_than_told(make, kind):
 
 @pytest.mark.parametrize("n_envs", [1, 3])
 def test_what_is_stored_is_what_was_done(make, kind, n_envs):
-    model = make(kind, make_vec_env("Slider-v0", n_envs)).learn(60)
+    model = make(kind, make_vec_env("LatentSlider-v0", n_envs)).learn(60)
     assert model.num_timesteps == 60
     buffer = model.replay_buffer
     # Actions in [-2, 4] are stored in [-1, 1]
@@ -184,7 +184,7 @@ def test_terminations_are_learned_and_time_limits_are_not(make, kind):
 
 
 def test_each_environment_has_its_own_plan(make, kind):
-    env = DummyVecEnv([lambda length=length: gym.make("Slider-v0", max_episode_steps=length) for length in (7, 11)])
+    env = DummyVecEnv([lambda length=length: gym.make("LatentSlider-v0", max_episode_steps=length) for length in (7, 11)])
     model = make(kind, env, gamma=0.9).learn(48)
     # After 24 steps of each: 3 steps since the last reset of the first, 2 of the second; what has been planned
     assert model._planner_state[-1].tolist() == [24 % 7, 24 % 11]
@@ -256,7 +256,7 @@ def test_observations_of_more_dimensions_are_flattened(make):
         def observation(self, obs):
             return np.outer(obs, [1.0, 2.0, 3.0])
 
-    model = make("tdmpc2", Grid(gym.make("Slider-v0"))).learn(30)
+    model = make("tdmpc2", Grid(gym.make("LatentSlider-v0"))).learn(30)
     assert_trained(model)
     assert model.model.features_dim == 6
 
@@ -282,7 +282,7 @@ def test_evaluates(trained, n_envs):
 
 
 def test_evaluation_in_training_leaves_no_trace(make, kind):
-    callback = EvalCallback(make_vec_env("Slider-v0"), eval_freq=10, n_eval_episodes=1, verbose=0)
+    callback = EvalCallback(make_vec_env("LatentSlider-v0"), eval_freq=10, n_eval_episodes=1, verbose=0)
     evaluated = make(kind).learn(45, callback)
     assert np.isfinite(callback.best_mean_reward)
     np.testing.assert_array_equal(stored_actions(evaluated), stored_actions(make(kind).learn(45)))
@@ -311,7 +311,7 @@ def test_a_run_that_a_callback_stopped_goes_on(make, kind):
     model.dump_logs()
     assert model.learn(25, reset_num_timesteps=False).num_timesteps == 65
     stop = StopTrainingOnRewardThreshold(-1e6)
-    model.learn(100, EvalCallback(make_vec_env("Slider-v0"), callback_on_new_best=stop, eval_freq=5, verbose=0))
+    model.learn(100, EvalCallback(make_vec_env("LatentSlider-v0"), callback_on_new_best=stop, eval_freq=5, verbose=0))
     assert model.num_timesteps == 5
 
 
@@ -320,7 +320,7 @@ def test_a_run_that_a_callback_stopped_goes_on(make, kind):
     [(1, 1, 1, 20), (1, 3, 1, 60), (1, 0, 1, 0), (4, -1, 1, 20), (4, 3, 1, 15), (4, -1, 2, 24), (2, 3, 2, 15)],
 )
 def test_gradient_steps_are_the_number_of_updates(make, train_freq, gradient_steps, n_envs, expected):
-    env = make_vec_env("Slider-v0", n_envs)
+    env = make_vec_env("LatentSlider-v0", n_envs)
     model = make("tdmpc2", env, train_freq=train_freq, gradient_steps=gradient_steps, pretrain_steps=0)
     assert model.learn(40)._n_updates == expected
 
