@@ -36,7 +36,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
 import sb3_mbrl
-from sb3_mbrl import MBPO, MBTQC, PETS, TDMPC, TDMPC2, Dyna, MBCrossQ
+from sb3_mbrl import MBPO, MBTD3, MBTQC, PETS, TDMPC, TDMPC2, Dyna, MBCrossQ
 from sb3_mbrl.common.checkpoints import ExactCheckpointCallback, ExactCheckpoints
 from sb3_mbrl.zoo import load_env_kwargs, load_hyperparams
 
@@ -46,6 +46,7 @@ TUNED: dict[str, Any] = {
     "mbpo": MBPO,
     "mbtqc": MBTQC,
     "mbcrossq": MBCrossQ,
+    "mbtd3": MBTD3,
     "pets": PETS,
     "dyna-ppo": Dyna,
     "dyna-dqn": Dyna,

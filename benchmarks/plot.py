@@ -16,6 +16,7 @@ FIGURES = pathlib.Path(__file__).parent.parent / "docs" / "_static"
 LABELS = {
     "mbpo": "MBPO",
     "mbtqc": "MBTQC",
+    "mbtd3": "MBTD3",
     "mbcrossq": "MBCrossQ, 2 updates a step",
     "mbcrossq-utd1": "MBCrossQ, 1 update a step",
     "mbcrossq-utd4": "MBCrossQ, 4 updates a step",
@@ -33,7 +34,7 @@ LABELS = {
 
 PAGES = {
     "": ("mbpo", "pets", "sac", "sac-utd", "dqn"),
-    "over": ("mbpo", "mbtqc", "mbcrossq", "mbcrossq-utd1", "mbcrossq-utd4"),
+    "over": ("mbpo", "mbtqc", "mbtd3", "mbcrossq", "mbcrossq-utd1", "mbcrossq-utd4"),
     "tdmpc": ("tdmpc2", "tdmpc", "mbpo", "sac"),
     "dyna": ("dyna-ppo", "ppo-zoo", "dyna-dqn", "dqn-zoo"),
 }

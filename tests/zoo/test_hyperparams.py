@@ -8,13 +8,14 @@ import pytest
 import yaml
 from stable_baselines3 import DQN, PPO
 
-from sb3_mbrl import MBPO, MBTQC, PETS, Dyna, MBCrossQ
+from sb3_mbrl import MBPO, MBTD3, MBTQC, PETS, Dyna, MBCrossQ
 from sb3_mbrl.zoo import hyperparams, load_env_kwargs, load_hyperparams
 
 ALGORITHMS: dict[str, Any] = {
     "mbpo": MBPO,
     "mbtqc": MBTQC,
     "mbcrossq": MBCrossQ,
+    "mbtd3": MBTD3,
     "pets": PETS,
     "dyna_ppo": partial(Dyna, PPO),
     "dyna_dqn": partial(Dyna, DQN),

@@ -21,7 +21,7 @@ def load_hyperparams(algo: str, env_id: str) -> dict[str, Any]:
     Those of ``Dyna`` are named after what it trains: ``Dyna(PPO, env=..., **load_hyperparams("dyna_ppo", "Pendulum-v1"))``.
     Ant and Humanoid are tuned without contact forces in the observation: make them with :func:`load_env_kwargs`.
 
-    :param algo: ``"mbpo"``, ``"mbtqc"``, ``"mbcrossq"``, ``"pets"``, ``"dyna_ppo"`` or ``"dyna_dqn"``
+    :param algo: ``"mbpo"``, ``"mbtqc"``, ``"mbcrossq"``, ``"mbtd3"``, ``"pets"``, ``"dyna_ppo"`` or ``"dyna_dqn"``
     :param env_id: Gymnasium id; an id without an entry gets the entry ``default``
     :return: constructor arguments, ``policy`` included, ``n_timesteps`` and RL Zoo's other own keys left out
     :raises ValueError: no such algorithm
@@ -33,7 +33,7 @@ def load_env_kwargs(algo: str, env_id: str) -> dict[str, Any]:
     """
     The arguments of the environment that the hyperparameters are tuned for: ``gym.make(env_id, **kwargs)``.
 
-    :param algo: ``"mbpo"``, ``"mbtqc"``, ``"mbcrossq"``, ``"pets"``, ``"dyna_ppo"`` or ``"dyna_dqn"``
+    :param algo: ``"mbpo"``, ``"mbtqc"``, ``"mbcrossq"``, ``"mbtd3"``, ``"pets"``, ``"dyna_ppo"`` or ``"dyna_dqn"``
     :param env_id: Gymnasium id
     :return: keyword arguments of the environment, mostly none
     :raises ValueError: no such algorithm
