@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
@@ -17,6 +17,8 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_mbrl.common.callbacks import ModelProgressBarCallback
 from sb3_mbrl.common.checkpoints import ExactCheckpoints, restore_generator
+
+SelfModelAlgorithm = TypeVar("SelfModelAlgorithm", bound="ModelAlgorithm")
 
 
 class ModelAlgorithm(ExactCheckpoints):
@@ -92,6 +94,18 @@ class ModelAlgorithm(ExactCheckpoints):
                 )
 
     # ---------------------------------------------------------------- learn
+
+    def learn(
+        self: SelfModelAlgorithm,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfModelAlgorithm:
+        tb_log_name = type(self).__name__ if tb_log_name is None else tb_log_name
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _setup_learn(
         self,

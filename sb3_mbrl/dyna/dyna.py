@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -30,8 +30,6 @@ from sb3_mbrl.dynamics.learning import LearnsDynamics
 from sb3_mbrl.envs import LearnedModelVecEnv
 from sb3_mbrl.envs.experience import StartStates, check_n_envs, time_limit
 from sb3_mbrl.envs.imagination import ImaginationRules
-
-SelfDyna = TypeVar("SelfDyna", bound="Dyna")
 
 EPISODES_PER_MEMBER = 4
 """Imagined episodes of each member of the ensemble, whenever the policy is validated."""
@@ -385,17 +383,6 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     # ---------------------------------------------------------------- learn, save and load
-
-    def learn(
-        self: SelfDyna,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 4,
-        tb_log_name: str = "Dyna",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfDyna:
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def save(
         self,

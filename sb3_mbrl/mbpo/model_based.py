@@ -3,14 +3,14 @@
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbrl.common.buffers import MixedReplayBuffer, ModelReplayBuffer, initial_rows, normalize_obs, real_transitions
@@ -19,8 +19,6 @@ from sb3_mbrl.common.types import RewardFn, TerminationFn
 from sb3_mbrl.dynamics.ensemble import check_spaces
 from sb3_mbrl.dynamics.learning import LearnsDynamics
 from sb3_mbrl.dynamics.rollouts import RolloutStats, branched_rollouts
-
-SelfModelBased = TypeVar("SelfModelBased", bound="ModelBased")
 
 
 class ModelBased(LearnsDynamics):
@@ -218,18 +216,6 @@ class ModelBased(LearnsDynamics):
         return self.rollouts_per_step * self.model_retain_steps * self._rollout_length(self.num_timesteps)
 
     # ---------------------------------------------------------------- learn
-
-    def learn(
-        self: SelfModelBased,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 4,
-        tb_log_name: str | None = None,
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfModelBased:
-        tb_log_name = type(self).__name__ if tb_log_name is None else tb_log_name
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _log_imagination(self, stats: RolloutStats, length: int, starts: th.Tensor) -> None:
         with th.no_grad():

@@ -15,7 +15,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_mbrl.common.buffers import real_transitions
 from sb3_mbrl.common.types import RewardFn, TerminationFn
@@ -254,17 +254,6 @@ class PETS(LearnsDynamics, ActsByPlanning, OffPolicyAlgorithm):
         return self._with_noise(self._planned_actions(), action_noise)
 
     # ---------------------------------------------------------------- learn, save and load
-
-    def learn(
-        self: SelfPETS,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 4,
-        tb_log_name: str = "PETS",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfPETS:
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     @classmethod
     def load(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from numbers import Integral, Real
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -17,7 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
@@ -27,8 +27,6 @@ from sb3_mbrl.mpc import ActsByPlanning
 from sb3_mbrl.planning import MPPI
 from sb3_mbrl.tdmpc.latent_model import LatentModel
 from sb3_mbrl.tdmpc.policies import CnnPolicy, LatentPolicy, MlpPolicy, MultiInputPolicy
-
-SelfLatentAlgorithm = TypeVar("SelfLatentAlgorithm", bound="LatentAlgorithm")
 
 
 class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
@@ -338,18 +336,6 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
                 f" of horizon={getattr(buffer, 'horizon', None)}. Load one that was saved with this horizon."
             )
         return super()._setup_learn(*args, **kwargs)
-
-    def learn(
-        self: SelfLatentAlgorithm,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 4,
-        tb_log_name: str | None = None,
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfLatentAlgorithm:
-        tb_log_name = type(self).__name__ if tb_log_name is None else tb_log_name
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_last_batch"]

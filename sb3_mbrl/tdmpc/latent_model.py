@@ -163,6 +163,8 @@ class LatentModel(nn.Module):
         :return: next latent states, rewards, and where the task has probably ended
         """
         next_z = self.next(obs, action)
-        never = th.zeros(len(next_z), dtype=th.bool, device=next_z.device)
-        terminated = self.termination_logit(next_z) > 0 if self.terminates else never
+        if self.terminates:
+            terminated = self.termination_logit(next_z) > 0
+        else:
+            terminated = th.zeros(len(next_z), dtype=th.bool, device=next_z.device)
         return ModelStep(next_z, self.reward(obs, action), terminated)
