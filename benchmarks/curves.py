@@ -4,9 +4,11 @@ Learning curves: one CSV per algorithm, environment and seed in ``benchmarks/res
     python -m benchmarks.curves --algo mbpo --env Hopper-v5 --seeds 0 1 2 --steps 15000 --jobs 2
     python -m benchmarks.curves --algo sac --env Hopper-v5 --seeds 0 1 2 --steps 15000
     python -m benchmarks.curves --algo pets --env Pendulum-v1 --seeds 0 1 2 --steps 2000 --eval-freq 200
+    python -m benchmarks.curves --algo tdmpc2 --env dmc-walker-walk --seeds 0 --steps 50000 --eval-freq 5000
 
 ``mbpo`` and all that have values in ``sb3_mbrl/zoo`` take them, ``mbcrossq-utd1`` and ``-utd4`` MBCrossQ's with that many
-updates per step; ``ppo-zoo`` and ``dqn-zoo`` take RL Zoo's; ``tdmpc``, ``tdmpc2``, ``sac`` and ``dqn`` have their defaults;
+updates per step; ``ppo-zoo`` and ``dqn-zoo`` take RL Zoo's; ``tdmpc``, ``tdmpc2``, ``sac`` and ``dqn`` have their defaults,
+``tdmpc2-4envs`` in four environments;
 ``sac-utd`` is SAC with MBPO's update-to-data ratio, warm-up and target entropy: what the model adds is the gap between
 ``mbpo`` and ``sac-utd``.
 Each job is one process with one thread. The steps count everything, random warm-up included; an evaluation is the mean
@@ -36,6 +38,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
 import sb3_mbrl
+from benchmarks import dm_control
 from sb3_mbrl import MBPO, MBTD3, MBTQC, PETS, TDMPC, TDMPC2, Dyna, MBCrossQ
 from sb3_mbrl.common.checkpoints import ExactCheckpointCallback, ExactCheckpoints
 from sb3_mbrl.zoo import load_env_kwargs, load_hyperparams
@@ -83,10 +86,14 @@ ALGORITHMS: dict[str, Any] = {
     "dqn-zoo": DQN,
     "tdmpc": TDMPC,
     "tdmpc2": TDMPC2,
+    "tdmpc2-4envs": TDMPC2,
     "sac": SAC,
     "sac-utd": SAC,
     "dqn": DQN,
 }
+N_ENVS = {"ppo-zoo": 4, "tdmpc2-4envs": 4}
+"""Environments side by side, where there are more than one."""
+
 SHARED_WITH_SAC = ("learning_starts", "gradient_steps", "target_entropy")
 
 
@@ -118,6 +125,7 @@ def hyperparams(algo: str, env_id: str) -> dict[str, Any]:
 
 def make_env(env_id: str, seed: int, n_envs: int = 1) -> VecEnv:
     """As the hyperparameters are tuned for."""
+    dm_control.register(env_id)
     return make_vec_env(env_id, n_envs, seed=seed, env_kwargs=load_env_kwargs("mbpo", env_id))
 
 
@@ -195,7 +203,7 @@ def run_one(args: argparse.Namespace) -> None:
     seed = args.seeds[0]
     name = f"{args.algo}_{args.env}_{seed}"
     path, checkpoints = RESULTS / f"{name}.csv", RESULTS / "checkpoints" / name
-    env, spent = make_env(args.env, seed, n_envs=4 if args.algo == "ppo-zoo" else 1), (0.0, 0.0)
+    env, spent = make_env(args.env, seed, n_envs=N_ENVS.get(args.algo, 1)), (0.0, 0.0)
     model: BaseAlgorithm
     algorithm = ALGORITHMS[args.algo]
     if checkpoints.exists() and path.exists():

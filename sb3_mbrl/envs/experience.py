@@ -113,11 +113,14 @@ def time_limit(env: VecEnv | None) -> int:
     :raises ValueError: nothing is known about that
     """
     spec = spec_of(env)
-    if spec is None or spec.max_episode_steps is None:
-        raise ValueError(
-            "A horizon would follow from the time limit of the real environment, but none is known: pass horizon=, in steps."
-        )
-    return int(spec.max_episode_steps)
+    if spec is not None and spec.max_episode_steps is not None:
+        return int(spec.max_episode_steps)
+    # gymnasium.wrappers.TimeLimit around an environment without a spec
+    if env is not None and env.has_attr("_max_episode_steps"):
+        return int(env.get_attr("_max_episode_steps", indices=[0])[0])
+    raise ValueError(
+        "A horizon would follow from the time limit of the real environment, but none is known: pass horizon=, in steps."
+    )
 
 
 def _random_actions(space: spaces.Space, n_envs: int, seed: int | None) -> Any:
