@@ -1,5 +1,7 @@
 """The imagined transitions, and a view that mixes them with the real ones."""
 
+from typing import Any
+
 import numpy as np
 import torch as th
 from gymnasium import spaces
@@ -102,6 +104,7 @@ class MixedReplayBuffer:
     :param real_ratio: share of real rows in a batch, rounded down (the official code: 12 of 256 at 0.05)
     :param gamma: discount of an imagined row, for real buffers that give a discount per row
     :param generator: source of the imagined rows; the real rows come from SB3's own stream
+    :param n_batches: drawn at once
     """
 
     def __init__(
@@ -111,38 +114,42 @@ class MixedReplayBuffer:
         real_ratio: float,
         gamma: float,
         generator: th.Generator | None = None,
+        n_batches: int = 1,
     ):
         self.real = real
         self.model = model
         self.real_ratio = real_ratio
         self.gamma = gamma
         self.generator = generator
+        self.n_batches = n_batches
+        self._drawn: list[ReplayBufferSamples] = []
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
         """
-        :param batch_size: B
+        :param batch_size: B, the same in every call
         :param env: normalises observations and rewards of both kinds alike
         :return: ``int(B * real_ratio)`` real rows, then imagined ones; all real while nothing has been imagined
         """
         n_real = int(batch_size * self.real_ratio) if len(self.model) > 0 else batch_size
         if n_real == batch_size:
             return self.real.sample(batch_size, env=env)
-        imagined = self._imagined(batch_size - n_real, env)
+        if not self._drawn:
+            self._drawn = self._draw(n_real, batch_size - n_real, env)
+        return self._drawn.pop()
+
+    def _draw(self, n_real: int, n_imagined: int, env: VecNormalize | None) -> list[ReplayBufferSamples]:
+        """All batches by one gather of each kind: several would cost several times as much."""
+        imagined = self._imagined(self.n_batches * n_imagined, env)
         if n_real == 0:
-            return imagined
-        real = self.real.sample(n_real, env=env)
-        discounts = None
+            return _split(imagined, self.n_batches)
+        real = self.real.sample(self.n_batches * n_real, env=env)
         if real.discounts is not None:
-            discounts = th.cat([real.discounts, th.full_like(imagined.rewards, self.gamma)])
-        return ReplayBufferSamples(
+            imagined = imagined._replace(discounts=th.full_like(imagined.rewards, self.gamma))
+        return [
             # float64 observations (most of MuJoCo) come out of SB3's buffer as float32, as do ours
-            observations=th.cat([real.observations.float(), imagined.observations]),
-            actions=th.cat([real.actions, imagined.actions]),
-            next_observations=th.cat([real.next_observations.float(), imagined.next_observations]),
-            dones=th.cat([real.dones, imagined.dones]),
-            rewards=th.cat([real.rewards, imagined.rewards]),
-            discounts=discounts,
-        )
+            ReplayBufferSamples(*map(_join, *both))
+            for both in zip(_split(real, self.n_batches), _split(imagined, self.n_batches), strict=True)
+        ]
 
     def _imagined(self, batch_size: int, env: VecNormalize | None) -> ReplayBufferSamples:
         rows = self.model.sample(batch_size, self.generator)
@@ -153,6 +160,16 @@ class MixedReplayBuffer:
             dones=rows.terminated.float().unsqueeze(1),
             rewards=normalize_reward(rows.rewards, env).unsqueeze(1),
         )
+
+
+def _join(real: th.Tensor | None, imagined: th.Tensor | None) -> Any:
+    return None if real is None or imagined is None else th.cat([real.float(), imagined])
+
+
+def _split(samples: ReplayBufferSamples, n: int) -> list[ReplayBufferSamples]:
+    """Into n batches of equal size."""
+    fields: list[Any] = [[None] * n if field is None else field.chunk(n) for field in samples]
+    return [ReplayBufferSamples(*batch) for batch in zip(*fields, strict=True)]
 
 
 def normalize_obs(obs: th.Tensor, env: VecNormalize | None) -> th.Tensor:

@@ -30,6 +30,15 @@ def _works() -> bool:
 AVAILABLE = _works()
 
 
+def fits(*tensors: th.Tensor) -> bool:
+    """
+    :param tensors: to multiply
+    :return: whether oneDNN can
+    """
+    ours = all(each.device.type == "cpu" and each.dtype == th.float32 and each.numel() > 0 for each in tensors)
+    return AVAILABLE and ours and not th.is_autocast_enabled("cpu")
+
+
 def linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
     """
     :param x: (..., n_in)
@@ -37,8 +46,7 @@ def linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
     :param bias: (n_out,)
     :return: ``F.linear(x, weight, bias)``, by oneDNN where that is possible, its gradient too
     """
-    fits = x.device.type == "cpu" and x.dtype == weight.dtype == th.float32 and x.numel() > 0
-    if not AVAILABLE or not fits or th.is_autocast_enabled("cpu"):
+    if not fits(x, weight):
         return F.linear(x, weight, bias)
     if not th.is_grad_enabled():
         return product(x, weight, bias)

@@ -54,6 +54,8 @@ class MBPO(ModelBased, SAC):
     :param dynamics_kwargs: arguments of :class:`~sb3_mbrl.dynamics.ProbabilisticEnsemble` (``ensemble_size``,
         ``n_elites``, ``net_arch``, ...)
     :param fit_kwargs: arguments of :func:`~sb3_mbrl.dynamics.fitting.fit` (``patience``, ``bootstrap``, ...)
+    :param precision: of the products of actor's and critics' hidden layers while they are trained, ``"float32"`` or
+        ``"bfloat16"``; parameters, inputs and outputs are float32
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises ValueError: arguments or spaces that are not supported, saying what is
     """
@@ -102,6 +104,7 @@ class MBPO(ModelBased, SAC):
         termination_fn: TerminationFn | str | None = "auto",
         dynamics_kwargs: Mapping[str, Any] | None = None,
         fit_kwargs: Mapping[str, Any] | None = None,
+        precision: str = "float32",
         _init_setup_model: bool = True,
     ):
         super().__init__(
@@ -145,6 +148,7 @@ class MBPO(ModelBased, SAC):
             termination_fn=termination_fn,
             dynamics_kwargs=dynamics_kwargs,
             fit_kwargs=fit_kwargs,
+            precision=precision,
             _init_setup_model=_init_setup_model,
         )
 

@@ -13,12 +13,16 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_mbrl.common.accelerated import accelerated, check_precision
 from sb3_mbrl.common.buffers import MixedReplayBuffer, ModelReplayBuffer, initial_rows, normalize_obs, real_transitions
 from sb3_mbrl.common.schedules import RolloutSchedule
 from sb3_mbrl.common.types import RewardFn, TerminationFn
 from sb3_mbrl.dynamics.ensemble import check_spaces
 from sb3_mbrl.dynamics.learning import LearnsDynamics
 from sb3_mbrl.dynamics.rollouts import RolloutStats, branched_rollouts
+
+MOST_BATCHES = 100
+"""Drawn at once: a few megabytes."""
 
 
 class ModelBased(LearnsDynamics):
@@ -52,6 +56,8 @@ class ModelBased(LearnsDynamics):
     :param dynamics_kwargs: arguments of :class:`~sb3_mbrl.dynamics.ProbabilisticEnsemble` (``ensemble_size``,
         ``n_elites``, ``net_arch``, ...)
     :param fit_kwargs: arguments of :func:`~sb3_mbrl.dynamics.fitting.fit` (``patience``, ``bootstrap``, ...)
+    :param precision: of the products of actor's and critics' hidden layers while they are trained, ``"float32"`` or
+        ``"bfloat16"``; parameters, inputs and outputs are float32
     :param kwargs: the algorithm's own arguments
     :raises ValueError: arguments or spaces that are not supported, saying what is
     """
@@ -79,6 +85,7 @@ class ModelBased(LearnsDynamics):
         termination_fn: TerminationFn | str | None = "auto",
         dynamics_kwargs: Mapping[str, Any] | None = None,
         fit_kwargs: Mapping[str, Any] | None = None,
+        precision: str = "float32",
         _init_setup_model: bool = True,
         **kwargs: Any,
     ):
@@ -95,6 +102,7 @@ class ModelBased(LearnsDynamics):
         self.branch_from = branch_from
         self.deterministic_rollout = deterministic_rollout
         self.one_member_per_branch = one_member_per_branch
+        self.precision = precision
 
         if _init_setup_model:
             self._setup_model()
@@ -117,6 +125,7 @@ class ModelBased(LearnsDynamics):
         _check_spaces(self.observation_space, self.action_space)
         self._check_dynamics_arguments()
         RolloutSchedule(self.rollout_schedule)
+        check_precision(self.precision, self.device)
         if not 0.0 <= self.real_ratio <= 1.0:
             raise ValueError(f"real_ratio is the share of real transitions in a batch, in [0, 1]; got {self.real_ratio}.")
         if self.real_ratio > 0 and int(self.batch_size * self.real_ratio) == 0:
@@ -146,6 +155,10 @@ class ModelBased(LearnsDynamics):
         :param gradient_steps: number of updates
         :param batch_size: rows per update
         """
+        with accelerated(self.policy, self.precision):
+            self._train(gradient_steps, batch_size)
+
+    def _train(self, gradient_steps: int, batch_size: int) -> None:
         if self._fit_is_due():
             assert self.replay_buffer is not None
             transitions = real_transitions(self.replay_buffer, self.device)
@@ -153,7 +166,11 @@ class ModelBased(LearnsDynamics):
             self._imagine(transitions.observations)
             self._last_fit_timestep = self.num_timesteps
         # While nothing has been imagined, all batches are real
-        with self._timed("updating"), self._mixed_batches(), _without_weight_gradients_in_the_actor_loss(self.critic):  # type: ignore[attr-defined]
+        with (
+            self._timed("updating"),
+            self._mixed_batches(gradient_steps),
+            _without_weight_gradients_in_the_actor_loss(self.critic),  # type: ignore[attr-defined]
+        ):
             super().train(gradient_steps, batch_size)
 
     def _steps_since_fit(self) -> int:
@@ -200,12 +217,12 @@ class ModelBased(LearnsDynamics):
         return th.tanh(normal.mean + normal.stddev * noise)
 
     @contextmanager
-    def _mixed_batches(self) -> Iterator[None]:
+    def _mixed_batches(self, n: int) -> Iterator[None]:
         """The unchanged ``train`` samples from the real and the model buffer together."""
         real = self.replay_buffer
         assert real is not None
         self.replay_buffer = MixedReplayBuffer(  # type: ignore[assignment]
-            real, self.model_buffer, self.real_ratio, self.gamma, self._generator
+            real, self.model_buffer, self.real_ratio, self.gamma, self._generator, n_batches=min(n, MOST_BATCHES)
         )
         try:
             yield

@@ -228,6 +228,19 @@ def test_float64_observations_leave_as_float32():
     assert {tensor.dtype for tensor in batch if tensor is not None} == {th.float32}
 
 
+@pytest.mark.parametrize(("real_ratio", "kind"), [(0.05, ReplayBuffer), (0.0, ReplayBuffer), (0.5, NStepReplayBuffer)])
+def test_batches_drawn_at_once_are_like_those_drawn_one_by_one(real_ratio, kind):
+    view = mixed(real_buffer(kind=kind), model_buffer(10, *range(10)), real_ratio)
+    view.n_batches = 3
+    batches = [view.sample(40) for _ in range(7)]
+    n_real = int(40 * real_ratio)
+    for batch in batches:
+        assert (batch.rewards.squeeze(1) >= REAL).tolist() == [True] * n_real + [False] * (40 - n_real)
+        assert {tensor.shape[0] for tensor in batch if tensor is not None} == {40}
+        assert (batch.discounts is None) == (kind is ReplayBuffer or n_real == 0)
+    assert len({tuple(batch.rewards.flatten().tolist()) for batch in batches}) == 7
+
+
 class Still(gym.Env):
     """Enough of an environment for VecNormalize."""
 

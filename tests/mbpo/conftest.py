@@ -1,5 +1,6 @@
 """A small world and a small model: each test of MBPO costs a second or two."""
 
+from contextlib import nullcontext
 from copy import deepcopy
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ import pytest
 from gymnasium import spaces
 from gymnasium.envs.registration import register, registry
 
-from sb3_mbrl.mbpo import MBPO
+from sb3_mbrl.mbpo import MBPO, model_based
 
 
 class PointMass(gym.Env):
@@ -113,3 +114,9 @@ def make_mbpo(tiny):
         return MBPO("MlpPolicy", env, **{**tiny, **changes})
 
     return make
+
+
+@pytest.fixture
+def not_accelerated(monkeypatch):
+    """Products by PyTorch itself, as the algorithms of SB3 compute them: oneDNN rounds otherwise."""
+    monkeypatch.setattr(model_based, "accelerated", lambda *_: nullcontext())

@@ -21,6 +21,7 @@ def same_parameters(first, second):
     return all(th.equal(th.as_tensor(a), th.as_tensor(b)) for (_, a), b in pairs)
 
 
+@pytest.mark.usefixtures("not_accelerated")
 @pytest.mark.parametrize(("algorithm", "parent"), PAIRS)
 def test_real_ratio_of_one_is_the_algorithm_alone(algorithm, parent, tiny):
     model = algorithm("MlpPolicy", "PointMass-v0", **{**tiny, "real_ratio": 1.0}).learn(200)
@@ -28,6 +29,22 @@ def test_real_ratio_of_one_is_the_algorithm_alone(algorithm, parent, tiny):
     reference = parent("MlpPolicy", "PointMass-v0", policy_kwargs=tiny["policy_kwargs"], **alone).learn(200)
     assert len(model.model_buffer) > 0
     assert same_parameters(model, reference)
+
+
+@pytest.mark.parametrize(("algorithm", "parent"), PAIRS)
+def test_accelerated_it_is_the_algorithm_up_to_rounding(algorithm, parent, tiny):
+    # Other actions would make other experience, and rounding grows from there
+    tiny = {**tiny, "train_freq": 200, "gradient_steps": 50}
+    names = ("learning_starts", "buffer_size", "batch_size", "train_freq", "gradient_steps", "seed", "device")
+    model = algorithm("MlpPolicy", "PointMass-v0", **{**tiny, "real_ratio": 1.0}).learn(200)
+    reference = parent(
+        "MlpPolicy", "PointMass-v0", policy_kwargs=tiny["policy_kwargs"], **{name: tiny[name] for name in names}
+    )
+    reference.learn(200)
+    assert model._n_updates == reference._n_updates > 0
+    pairs = zip(model.policy.state_dict().items(), reference.policy.state_dict().values(), strict=True)
+    for (name, ours), theirs in pairs:
+        assert th.allclose(ours.float(), theirs.float(), atol=1e-3), name
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -38,6 +38,7 @@ def assert_same_learner(mbpo, sac):
     assert np.array_equal(mbpo.replay_buffer.actions, sac.replay_buffer.actions)
 
 
+@pytest.mark.usefixtures("not_accelerated")
 @pytest.mark.parametrize(
     "env_id, n_envs, settings",
     [
@@ -60,12 +61,27 @@ def test_all_real_batches_make_it_sac(make_mbpo, make_sac, env_id, n_envs, setti
     assert len(mbpo.model_buffer) > 0
 
 
+@pytest.mark.usefixtures("not_accelerated")
 def test_all_real_batches_make_it_sac_under_vec_normalize(make_mbpo, make_sac):
     mbpo, sac = (
         make(VecNormalize(make_vec_env("PointMass-v0", 2, seed=0)), **own).learn(200)
         for make, own in ((make_mbpo, {"real_ratio": 1.0}), (make_sac, {}))
     )
     assert_same_learner(mbpo, sac)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.05)])
+def test_accelerated_it_is_sac_up_to_rounding(make_mbpo, make_sac, precision, tolerance):
+    # Other actions would make other experience, and rounding grows from there
+    settings = {"train_freq": 200, "gradient_steps": 100, "learning_starts": 40}
+    mbpo = make_mbpo(real_ratio=1.0, precision=precision, **settings).learn(200)
+    sac = make_sac(**settings).learn(200)
+    initial = make_sac(**settings)
+    assert mbpo._n_updates == 100
+    ours, theirs, before = (model.get_parameters()["policy"] for model in (mbpo, sac, initial))
+    for name, value in theirs.items():
+        change = (value - before[name]).norm()
+        assert (ours[name] - value).norm() <= tolerance * change + 1e-6, name
 
 
 def test_imagined_rows_change_what_is_learnt(make_mbpo, make_sac):

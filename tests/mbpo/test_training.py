@@ -62,7 +62,7 @@ class TestSacOptions:
         assert_trained(model)
         rows = real_transitions(model.replay_buffer, "cpu")
         assert th.allclose(rows.rewards, 1 - rows.next_observations[:, 0].abs(), atol=1e-5)  # one step each
-        with model._mixed_batches():
+        with model._mixed_batches(1):
             batch = model.replay_buffer.sample(40)
         assert batch.discounts.shape == (40, 1)
         assert (batch.discounts[10:] == 0.99).all()
@@ -170,7 +170,7 @@ class TestModelOptions:
         model = make_mbpo(real_ratio=real_ratio).learn(60)
         real, asked = model.replay_buffer.sample, []
         model.replay_buffer.sample = lambda n, env=None: (asked.append(n), real(n, env=env))[1]
-        with model._mixed_batches():
+        with model._mixed_batches(1):
             batch = model.replay_buffer.sample(32)
         assert sum(asked) == n_real
         assert all(len(values) == 32 for values in batch[:5])

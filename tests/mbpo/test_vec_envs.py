@@ -82,7 +82,7 @@ class TestVecNormalize:
         imagined = model.model_buffer.contents()
         assert imagined.observations.std(dim=0)[0] == pytest.approx(float(rows.observations.std(dim=0)[0]), rel=0.5)
 
-        with model._mixed_batches():
+        with model._mixed_batches(1):
             batch = model.replay_buffer.sample(400, env=model._vec_normalize_env)
         obs = env.normalize_obs(rows.observations.numpy())
         assert batch.observations[:100].mean() == pytest.approx(obs.mean(), abs=0.3)  # real
