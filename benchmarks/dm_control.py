@@ -45,4 +45,6 @@ def register(env_id: str) -> None:
     """
     if env_id.startswith(PREFIX) and env_id not in gym.registry:
         task = env_id.removeprefix(PREFIX)
-        gym.register(env_id, entry_point=make, kwargs={"task": task}, max_episode_steps=EPISODE_STEPS, disable_env_checker=True)
+        gym.register(
+            env_id, entry_point=make, kwargs={"task": task}, max_episode_steps=EPISODE_STEPS, disable_env_checker=True
+        )

@@ -15,13 +15,15 @@ _RARE = 0.25
 
 class SequenceSamples(NamedTuple):
     """
-    A batch of B sequences of H consecutive transitions. Time comes first, so that a loop over it is a loop over rows.
+    A batch of B sequences of H consecutive transitions. Time comes first, so that a loop over it is a loop over rows. Where an
+    episode ends earlier, its last transition is repeated.
 
-    :param observations: (H + 1, B, \\*obs), for a Dict space one per key; the last one is the successor of the last
-        transition, the terminal observation if the episode ended there. As stored, but float64 leaves as float32
+    :param observations: (H + 1, B, \\*obs), for a Dict space one per key; each but the first is the successor of a transition,
+        the terminal observation if the episode ended there. As stored, but float64 leaves as float32
     :param actions: (H, B, A) as stored, float32 in [-1, 1] from SB3's off-policy algorithms
     :param rewards: (H, B, 1)
-    :param terminated: 1 where the task ended, which only the last transition can; a time limit does not count, (H, B, 1)
+    :param terminated: 1 where the task ended; a time limit does not count, (H, B, 1)
+    :param valid: 0 where a transition is repeated, otherwise 1, (H, B)
     :param indices: where the sequences start, for :meth:`SequenceReplayBuffer.update_priorities`, (B,) int64
     :param weights: importance weights, at most 1; all 1 if sampling is uniform, (B,)
     """
@@ -30,6 +32,7 @@ class SequenceSamples(NamedTuple):
     actions: th.Tensor
     rewards: th.Tensor
     terminated: th.Tensor
+    valid: th.Tensor
     indices: np.ndarray
     weights: th.Tensor
 
@@ -38,8 +41,10 @@ class SequenceReplayBuffer(ReplayBuffer):
     """
     Stores as SB3's :class:`ReplayBuffer` does and samples sequences of consecutive transitions of one environment. They
     never go on after the end of an episode, a time limit or a reset between two calls of ``learn``, nor across the place
-    where a full buffer is being overwritten. All sequences are equally likely, or, with ``priority_exponent``, those of
-    higher priority are likelier (prioritised experience replay, Schaul et al. 2016).
+    where a full buffer is being overwritten. Every transition of an episode that ended begins one, the last ones of it shorter
+    ones: in whole sequences a task would only ever end after H transitions, and nothing could be learned of an end at
+    hand. All sequences are equally likely, or, with ``priority_exponent``, those of higher priority are likelier (prioritised
+    experience replay, Schaul et al. 2016).
 
     :param buffer_size: transitions, of all environments together
     :param observation_space: Observation space
@@ -48,7 +53,7 @@ class SequenceReplayBuffer(ReplayBuffer):
     :param n_envs: Number of parallel environments
     :param optimize_memory_usage: Not supported
     :param handle_timeout_termination: False counts time limits as ends of the task
-    :param horizon: H, transitions in a sequence (TD-MPC: 5, TD-MPC2: 3)
+    :param horizon: H, transitions in a sequence that is not shorter (TD-MPC: 5, TD-MPC2: 3)
     :param priority_exponent: alpha in [0, 1]: a sequence of priority p is sampled in proportion to p ** alpha. 0: uniform,
         as TD-MPC2; TD-MPC: 0.6
     :param importance_exponent: beta in [0, 1]: how far the importance weights make up for the priorities; TD-MPC: 0.4
@@ -119,16 +124,24 @@ class SequenceReplayBuffer(ReplayBuffer):
         row = self.pos
         super().add(*args, **kwargs)
         self.unbroken = np.where(self._continues(row), self.unbroken + 1, 1)
-        # Of the complete sequences only one starting here had this row: the write head cuts those that start before it
+        # Of the sequences only one starting here had this row: the write head cuts those that start before it
         self.starts[row], self.scaled_priorities[row] = False, 0
-        first = (row - self.horizon + 1) % self.buffer_size
-        self.starts[first] = self.unbroken >= self.horizon
-        self.scaled_priorities[first] = self.starts[first] * self.max_priority**self.priority_exponent
+        ended = self._ended(row)
+        for length in range(1, self.horizon + 1):
+            # Those that this row completes, by their number of transitions or as the last one of an episode
+            completed = (self.unbroken >= length) & (ended | (length == self.horizon))
+            first = (row - length + 1) % self.buffer_size
+            self.starts[first] |= completed
+            self.scaled_priorities[first, completed] = self.max_priority**self.priority_exponent
+
+    def _ended(self, row: int) -> np.ndarray:
+        """Whether an episode ended with the transitions of a row, (n_envs,) bool."""
+        return (self.dones[row] != 0) | (self.timeouts[row] != 0)
 
     def _continues(self, row: int) -> np.ndarray:
         """Whether the transitions of ``row`` follow those of the row before, (n_envs,) bool."""
         before = row - 1  # of row 0 the last one, as in a full ring
-        follows = (self.dones[before] == 0) & (self.timeouts[before] == 0)
+        follows = ~self._ended(before)
         for obs, next_obs in self._observation_arrays():
             # SB3 resets the environments at every learn() without a word to the buffer: only the observation tells
             follows &= (obs[row] == next_obs[before]).reshape(self.n_envs, -1).all(axis=1)
@@ -150,14 +163,11 @@ class SequenceReplayBuffer(ReplayBuffer):
         """
         if not self.starts.any():
             raise ValueError(
-                f"There is no sequence of horizon={self.horizon} transitions to sample yet; stored are {self.size()} "
-                f"transitions per environment, cut by the ends of episodes. Collect more of them first (learning_starts), or "
-                "pass a horizon that is not longer than the episodes."
+                f"There is no sequence of horizon={self.horizon} transitions to sample yet, and no episode that ended; stored "
+                f"are {self.size()} transitions per environment. Collect more of them first (learning_starts)."
             )
         starts = self._draw_uniformly(batch_size) if self.priority_exponent == 0 else self._draw_by_priority(batch_size)
-        # Row and environment as one number: going on by one step is going on by n_envs
-        steps = self.n_envs * np.arange(self.horizon)
-        transitions = (starts + steps[:, np.newaxis]) % (self.buffer_size * self.n_envs)
+        transitions, valid = self._transitions_from(starts)
         rewards = _pick(self.rewards, transitions)[..., np.newaxis]
         terminated = _pick(self.dones, transitions) * (1 - _pick(self.timeouts, transitions))
         return SequenceSamples(
@@ -165,9 +175,20 @@ class SequenceReplayBuffer(ReplayBuffer):
             actions=self._to_torch(_pick(self.actions, transitions)),
             rewards=self._to_torch(self._normalize_reward(rewards, env)),
             terminated=self._to_torch(terminated[..., np.newaxis]),
+            valid=self._to_torch(valid.astype(np.float32)),
             indices=starts,
             weights=self._to_torch(self._importance_weights(starts)),
         )
+
+    def _transitions_from(self, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Their rows and environments as one number, and whether it is no repetition, (H, B) each."""
+        transitions, valid = [starts], [np.ones(len(starts), dtype=bool)]
+        for _ in range(self.horizon - 1):
+            goes_on = valid[-1] & (_pick(self.dones, transitions[-1]) + _pick(self.timeouts, transitions[-1]) == 0)
+            # Going on by one step is going on by n_envs
+            transitions.append((transitions[-1] + self.n_envs * goes_on) % (self.buffer_size * self.n_envs))
+            valid.append(goes_on)
+        return np.stack(transitions), np.stack(valid)
 
     def _draw_uniformly(self, batch_size: int) -> np.ndarray:
         is_start = self.starts[: self.size()].reshape(-1)
@@ -190,7 +211,7 @@ class SequenceReplayBuffer(ReplayBuffer):
 
     def _observation_sequences(self, transitions: np.ndarray, env: VecNormalize | None) -> th.Tensor | TensorDict:
         pairs = self._observation_arrays()
-        picked = [np.concatenate([_pick(obs, transitions), _pick(after, transitions[-1:])]) for obs, after in pairs]
+        picked = [np.concatenate([_pick(obs, transitions[:1]), _pick(after, transitions)]) for obs, after in pairs]
         is_dict = isinstance(self.observations, dict)
         observations = self._normalize_obs(dict(zip(self.observations, picked, strict=True)) if is_dict else picked[0], env)
         if isinstance(observations, dict):

@@ -232,8 +232,8 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         :param batch_size: sequences per update
         :raises ValueError: a loss is NaN or infinite
         """
-        if self.replay_buffer.size() < self.horizon:
-            return  # no sequence is complete yet
+        if self.replay_buffer.n_sequences == 0:
+            return  # none is complete yet
         if self._n_updates == 0:
             gradient_steps += self.learning_starts if self.pretrain_steps is None else self.pretrain_steps
         self.policy.set_training_mode(True)
@@ -292,9 +292,13 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         finally:
             self.model.critics.requires_grad_(True)
 
-    def _weights_of_steps(self, n: int) -> th.Tensor:
-        """1, rho, rho^2, ..., (n, 1)."""
-        return self.rho ** th.arange(n, device=self.device).unsqueeze(1)
+    def _weights_of_steps(self, valid: th.Tensor) -> th.Tensor:
+        """1, rho, rho^2, ..., and 0 beyond the end of an episode, (n, B)."""
+        return valid * self.rho ** th.arange(len(valid), device=self.device).unsqueeze(1)
+
+    def _weights_of_states(self, valid: th.Tensor) -> th.Tensor:
+        """Of the latent states before and after each of those steps, (n + 1, B)."""
+        return self._weights_of_steps(th.cat([valid[:1], valid]))
 
     def _step_optimizer(self, optimizer: th.optim.Optimizer, loss: th.Tensor, max_grad_norm: float) -> th.Tensor:
         """Returns the norm of the gradient before it is clipped."""
@@ -317,7 +321,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
     def _log_latents(self, batch: SequenceSamples) -> None:
         self.policy.set_training_mode(False)
         reached, predicted = self._encode_later(batch, self.model.encode), self._roll_out(batch)
-        errors = (predicted[1:] - reached).pow(2).mean(dim=(1, 2))
+        errors = (batch.valid * (predicted[1:] - reached).pow(2).mean(dim=2)).sum(dim=1) / batch.valid.sum(dim=1).clamp(min=1)
         for step, error in enumerate(errors.tolist(), start=1):
             self.logger.record(f"latent/error_step_{step}", error)
         self.logger.record("latent/effective_rank", effective_rank(predicted[0]))

@@ -230,7 +230,7 @@ class TDMPC(LatentAlgorithm):
         loss = (batch.weights * loss).mean() / self.horizon + self.termination_coef * losses["termination_loss"]
         grad_norm = self._step_optimizer(self.policy.model_optimizer, loss, self.max_grad_norm)
         self.replay_buffer.update_priorities(batch.indices, td_errors)
-        prior_loss = self._prior_loss(latents.detach())
+        prior_loss = self._prior_loss(latents.detach(), self._weights_of_states(batch.valid))
         self._step_optimizer(self.policy.prior_optimizer, prior_loss, self.max_grad_norm)
         if self._n_updates % self.target_update_interval == 0:
             polyak_update(self.model.online().parameters(), self.model.targets.parameters(), self.tau)
@@ -252,7 +252,7 @@ class TDMPC(LatentAlgorithm):
         with th.no_grad():
             next_latents = self._encode_later(batch, model.encode_targets)
         latents = self._roll_out(batch)
-        weights = self._weights_of_steps(self.horizon)
+        weights = self._weights_of_steps(batch.valid)
         consistency = F.mse_loss(latents[1:], next_latents, reduction="none").mean(dim=-1)
         reward_error = model.reward(latents[:-1], batch.actions) - batch.rewards.squeeze(-1)
         td_error = model.q_values(latents[:-1], batch.actions) - td_targets
@@ -262,17 +262,17 @@ class TDMPC(LatentAlgorithm):
             "consistency_loss": (weights * consistency).sum(dim=0).clamp(max=MAX_LOSS),
             "reward_loss": (weights * reward_error**2).sum(dim=0).clamp(max=MAX_LOSS),
             "value_loss": (weights * td_error**2).sum(dim=(0, 1)).clamp(max=MAX_LOSS),
-            "termination_loss": F.binary_cross_entropy_with_logits(ended, batch.terminated.squeeze(-1)),
+            "termination_loss": F.binary_cross_entropy_with_logits(ended, batch.terminated.squeeze(-1), batch.valid),
         }
         priorities = (weights * td_error.detach().abs()).sum(dim=(0, 1)).clamp(max=MAX_LOSS) + 1e-6
         return losses, priorities, latents
 
-    def _prior_loss(self, latents: th.Tensor) -> th.Tensor:
+    def _prior_loss(self, latents: th.Tensor, weights: th.Tensor) -> th.Tensor:
         """The policy maximises the lower critic."""
         action = self.model.act(latents, self._generator)
         with self._frozen_critics():
             value = self.model.q_values(latents, action).amin(dim=0)
-        return -(self._weights_of_steps(self.horizon + 1) * value).sum(dim=0).mean()
+        return -(weights * value).sum(dim=0).mean()
 
 
 def _check_schedule(name: str, schedule: Any, lowest: float, highest: float) -> None:

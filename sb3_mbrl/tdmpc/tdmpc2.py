@@ -191,7 +191,7 @@ class TDMPC2(LatentAlgorithm):
             + self.termination_coef * losses["termination_loss"]
         )
         grad_norm = self._step_optimizer(self.policy.model_optimizer, loss, self.max_grad_norm)
-        prior_losses = self._prior_losses(latents.detach())
+        prior_losses = self._prior_losses(latents.detach(), self._weights_of_states(batch.valid))
         self._step_optimizer(self.policy.prior_optimizer, prior_losses["prior_loss"], self.max_grad_norm)
         polyak_update(self.model.critics.parameters(), self.model.target_critics.parameters(), self.tau)
         return {"loss": loss, "grad_norm": grad_norm, **losses, **prior_losses}
@@ -210,7 +210,7 @@ class TDMPC2(LatentAlgorithm):
         """Of an open-loop rollout of each sequence, and its latent states (H + 1, B, Z)."""
         model, two_hot = self.model, self.model.two_hot
         latents = self._roll_out(batch)
-        weights = self._weights_of_steps(self.horizon)
+        weights = self._weights_of_steps(batch.valid)
         consistency = F.mse_loss(latents[1:], next_latents, reduction="none").mean(dim=-1)
         reward = two_hot.loss(model.reward_logits(latents[:-1], batch.actions), batch.rewards.squeeze(-1))
         value = two_hot.loss(model.q_logits(latents[:-1], batch.actions), td_targets)
@@ -220,17 +220,16 @@ class TDMPC2(LatentAlgorithm):
             "consistency_loss": (weights * consistency).mean(),
             "reward_loss": (weights * reward).mean(),
             "value_loss": (weights * value).mean(),
-            "termination_loss": F.binary_cross_entropy_with_logits(ended, batch.terminated.squeeze(-1)),
+            "termination_loss": F.binary_cross_entropy_with_logits(ended, batch.terminated.squeeze(-1), batch.valid),
         }
         return losses, latents
 
-    def _prior_losses(self, latents: th.Tensor) -> dict[str, th.Tensor]:
+    def _prior_losses(self, latents: th.Tensor, weights: th.Tensor) -> dict[str, th.Tensor]:
         """The policy prior maximises values, in units of their spread, and entropy."""
         sample = self.model.sample_policy(latents, self._generator)
         with self._frozen_critics():
             values = self.model.two_q_values(latents.flatten(0, 1), sample.action.flatten(0, 1), self._generator).mean(dim=0)
         values = values.view(latents.shape[:2])
         scale = self.model.update_q_scale(values[0].detach())
-        weights = self._weights_of_steps(self.horizon + 1)
         loss = -(weights * (values / scale + self.entropy_coef * sample.scaled_entropy)).mean()
         return {"prior_loss": loss, "prior_entropy": sample.entropy.mean(), "q_scale": scale}

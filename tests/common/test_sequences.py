@@ -63,14 +63,15 @@ class Recorder:
         )
 
     def sequences(self):
-        """The steps of each sequence, by (row, environment)."""
+        """The steps of each sequence, by (row, environment); those at the end of an episode have fewer than ``horizon``."""
         horizon, capacity = self.buffer.horizon, self.buffer.buffer_size
         found = {}
         for env, past in enumerate(self.history):
-            for start in range(max(0, len(past) - capacity), len(past) - horizon + 1):
+            for start in range(max(0, len(past) - capacity), len(past)):
                 steps = past[start : start + horizon]
-                if all(step.ending == ON for step in steps[:-1]):
-                    found[start % capacity, env] = steps
+                end = next((i for i, step in enumerate(steps) if step.ending != ON), len(steps) - 1)
+                if steps[end].ending in (END, LIMIT) or end == horizon - 1:
+                    found[start % capacity, env] = steps[: end + 1]
         return found
 
     def check_starts(self):
@@ -83,12 +84,15 @@ class Recorder:
         sequences = self.sequences()
         for b, start in enumerate(samples.indices.tolist()):
             steps = sequences[divmod(start, self.buffer.n_envs)]
+            missing = self.buffer.horizon - len(steps)
+            assert samples.valid[:, b].tolist() == [1] * len(steps) + [0] * missing
+            steps = steps + [steps[-1]] * missing
             numbers = th.tensor([[float(step.number)] for step in steps])
             th.testing.assert_close(samples.rewards[:, b], numbers)
             th.testing.assert_close(samples.actions[:, b], th.cat([numbers, -numbers], dim=1))
             ended = [[float(step.ending == END)] for step in steps]
             assert samples.terminated[:, b].tolist() == ended
-            expected = observations(self.buffer, [*(step.obs for step in steps), steps[-1].next_obs])
+            expected = observations(self.buffer, [steps[0].obs, *(step.next_obs for step in steps)])
             for ours, theirs in zip(leaves(samples.observations), leaves(expected), strict=True):
                 assert np.array_equal(ours[:, b].numpy(), theirs)
 
@@ -155,6 +159,7 @@ def test_sequences_are_those_that_brute_force_finds(obs_space, alpha, run):
         samples = recorder.buffer.sample(50)
         recorder.check_sample(samples)
         assert samples.rewards.shape == samples.terminated.shape == (horizon, 50, 1)
+        assert samples.valid.shape == (horizon, 50)
 
 
 def test_what_a_sample_is():
@@ -162,6 +167,7 @@ def test_what_a_sample_is():
     assert samples.observations.shape == (4, 7, 2)
     assert samples.actions.shape == (3, 7, 2)
     assert samples.rewards.shape == samples.terminated.shape == (3, 7, 1)
+    assert samples.valid.shape == (3, 7)
     assert samples.indices.shape == samples.weights.shape == (7,)
     tensors = [value for name, value in samples._asdict().items() if name != "indices"]
     assert {tensor.dtype for tensor in tensors} == {th.float32}
@@ -173,22 +179,37 @@ def test_the_last_observation_is_the_terminal_one():
     recorder = recorded(ON, ON, END, ON)
     terminal, first_of_next = recorder.history[0][2].next_obs, recorder.history[0][3].obs
     assert terminal != first_of_next
-    samples = recorder.buffer.sample(5)
+    samples = recorder.buffer.sample(20)
     assert samples.observations[-1, :, 0].unique().tolist() == [terminal]
-    assert samples.terminated[:, 0, 0].tolist() == [0, 0, 1]
+    assert samples.terminated[-1].unique().tolist() == [1]
+
+
+def test_the_end_of_an_episode_comes_at_every_place_of_a_sequence():
+    recorder = recorded(ON, ON, ON, END, ON)
+    assert list(recorder.sequences()) == [(0, 0), (1, 0), (2, 0), (3, 0)]
+    recorder.check_starts()
+    samples = recorder.buffer.sample(50)
+    recorder.check_sample(samples)
+    ends = {start: samples.terminated[:, samples.indices == start, 0].mean(dim=1).tolist() for start in range(4)}
+    assert ends == {0: [0, 0, 0], 1: [0, 0, 1], 2: [0, 1, 1], 3: [1, 1, 1]}
+    valid = {start: samples.valid[:, samples.indices == start].mean(dim=1).tolist() for start in range(4)}
+    assert valid == {0: [1, 1, 1], 1: [1, 1, 1], 2: [1, 1, 0], 3: [1, 0, 0]}
 
 
 def test_a_time_limit_ends_a_sequence_but_not_the_task():
     recorder = recorded(ON, ON, LIMIT, ON, ON)
-    assert list(recorder.sequences()) == [(0, 0)]
+    assert list(recorder.sequences()) == [(0, 0), (1, 0), (2, 0)]
     recorder.check_starts()
-    assert recorder.buffer.sample(5).terminated.sum() == 0
+    samples = recorder.buffer.sample(20)
+    recorder.check_sample(samples)
+    assert samples.terminated.sum() == 0
 
 
 def test_without_timeout_handling_a_time_limit_counts_as_an_end():
     recorder = recorded(ON, ON, LIMIT, ON, ON, handle_timeout_termination=False)
     recorder.check_starts()
-    assert recorder.buffer.sample(5).terminated[:, 0, 0].tolist() == [0, 0, 1]
+    samples = recorder.buffer.sample(20)
+    assert samples.terminated[-1].unique().tolist() == [1]
 
 
 @pytest.mark.parametrize("changed", ["position", "camera"])
@@ -209,7 +230,7 @@ def test_an_episode_ends_even_if_the_next_one_begins_where_it_ended(done, time_l
         ends = step == 2
         infos = [{"TimeLimit.truncated": ends and time_limit}]
         buffer.add(obs, obs, np.zeros((1, 2)), np.zeros(1), np.array([ends and done]), infos)
-    assert np.flatnonzero(buffer.starts).tolist() == [0, 1, 3]
+    assert np.flatnonzero(buffer.starts).tolist() == [0, 1, 2, 3]
 
 
 def test_a_break_of_one_environment_leaves_the_others():
@@ -313,7 +334,7 @@ def assert_drawn_from(counts, probabilities):
 
 
 MANY = [ON] * 12 + [END] + [ON] * 3 + [BREAK] + [ON] * 9
-RARE = ([ON] * 3 + [END] * 9) * 5
+RARE = ([ON] * 3 + [BREAK] * 9) * 5
 
 
 @pytest.mark.parametrize(("endings", "rare"), [(MANY, False), (RARE, True)])
@@ -394,7 +415,7 @@ def test_overwritten_rows_lose_their_priority():
     recorder = prioritized(*[ON] * 5, rows=5, horizon=2, alpha=1.0)
     buffer = recorder.buffer
     buffer.update_priorities(np.arange(4), np.array([1e6, 1.0, 1.0, 1.0]))
-    recorder.add(END)  # over row 0, where no sequence of two can start now
+    recorder.add(ON)  # over row 0, where no sequence of two can start now
     assert buffer.scaled_priorities[:, 0].tolist() == [0, 1, 1, 1, 1e6]
     buffer.update_priorities(np.array([0, 1]), np.array([7.0, 3.0]))  # of a batch from before
     assert buffer.scaled_priorities[:, 0].tolist() == [0, 3, 1, 1, 1e6]
@@ -533,12 +554,11 @@ def check_counting(obs, batch):
     # SB3 calculates terminal observations back from those that VecNormalize has normalised
     episode, step = episode.round(), step.round()
     th.testing.assert_close(episode, episode[:1].expand_as(episode))
-    th.testing.assert_close(step[1:], step[:-1] + 1)
+    th.testing.assert_close(step[1:], step[:-1] + batch.valid)
     th.testing.assert_close(batch.actions[..., 0], action[1:] / 2, rtol=1e-4, atol=1e-4)
     terminated = (episode[1:] % 2 == 0) & (step[1:] == 5)
     assert th.equal(batch.terminated[..., 0], terminated.float())
-    assert terminated[-1].any()
-    assert not terminated[:-1].any()
+    assert terminated.any(dim=1).all()
     assert step.max() == 7  # time limits are among them
 
 
@@ -575,7 +595,7 @@ def test_learning_again_starts_a_new_sequence():
     # Episodes of 7, 5 and 7 steps, three steps of one that the end of the first learn() cuts, and one of 7 steps
     buffer = learn_sequences(Counting, SequenceReplayBuffer, n_envs=1, learns=(22, 7)).replay_buffer
     assert buffer.dones[:29, 0].nonzero()[0].tolist() == [6, 11, 18, 28]
-    assert np.flatnonzero(buffer.starts).tolist() == [0, 1, 2, 3, 7, 8, 12, 13, 14, 15, 22, 23, 24, 25]
+    assert np.flatnonzero(buffer.starts).tolist() == [*range(19), *range(22, 29)]
 
 
 # ---------------------------------------------------------------- errors
@@ -599,11 +619,11 @@ def test_what_cannot_be_is_refused(obs_space, kwargs, message):
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6])
-@pytest.mark.parametrize("endings", [[], [ON] * 2, [ON, END] * 9])
+@pytest.mark.parametrize("endings", [[], [ON] * 2, [ON, BREAK] * 9])
 def test_nothing_to_sample_is_an_error_that_says_why(alpha, endings):
     buffer = recorded(*endings, priority_exponent=alpha).buffer
     assert buffer.n_sequences == 0
     with pytest.raises(
-        ValueError, match=f"no sequence of horizon=3 .* stored are {buffer.size()} transitions .* Collect more"
+        ValueError, match=f"no sequence of horizon=3 .* no episode that ended; stored are {buffer.size()} .* Collect more"
     ):
         buffer.sample(4)

@@ -225,6 +225,7 @@ def batch():
         actions=2 * th.rand(H, B, A, generator=noise) - 1,
         rewards=3 * th.randn(H, B, 1, generator=noise),
         terminated=(th.rand(H, B, 1, generator=noise) < 0.3).float(),
+        valid=th.cat([th.ones(1, B), (th.rand(H - 1, B, generator=noise) < 0.8).float()]).cumprod(dim=0),
         indices=np.arange(B),
         weights=th.rand(B, generator=noise) + 0.1,
     )
@@ -329,21 +330,22 @@ def losses_of_tdmpc2(algorithm, batch, targets):
     z = plain(model.encoder, batch.observations[0])
     latents, losses = [z], dict.fromkeys(["consistency_loss", "reward_loss", "value_loss", "termination_loss"], 0)
     for t in range(H):
-        pair, weight = join(z, batch.actions[t]), 0.7**t
-        losses["reward_loss"] += weight * cross_entropy(plain(model.reward_head, pair), batch.rewards[t, :, 0]).mean() / H
+        pair, weight = join(z, batch.actions[t]), 0.7**t * batch.valid[t]
+        losses["reward_loss"] += (weight * cross_entropy(plain(model.reward_head, pair), batch.rewards[t, :, 0])).mean() / H
         for critic in model.critics:
-            losses["value_loss"] += weight * cross_entropy(plain(critic, pair), targets[t]).mean() / (H * 3)
+            losses["value_loss"] += (weight * cross_entropy(plain(critic, pair), targets[t])).mean() / (H * 3)
         z = plain(model.dynamics, pair)
         latents.append(z)
         reached = plain(model.encoder, batch.observations[t + 1]).detach()
-        losses["consistency_loss"] += weight * ((z - reached) ** 2).mean() / H
+        losses["consistency_loss"] += (weight * ((z - reached) ** 2).mean(dim=1)).mean() / H
         probability = th.sigmoid(plain(model.termination_head, z)[:, 0])
         ended = batch.terminated[t, :, 0]
-        losses["termination_loss"] += -(ended * probability.log() + (1 - ended) * (1 - probability).log()).mean() / H
+        entropy = -(ended * probability.log() + (1 - ended) * (1 - probability).log())
+        losses["termination_loss"] += (batch.valid[t] * entropy).mean() / H
     return losses, latents
 
 
-def prior_loss_of_tdmpc2(algorithm, latents, noise):
+def prior_loss_of_tdmpc2(algorithm, latents, valid, noise):
     model, loss = algorithm.model, 0
     draws = th.randn(H + 1, B, A, generator=noise)
     pair = th.rand(1, 3, generator=noise).topk(2).indices[0].tolist()
@@ -354,7 +356,9 @@ def prior_loss_of_tdmpc2(algorithm, latents, noise):
         if t == 0:
             spread = np.percentile(value.detach().double().numpy(), 95) - np.percentile(value.detach().double().numpy(), 5)
             scale = 0.99 * 1 + 0.01 * max(spread, 1)
-        loss += -(0.7**t) * (value / scale + 1e-4 * -A * gaussian).mean() / (H + 1)
+        # A state counts if the transition that led to it does
+        counts = valid[max(t - 1, 0)]
+        loss += -(0.7**t) * (counts * (value / scale + 1e-4 * -A * gaussian)).mean() / (H + 1)
     return loss, scale
 
 
@@ -368,7 +372,7 @@ def test_an_update_of_tdmpc2(tdmpc2, batch, monkeypatch):
         assert_close(logged[name], expected)
     total = 20 * losses["consistency_loss"] + 0.1 * losses["reward_loss"] + 0.1 * losses["value_loss"]
     total = total + losses["termination_loss"]
-    prior, scale = prior_loss_of_tdmpc2(tdmpc2, latents, noise)
+    prior, scale = prior_loss_of_tdmpc2(tdmpc2, latents, batch.valid, noise)
     (model_loss, model_gradients, model_norm), (prior_loss, prior_gradients, prior_norm) = seen
     assert_close(model_loss, total)
     assert_gradients(model_gradients, total, parameters_of(tdmpc2.policy.model_optimizer))
@@ -382,7 +386,7 @@ def test_the_prior_moves_nothing_but_itself(tdmpc2, batch, monkeypatch):
     captured(tdmpc2, monkeypatch)
     tdmpc2._update(batch)
     before = [parameter.grad.clone() for parameter in parameters_of(tdmpc2.policy.model_optimizer)]
-    tdmpc2._prior_losses(th.randn(H + 1, B, Z))["prior_loss"].backward()
+    tdmpc2._prior_losses(th.randn(H + 1, B, Z), th.ones(H + 1, B))["prior_loss"].backward()
     for old, parameter in zip(before, parameters_of(tdmpc2.policy.model_optimizer), strict=True):
         assert th.equal(old, parameter.grad)
     assert all(parameter.requires_grad for parameter in tdmpc2.model.critics.parameters())
@@ -451,7 +455,7 @@ def test_an_update_of_tdmpc(tdmpc, batch, monkeypatch, reward_scale):
     z = plain(model.encoder, batch.observations[0])
     latents = [z]
     for t in range(H):
-        pair, weight = join(z, batch.actions[t]), 0.7**t
+        pair, weight = join(z, batch.actions[t]), 0.7**t * batch.valid[t]
         reward = reward + weight * (plain(model.reward_head, pair)[:, 0] - batch.rewards[t, :, 0]) ** 2
         for critic in model.critics:
             error = plain(critic, pair)[:, 0] - targets[t]
@@ -461,13 +465,15 @@ def test_an_update_of_tdmpc(tdmpc, batch, monkeypatch, reward_scale):
         reached = plain(model.targets[1], batch.observations[t + 1])
         consistency = consistency + weight * ((z - reached) ** 2).mean(dim=1)
         ended = batch.terminated[t, :, 0]
-        termination += F.binary_cross_entropy_with_logits(plain(model.termination_head, z)[:, 0], ended) / H
+        logit = plain(model.termination_head, z)[:, 0]
+        termination += F.binary_cross_entropy_with_logits(logit, ended, weight=batch.valid[t]) / H
     cut = [each.clamp(max=1e4) for each in (consistency, reward, value)]
     total = (batch.weights * (2 * cut[0] + 0.5 * cut[1] + 0.1 * cut[2])).mean() / H + termination
     draws, prior = th.randn(H + 1, B, A, generator=noise), 0
     for t, z in enumerate(latents):
         pair = join(z.detach(), noisy_action(model, z.detach(), draws[t]))
-        prior += -(0.7**t) * th.minimum(*[plain(critic, pair)[:, 0] for critic in model.critics]).mean()
+        value = th.minimum(*[plain(critic, pair)[:, 0] for critic in model.critics])
+        prior += -(0.7**t) * (batch.valid[max(t - 1, 0)] * value).mean()
 
     tdmpc._update(batch)
     (model_loss, model_gradients, model_norm), (prior_loss, prior_gradients, prior_norm) = seen
