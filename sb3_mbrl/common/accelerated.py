@@ -13,16 +13,15 @@ from sb3_mbrl.common import onednn
 
 PRECISIONS: dict[str, th.dtype] = {"float32": th.float32, "bfloat16": th.bfloat16}
 
-ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh"}
-"""Those whose derivative follows from their value, by oneDNN's names."""
+ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.SiLU: "silu"}
 
 
 @contextmanager
 def accelerated(module: nn.Module, precision: str = "float32") -> Iterator[None]:
     """
-    Within the context oneDNN computes the linear layers of a module, those in one ``nn.Sequential`` with ReLU or tanh between
-    as one operation. Parameters, their names and all results stay what they are, up to rounding. Where oneDNN cannot help
-    (GPUs, other types than float32), layers compute as ever.
+    Within the context oneDNN computes the linear layers of a module, those in one ``nn.Sequential`` with ReLU, tanh or
+    SiLU between as one operation. Parameters, their names and all results stay what they are, up to rounding. Where
+    oneDNN cannot help (GPUs, other types than float32), layers compute as ever.
 
     :param module: a policy, whose layers change their class for that time, and nothing else
     :param precision: ``"bfloat16"`` computes products between hidden layers in it. Inputs and outputs, which may be of any
@@ -96,7 +95,7 @@ class MLP(nn.Sequential):
         dtypes = [self.hidden_dtype if 0 < i < len(activations) else th.float32 for i in range(len(linear))]
         if input.dim() == 2 and onednn.fits(input, *parameters):
             names = [ACTIVATIONS[type(activation)] for activation in activations]
-            return _Perceptron.apply(input, dtypes, names, *parameters)  # type: ignore[no-any-return]
+            return perceptron(input, parameters, names, dtypes)
         for layer, dtype, activation in zip_longest(linear, dtypes, activations):
             input = F.linear(input.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype))
             input = input if activation is None else activation(input)
@@ -109,40 +108,63 @@ class HalfMLP(MLP):
     hidden_dtype = th.bfloat16
 
 
+def perceptron(
+    x: th.Tensor, parameters: Sequence[th.Tensor], activations: Sequence[str], dtypes: Sequence[th.dtype] | None = None
+) -> th.Tensor:
+    """
+    Linear layers and activations as one operation of oneDNN, with gradients.
+
+    :param x: (B, n_in), float32
+    :param parameters: weight (n_out, n_in) and bias (n_out,) of each layer in turn
+    :param activations: keys of ``DERIVATIVES``, after each layer; after the last one perhaps none
+    :param dtypes: of each layer's product; None: float32
+    :return: (B, n_out), float32
+    """
+    dtypes = dtypes or [th.float32] * (len(parameters) // 2)
+    return _Perceptron.apply(x, dtypes, activations, *parameters)  # type: ignore[no-any-return]
+
+
+DERIVATIVES: dict[str, Callable[[th.Tensor, th.Tensor], th.Tensor]] = {
+    "relu": lambda gradient, value: th.ops.aten.threshold_backward(gradient, value, 0),
+    "tanh": th.ops.aten.tanh_backward,
+    "silu": th.ops.aten.silu_backward,
+}
+"""Of an activation, from its value; of SiLU, which oneDNN does not fuse with a product here, from its argument."""
+
+
 class _Perceptron(th.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: th.Tensor, dtypes: Sequence[th.dtype], activations: Sequence[str], *parameters: th.Tensor
     ) -> th.Tensor:
-        inputs, weights = [], []
+        inputs, weights, sources = [], [], []
         for dtype, weight, bias, activation in zip_longest(dtypes, parameters[::2], parameters[1::2], activations):
             inputs.append(x.to(dtype))
             weights.append(weight.to(dtype))
-            x = onednn.product(inputs[-1], weights[-1], bias.to(dtype), activation or "none")
+            fused = activation if activation in ("relu", "tanh") else "none"
+            x = onednn.product(inputs[-1], weights[-1], bias.to(dtype), fused)
+            if activation is not None:
+                sources.append(x)
+            if activation == "silu":
+                x = F.silu(x)
         ctx.activations = activations
-        ctx.save_for_backward(*weights, *inputs, x)
+        ctx.save_for_backward(*weights, *inputs, *sources)
         return x.float()
 
     @staticmethod
     def backward(ctx: Any, *gradients: th.Tensor) -> tuple[th.Tensor | None, ...]:  # type: ignore[override]
-        n = len(ctx.saved_tensors) // 2
-        weights, values = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
         needs_x, _, _, *needs = ctx.needs_input_grad
+        n = len(needs) // 2
+        weights, inputs, sources = ctx.saved_tensors[:n], ctx.saved_tensors[n : 2 * n], ctx.saved_tensors[2 * n :]
         gradient = gradients[0]
         of_parameters: list[th.Tensor | None] = []
         for i in reversed(range(n)):
             gradient = gradient.to(weights[i].dtype)
-            if i < len(ctx.activations):
-                gradient = _DERIVATIVES[ctx.activations[i]](gradient, values[i + 1].to(gradient.dtype))
+            if i < len(sources):
+                gradient = DERIVATIVES[ctx.activations[i]](gradient, sources[i])
             bias = gradient.sum(dim=0, dtype=th.float32) if needs[2 * i + 1] else None
-            weight = onednn.product(gradient.t(), values[i].t()).float() if needs[2 * i] else None
+            weight = onednn.product(gradient.t(), inputs[i].t()).float() if needs[2 * i] else None
             of_parameters = [weight, bias, *of_parameters]
             if i > 0 or needs_x:
                 gradient = onednn.product(gradient, weights[i].t())
         return gradient if needs_x else None, None, None, *of_parameters
-
-
-_DERIVATIVES: dict[str, Callable[[th.Tensor, th.Tensor], th.Tensor]] = {
-    "relu": lambda gradient, value: th.ops.aten.threshold_backward(gradient, value, 0),
-    "tanh": th.ops.aten.tanh_backward,
-}

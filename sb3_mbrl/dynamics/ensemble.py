@@ -17,6 +17,7 @@ from stable_baselines3.common.utils import get_device
 from torch import nn
 
 from sb3_mbrl.common import onednn
+from sb3_mbrl.common.accelerated import DERIVATIVES, perceptron
 from sb3_mbrl.common.actions import action_bounds, action_dim
 from sb3_mbrl.common.files import write_atomically
 from sb3_mbrl.common.random import Generators, randint, randn
@@ -221,10 +222,19 @@ class ProbabilisticEnsemble(nn.Module):
         :param inputs: normalised observation and action, (members, B, O + A)
         :return: mean and log-variance of the normalised change of the observation and reward, (members, B, O + 1) each
         """
+        if inputs.shape[1] >= PADDING and onednn.fits(inputs, self.weights[0]) and self.activation in DERIVATIVES:
+            return self._split_head(th.stack(self._forward_each(inputs)))
         hidden = inputs
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             hidden = ACTIVATIONS[self.activation](th.baddbmm(bias, hidden, weight))
         return self._split_head(th.baddbmm(self.biases[-1], hidden, self.weights[-1]))
+
+    def _forward_each(self, inputs: th.Tensor) -> list[th.Tensor]:
+        """What the last layer gives, of each member, by oneDNN."""
+        layers = zip(self.weights, self.biases, strict=True)
+        parameters = [each.unbind() for weight, bias in layers for each in (weight.mT, bias.squeeze(1))]
+        activations = [self.activation] * (len(self.weights) - 1)
+        return [perceptron(rows, member, activations) for rows, *member in zip(inputs, *parameters, strict=True)]
 
     def _forward_rows(self, inputs: th.Tensor, members: th.Tensor) -> th.Tensor:
         """

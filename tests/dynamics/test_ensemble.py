@@ -89,14 +89,30 @@ def reference_step(model, obs, action, member, noise):
     return obs + output[:-1], output[-1]
 
 
-def test_forward_is_the_papers_network_for_each_member():
+@pytest.mark.parametrize("n_rows", [7, 100])  # PyTorch's product and oneDNN's
+def test_forward_is_the_papers_network_for_each_member(n_rows):
     model = shaken()
-    x = th.randn(3, 7, OBS_DIM + ACTION_DIM, generator=seeded(2))
+    x = th.randn(3, n_rows, OBS_DIM + ACTION_DIM, generator=seeded(2))
     mean, logvar = model(x)
     for member in range(3):
         expected = reference_member(model, member, x[member].double().numpy())
         np.testing.assert_allclose(mean[member].detach(), expected[0], atol=1e-5)
         np.testing.assert_allclose(logvar[member].detach(), expected[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["silu", "relu", "tanh", "elu"])
+@pytest.mark.parametrize("probabilistic", [True, False])
+def test_gradients_by_onednn_are_pytorchs(monkeypatch, activation, probabilistic):
+    x, y = (th.randn(3, 100, dim, generator=seeded(dim)) for dim in (OBS_DIM + ACTION_DIM, OBS_DIM + 1))
+
+    def gradients(available):
+        monkeypatch.setattr(onednn, "AVAILABLE", available)
+        model = shaken(activation=activation, probabilistic=probabilistic)
+        model.loss(x, y).backward()
+        return [parameter.grad for group in model.optimizer.param_groups for parameter in group["params"]]
+
+    for ours, pytorchs in zip(gradients(onednn.AVAILABLE), gradients(False), strict=True):
+        th.testing.assert_close(ours, pytorchs, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("nll_beta", [0.0, 0.5, 1.0])
