@@ -3,7 +3,8 @@ Time a peer library on the work that this library does.
 
 This script runs under the *peer's* Python, not ours: it imports nothing from this repository. The peers so far are
 mbrl-lib 0.2.0, whose ``mbrl.algorithms.mbpo.train`` is run on Gymnasium's Hopper-v5 at the settings of the MBPO paper and
-whose ``mbrl.planning`` is timed per action, and pytorch_mppi 0.9.1, which plans in mbrl-lib's model.
+whose ``mbrl.planning`` is timed per action, pytorch_mppi 0.9.1, which plans in mbrl-lib's model, and SBX 0.28.0, whose SAC
+is compiled by JAX.
 
 Set up its environment from published packages (``--no-deps`` because mbrl-lib pins a Gymnasium, a Hydra and an OmegaConf
 that do not go with the others)::
@@ -15,6 +16,11 @@ that do not go with the others)::
         pytorch-seed==0.2.0
     /path/to/peer/bin/pip install scipy==1.17.1
 
+For SBX, one of its own::
+
+    /path/to/sbx/bin/pip install torch==2.13.0 numpy==2.4.6 gymnasium==1.4.0 mujoco==4.0.0 imageio==2.38.1 packaging==26.3 \
+        sbx-rl==0.28.0
+
 Then measure the training loop, its two components alone, imagined steps, or planning::
 
     /path/to/peer/bin/python benchmarks/peers.py mbrl-lib --env Hopper-v5 --random-steps 5000 --steps 1000 --threads 2
@@ -22,6 +28,7 @@ Then measure the training loop, its two components alone, imagined steps, or pla
     /path/to/peer/bin/python benchmarks/peers.py mbrl-lib --imagine 1024 --threads 2
     /path/to/peer/bin/python benchmarks/peers.py mbrl-lib --planner cem --threads 2
     /path/to/peer/bin/python benchmarks/peers.py pytorch_mppi --planner mppi --threads 2
+    /path/to/sbx/bin/python benchmarks/peers.py sbx --component --threads 1
 
 The last line on standard output is a JSON object; everything the peer prints goes to standard error. The shims without
 which mbrl-lib does not start on this stack are described in ``benchmarks/README.md`` and written in
@@ -48,7 +55,10 @@ from typing import Any
 OVERRIDES = {"Hopper-v5": "mbpo_hopper"}
 """The Gymnasium environments that can be measured, with mbrl-lib's own file of settings for each."""
 
-PACKAGES = ("mbrl", "torch", "numpy", "gymnasium", "mujoco", "hydra-core", "omegaconf", "pytorch_mppi", "scipy")
+PACKAGES = (
+    *("mbrl", "torch", "numpy", "gymnasium", "mujoco", "hydra-core", "omegaconf", "pytorch_mppi", "scipy"),
+    *("sbx-rl", "jax", "flax"),
+)
 
 PROPAGATIONS = {"tsinf": "fixed_model", "ts1": "random_model"}
 """Names of ``benchmarks/planning_cost.py``, and mbrl-lib's."""
@@ -363,6 +373,34 @@ def time_components(env: str, seed: int, threads: int, epochs: int = 10, updates
     }
 
 
+def time_sbx(env: str, seed: int, threads: int, updates: int = 20) -> dict[str, Any]:
+    """
+    Time one update of SBX's SAC, on random numbers of the shapes of ``env``. A call of its ``train`` is one compiled program.
+
+    :param env: Gymnasium id
+    :param seed: seed of everything
+    :param threads: processor cores that JAX, whose threads cannot be counted, may use
+    :param updates: in each call of ``train``
+    :return: the measurement, median of fifteen calls
+    """
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    np: Any = importlib.import_module("numpy")
+    sac: Any = importlib.import_module("sbx").SAC
+    model = sac("MlpPolicy", env, seed=seed)
+    model._setup_learn(1)
+    rng = np.random.default_rng(seed)
+    obs_shape, action_shape = model.observation_space.shape, model.action_space.shape
+    for _ in range(5_000):
+        obs, next_obs = rng.normal(size=(2, 1, *obs_shape))
+        action = rng.uniform(-1, 1, size=(1, *action_shape))
+        model.replay_buffer.add(obs, next_obs, action, rng.normal(size=1), np.zeros(1), [{}])
+    ends = [0.0]
+    for _ in range(18):  # compiled in the first one
+        model.train(updates, 256)
+        ends.append(time.perf_counter())
+    return {"measured": "component", "env": env, "seed": seed, "seconds_per_sac_update": median_step(ends[3:]) / updates}
+
+
 def peer_model(sizes: argparse.Namespace) -> Any:
     """
     mbrl-lib's Gaussian ensemble in the wrapper that its planners step, with initial weights.
@@ -555,7 +593,7 @@ def main() -> None:
     Measure what the command line asks for and print it.
     """
     parser = argparse.ArgumentParser(description="Time a peer library (run under the peer's own Python).")
-    parser.add_argument("peer", choices=["mbrl-lib", "pytorch_mppi"])
+    parser.add_argument("peer", choices=["mbrl-lib", "pytorch_mppi", "sbx"])
     parser.add_argument("--env", choices=sorted(OVERRIDES), default="Hopper-v5")
     parser.add_argument("--random-steps", type=int, default=5000, help="uniformly random steps first, not timed")
     parser.add_argument("--steps", type=int, default=1000, help="training steps: up to 1000, or a multiple of 1000")
@@ -573,6 +611,9 @@ def main() -> None:
     if args.peer == "pytorch_mppi" and args.planner != "mppi":
         parser.error("pytorch_mppi has one planner: --planner mppi")
 
+    if args.peer == "sbx" and not args.component:
+        parser.error("of sbx nothing but its update is timed: --component")
+
     # before NumPy and PyTorch are imported, which happens no earlier than in the functions called below
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(args.threads)
@@ -580,6 +621,8 @@ def main() -> None:
         measured = time_planning(args)
     elif args.imagine:
         measured = time_imagination(args.imagine, 300, args.seed, args.threads)
+    elif args.peer == "sbx":
+        measured = time_sbx(args.env, args.seed, args.threads)
     elif args.component:
         measured = time_components(args.env, args.seed, args.threads)
     else:

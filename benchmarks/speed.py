@@ -1,0 +1,148 @@
+"""
+What one update and one epoch of the model cost, beside other libraries, in turns.
+
+    python -m benchmarks.speed --threads 1 --rounds 5 --mbrl-lib /path/to/peer/bin/python --sbx /path/to/sbx/bin/python
+
+Each measurement is a process of its own: A B C, A B C, ... Quote the ratios, and leave the machine alone meanwhile. The peers
+run under their own Python (``benchmarks/README.md``); without one, ours is compared with Stable-Baselines3 alone.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from stable_baselines3 import SAC
+
+from sb3_mbrl import MBPO
+from sb3_mbrl.common.types import Transitions
+from sb3_mbrl.dynamics import ProbabilisticEnsemble
+from sb3_mbrl.zoo import load_hyperparams
+
+ENV_ID = "Hopper-v5"
+FIT_ROWS = 8_000
+VALIDATION_RATIO = 0.2
+IMAGINED_ROWS = 400_000
+UPDATES = 20
+"""Per environment step, as MBPO makes them on Hopper."""
+
+
+def random_transitions(env: gym.Env, n: int) -> Transitions:
+    """Random numbers of its shapes."""
+    generator = th.Generator().manual_seed(0)
+    obs, next_obs = (th.randn(n, *env.observation_space.shape, generator=generator) for _ in range(2))  # type: ignore[misc]
+    action = 2 * th.rand(n, *env.action_space.shape, generator=generator) - 1  # type: ignore[misc]
+    return Transitions(obs, action, next_obs, th.randn(n, generator=generator), th.zeros(n, dtype=th.bool))
+
+
+def with_data(model: SAC) -> SAC:
+    """Its buffers filled, so that nothing but ``train`` remains to be done."""
+    rows = random_transitions(model.get_env().envs[0], 5_000)  # type: ignore[union-attr]
+    model._setup_learn(1)
+    assert model.replay_buffer is not None
+    columns = (rows.observations, rows.next_observations, rows.actions, rows.rewards, rows.terminated)
+    for transition in zip(*(column.numpy() for column in columns), strict=True):
+        model.replay_buffer.add(*(np.asarray(each)[np.newaxis] for each in transition), [{}])
+    if isinstance(model, MBPO):
+        model.model_buffer.add(random_transitions(model.get_env().envs[0], IMAGINED_ROWS))  # type: ignore[union-attr]
+        model.num_timesteps = model._last_fit_timestep = model.learning_starts  # no fit is due
+    return model
+
+
+def time_updates(model: SAC) -> float:
+    """Seconds of one update, median of fifteen calls of ``train``."""
+    seconds = []
+    for _ in range(18):
+        start = time.perf_counter()
+        model.train(UPDATES, batch_size=256)
+        seconds.append((time.perf_counter() - start) / UPDATES)
+    return statistics.median(seconds[3:])
+
+
+def mbpo(precision: str) -> float:
+    hyperparams = load_hyperparams("mbpo", ENV_ID)
+    return time_updates(with_data(MBPO(env=ENV_ID, device="cpu", seed=0, precision=precision, **hyperparams)))
+
+
+def epoch() -> float:
+    """Seconds of an epoch of the fit, validation included."""
+    env, moments = gym.make(ENV_ID), []
+    model = ProbabilisticEnsemble(env.observation_space, env.action_space)
+    model.fit(
+        random_transitions(env, int(FIT_ROWS / (1 - VALIDATION_RATIO))),
+        max_epochs=11,
+        patience=100,
+        on_epoch=lambda *_: moments.append(time.perf_counter()),
+    )
+    return statistics.median(np.diff(moments).tolist())
+
+
+MEASUREMENTS: dict[str, dict[str, Callable[[], float]]] = {
+    "update": {
+        "Stable-Baselines3": lambda: time_updates(with_data(SAC("MlpPolicy", ENV_ID, device="cpu", seed=0))),
+        "sb3_mbrl": lambda: mbpo("float32"),
+        "sb3_mbrl, bfloat16": lambda: mbpo("bfloat16"),
+    },
+    "epoch": {"sb3_mbrl": epoch},
+}
+REFERENCE = {"update": "Stable-Baselines3", "epoch": "mbrl-lib"}
+PEERS = {
+    "mbrl-lib": {"update": "seconds_per_sac_update", "epoch": "seconds_per_fit_epoch"},
+    "sbx": {"update": "seconds_per_sac_update"},
+}
+"""What ``peers.py --component`` prints of each."""
+
+
+def in_a_process(command: list[str], threads: int) -> dict[str, float]:
+    """What it prints last, which is JSON."""
+    limits = dict.fromkeys(["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"], str(threads))
+    done = subprocess.run(command, env=os.environ | limits, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def one_round(peers: dict[str, str], threads: int) -> dict[tuple[str, str], float]:
+    """Seconds by what is measured and whose it is."""
+    seconds = {}
+    for what, contenders in MEASUREMENTS.items():
+        for name in contenders:
+            own = [sys.executable, "-m", "benchmarks.speed", "--threads", str(threads), "--only", what, name]
+            seconds[what, name] = in_a_process(own, threads)["seconds"]
+    for name, python in peers.items():
+        script = str(pathlib.Path(__file__).with_name("peers.py"))
+        measured = in_a_process([python, script, name, "--component", "--threads", str(threads)], threads)
+        seconds |= {(what, name): measured[key] for what, key in PEERS[name].items()}
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    for name in PEERS:
+        parser.add_argument(f"--{name}", metavar="PYTHON", help="the interpreter of its environment")
+    parser.add_argument("--only", nargs=2, metavar=("WHAT", "WHOSE"), help="this measurement, in this process")
+    args = parser.parse_args()
+    th.set_num_threads(args.threads)
+    if args.only:
+        what, whose = args.only
+        print(json.dumps({"seconds": MEASUREMENTS[what][whose]()}))
+        return
+    peers = {name: getattr(args, name.replace("-", "_")) for name in PEERS}
+    rounds = [one_round({name: python for name, python in peers.items() if python}, args.threads) for _ in range(args.rounds)]
+    print(f"{args.threads} threads, {args.rounds} rounds: milliseconds of each round, and ratio of the medians")
+    for what, name in rounds[0]:
+        of_rounds, reference = ([each.get((what, who), np.nan) for each in rounds] for who in (name, REFERENCE[what]))
+        ratio = statistics.median(of_rounds) / statistics.median(reference)
+        print(f"{what:7} {name:20} {ratio:5.2f}   " + " ".join(f"{1000 * value:.1f}" for value in of_rounds))
+
+
+if __name__ == "__main__":
+    main()
