@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, ClassVar
 
@@ -63,13 +64,16 @@ def _faster(module: nn.Module, precision: str) -> type[nn.Module] | None:
     # Not isinstance: subclasses may compute something else
     if type(module) is nn.Linear and module.bias is not None:
         return onednn.Linear
-    if type(module) is nn.Sequential and _is_perceptron(list(module)):
+    if type(module) is nn.Sequential and is_perceptron(list(module)):
         return MLP if precision == "float32" else HalfMLP
     return None
 
 
-def _is_perceptron(layers: list[nn.Module]) -> bool:
-    """Linear layers, each followed by an activation, the last one perhaps not."""
+def is_perceptron(layers: list[nn.Module]) -> bool:
+    """
+    :param layers: of a network
+    :return: whether these are linear layers, each followed by an activation, the last one perhaps not
+    """
     linear, between = layers[::2], layers[1::2]
     return (
         len(layers) > 1
@@ -88,15 +92,12 @@ class MLP(nn.Sequential):
         :param input: (B, n_in)
         :return: (B, n_out)
         """
-        layers: list[Any] = list(self)
-        linear, activations = layers[::2], layers[1::2]
+        linear: list[Any] = list(self)[::2]
+        layout = Layout.of(len(linear), [ACTIVATIONS[type(each)] for each in list(self)[1::2]], self.hidden_dtype)
         parameters = [parameter for layer in linear for parameter in (layer.weight, layer.bias)]
-        # The inputs and the outputs, or the features of the heads behind, are of any magnitude
-        dtypes = [self.hidden_dtype if 0 < i < len(activations) else th.float32 for i in range(len(linear))]
         if input.dim() == 2 and onednn.fits(input, *parameters):
-            names = [ACTIVATIONS[type(activation)] for activation in activations]
-            return perceptron(input, parameters, names, dtypes)
-        for layer, dtype, activation in zip_longest(linear, dtypes, activations):
+            return perceptron(input, parameters, layout)
+        for layer, dtype, activation in zip_longest(linear, layout.dtypes, list(self)[1::2]):
             input = F.linear(input.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype))
             input = input if activation is None else activation(input)
         return input.float()
@@ -108,63 +109,134 @@ class HalfMLP(MLP):
     hidden_dtype = th.bfloat16
 
 
-def perceptron(
-    x: th.Tensor, parameters: Sequence[th.Tensor], activations: Sequence[str], dtypes: Sequence[th.dtype] | None = None
-) -> th.Tensor:
+def perceptron(x: th.Tensor, parameters: Sequence[th.Tensor], layout: "Layout") -> th.Tensor:
     """
-    Linear layers and activations as one operation of oneDNN, with gradients.
+    Linear layers and activations as one operation, with gradients.
 
     :param x: (B, n_in), float32
     :param parameters: weight (n_out, n_in) and bias (n_out,) of each layer in turn
-    :param activations: keys of ``DERIVATIVES``, after each layer; after the last one perhaps none
-    :param dtypes: of each layer's product; None: float32
+    :param layout: of the layers
     :return: (B, n_out), float32
     """
-    dtypes = dtypes or [th.float32] * (len(parameters) // 2)
-    return _Perceptron.apply(x, dtypes, activations, *parameters)  # type: ignore[no-any-return]
+    return _Perceptron.apply(x, layout, *parameters)  # type: ignore[no-any-return]
 
+
+@dataclass(frozen=True)
+class Layout:
+    """
+    :param activations: keys of ``DERIVATIVES``, one after each layer; after the last one perhaps none
+    :param dtypes: of the layers' products
+    """
+
+    activations: tuple[str, ...]
+    dtypes: tuple[th.dtype, ...]
+
+    @classmethod
+    def of(cls, n_layers: int, activations: Sequence[str], hidden: th.dtype = th.float32) -> "Layout":
+        """
+        :param n_layers: linear ones
+        :param activations: after them
+        :param hidden: of the products between hidden layers. The inputs and the outputs, or the features of the heads behind,
+            may be of any magnitude: float32
+        """
+        dtypes = [hidden if 0 < i < len(activations) else th.float32 for i in range(n_layers)]
+        return cls(tuple(activations), tuple(dtypes))
+
+
+@dataclass(frozen=True)
+class Trace:
+    """
+    What the derivatives of a pass through a perceptron follow from.
+
+    :param layout: of its layers
+    :param inputs: of each layer, (B, n_in)
+    :param weights: of each layer, (n_out, n_in)
+    :param sources: for ``DERIVATIVES``, of each activation, (B, n_out)
+    """
+
+    layout: Layout
+    inputs: Sequence[th.Tensor]
+    weights: Sequence[th.Tensor]
+    sources: Sequence[th.Tensor]
+
+    def __getitem__(self, rows: slice) -> "Trace":
+        """
+        :param rows: of the batch
+        :return: what the derivatives of these rows follow from
+        """
+        inputs, sources = ([each[rows] for each in tensors] for tensors in (self.inputs, self.sources))
+        return Trace(self.layout, inputs, self.weights, sources)
+
+
+def forward(x: th.Tensor, parameters: Sequence[th.Tensor], layout: Layout) -> tuple[th.Tensor, Trace]:
+    """
+    :param x: (B, n_in), float32
+    :param parameters: weight (n_out, n_in) and bias (n_out,) of each layer in turn
+    :param layout: of the layers
+    :return: (B, n_out), float32, without a gradient; and what :func:`backward` needs
+    """
+    inputs, weights, sources = [], [], []
+    for dtype, weight, bias, activation in zip_longest(layout.dtypes, parameters[::2], parameters[1::2], layout.activations):
+        inputs.append(x.to(dtype))
+        weights.append(weight.to(dtype))
+        fused = activation if activation in FUSED else "none"
+        x = onednn.product(inputs[-1], weights[-1], bias.to(dtype), fused)
+        if activation is not None:
+            sources.append(x)
+        if activation == "silu":
+            x = F.silu(x)
+    return x.float(), Trace(layout, inputs, weights, sources)
+
+
+def backward(
+    trace: Trace, gradient: th.Tensor, of_input: bool = True, of_parameters: Sequence[bool] | None = None
+) -> tuple[th.Tensor | None, list[th.Tensor | None]]:
+    """
+    :param trace: of the forward pass
+    :param gradient: in its output, (B, n_out)
+    :param of_input: whether its input has one
+    :param of_parameters: which parameters have one; None: all
+    :return: gradients in the input, (B, n_in), and in the parameters
+    """
+    n = len(trace.inputs)
+    needed = [True] * (2 * n) if of_parameters is None else of_parameters
+    gradients: list[th.Tensor | None] = [None] * (2 * n)
+    for i in reversed(range(n)):
+        gradient = gradient.to(trace.weights[i].dtype)
+        if i < len(trace.sources):
+            gradient = DERIVATIVES[trace.layout.activations[i]](gradient, trace.sources[i])
+        if needed[2 * i]:
+            gradients[2 * i] = onednn.product(gradient.t(), trace.inputs[i].t()).float()
+        if needed[2 * i + 1]:
+            gradients[2 * i + 1] = gradient.sum(dim=0, dtype=th.float32)
+        if i > 0 or of_input:
+            gradient = onednn.product(gradient, trace.weights[i].t())
+    return gradient.float() if of_input else None, gradients
+
+
+FUSED = ("relu", "tanh")
+"""Activations that oneDNN applies to what it has multiplied."""
 
 DERIVATIVES: dict[str, Callable[[th.Tensor, th.Tensor], th.Tensor]] = {
     "relu": lambda gradient, value: th.ops.aten.threshold_backward(gradient, value, 0),
     "tanh": th.ops.aten.tanh_backward,
     "silu": th.ops.aten.silu_backward,
 }
-"""Of an activation, from its value; of SiLU, which oneDNN does not fuse with a product here, from its argument."""
+"""Of an activation, from its value if it is fused, otherwise from its argument."""
 
 
 class _Perceptron(th.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: th.Tensor, dtypes: Sequence[th.dtype], activations: Sequence[str], *parameters: th.Tensor
-    ) -> th.Tensor:
-        inputs, weights, sources = [], [], []
-        for dtype, weight, bias, activation in zip_longest(dtypes, parameters[::2], parameters[1::2], activations):
-            inputs.append(x.to(dtype))
-            weights.append(weight.to(dtype))
-            fused = activation if activation in ("relu", "tanh") else "none"
-            x = onednn.product(inputs[-1], weights[-1], bias.to(dtype), fused)
-            if activation is not None:
-                sources.append(x)
-            if activation == "silu":
-                x = F.silu(x)
-        ctx.activations = activations
-        ctx.save_for_backward(*weights, *inputs, *sources)
-        return x.float()
+    def forward(ctx: Any, x: th.Tensor, layout: Layout, *parameters: th.Tensor) -> th.Tensor:
+        output, trace = forward(x, parameters, layout)
+        ctx.layout = layout
+        ctx.save_for_backward(*trace.inputs, *trace.weights, *trace.sources)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: th.Tensor) -> tuple[th.Tensor | None, ...]:  # type: ignore[override]
-        needs_x, _, _, *needs = ctx.needs_input_grad
-        n = len(needs) // 2
-        weights, inputs, sources = ctx.saved_tensors[:n], ctx.saved_tensors[n : 2 * n], ctx.saved_tensors[2 * n :]
-        gradient = gradients[0]
-        of_parameters: list[th.Tensor | None] = []
-        for i in reversed(range(n)):
-            gradient = gradient.to(weights[i].dtype)
-            if i < len(sources):
-                gradient = DERIVATIVES[ctx.activations[i]](gradient, sources[i])
-            bias = gradient.sum(dim=0, dtype=th.float32) if needs[2 * i + 1] else None
-            weight = onednn.product(gradient.t(), inputs[i].t()).float() if needs[2 * i] else None
-            of_parameters = [weight, bias, *of_parameters]
-            if i > 0 or needs_x:
-                gradient = onednn.product(gradient, weights[i].t())
-        return gradient if needs_x else None, None, None, *of_parameters
+        n, saved = len(ctx.layout.dtypes), ctx.saved_tensors
+        trace = Trace(ctx.layout, saved[:n], saved[n : 2 * n], saved[2 * n :])
+        of_input, _, *of_parameters = ctx.needs_input_grad
+        in_input, in_parameters = backward(trace, gradients[0], of_input, of_parameters)
+        return in_input, None, *in_parameters

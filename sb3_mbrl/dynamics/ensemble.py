@@ -17,7 +17,7 @@ from stable_baselines3.common.utils import get_device
 from torch import nn
 
 from sb3_mbrl.common import onednn
-from sb3_mbrl.common.accelerated import DERIVATIVES, perceptron
+from sb3_mbrl.common.accelerated import DERIVATIVES, Layout, perceptron
 from sb3_mbrl.common.actions import action_bounds, action_dim
 from sb3_mbrl.common.files import write_atomically
 from sb3_mbrl.common.random import Generators, randint, randn
@@ -233,8 +233,8 @@ class ProbabilisticEnsemble(nn.Module):
         """What the last layer gives, of each member, by oneDNN."""
         layers = zip(self.weights, self.biases, strict=True)
         parameters = [each.unbind() for weight, bias in layers for each in (weight.mT, bias.squeeze(1))]
-        activations = [self.activation] * (len(self.weights) - 1)
-        return [perceptron(rows, member, activations) for rows, *member in zip(inputs, *parameters, strict=True)]
+        layout = Layout.of(len(self.weights), [self.activation] * (len(self.weights) - 1))
+        return [perceptron(rows, member, layout) for rows, *member in zip(inputs, *parameters, strict=True)]
 
     def _forward_rows(self, inputs: th.Tensor, members: th.Tensor) -> th.Tensor:
         """

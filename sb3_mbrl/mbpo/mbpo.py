@@ -17,6 +17,7 @@ from stable_baselines3.td3.policies import MlpPolicy as TD3MlpPolicy
 
 from sb3_mbrl.common.buffers import normalize_obs
 from sb3_mbrl.common.types import RewardFn, TerminationFn
+from sb3_mbrl.mbpo import sac_updates
 from sb3_mbrl.mbpo.model_based import ModelBased
 
 
@@ -151,6 +152,12 @@ class MBPO(ModelBased, SAC):
             precision=precision,
             _init_setup_model=_init_setup_model,
         )
+
+    def _update(self, gradient_steps: int, batch_size: int) -> None:
+        if sac_updates.fits(self):
+            sac_updates.train(self, gradient_steps, batch_size, self.precision)
+        else:
+            super()._update(gradient_steps, batch_size)
 
 
 class MBTQC(ModelBased, TQC):

@@ -155,22 +155,21 @@ class ModelBased(LearnsDynamics):
         :param gradient_steps: number of updates
         :param batch_size: rows per update
         """
-        with accelerated(self.policy, self.precision):
-            self._train(gradient_steps, batch_size)
-
-    def _train(self, gradient_steps: int, batch_size: int) -> None:
         if self._fit_is_due():
             assert self.replay_buffer is not None
             transitions = real_transitions(self.replay_buffer, self.device)
             self._fit_dynamics(transitions)
-            self._imagine(transitions.observations)
+            with accelerated(self.policy):
+                self._imagine(transitions.observations)
             self._last_fit_timestep = self.num_timesteps
         # While nothing has been imagined, all batches are real
-        with (
-            self._timed("updating"),
-            self._mixed_batches(gradient_steps),
-            _without_weight_gradients_in_the_actor_loss(self.critic),  # type: ignore[attr-defined]
-        ):
+        with self._timed("updating"), self._mixed_batches(gradient_steps):
+            self._update(gradient_steps, batch_size)
+
+    def _update(self, gradient_steps: int, batch_size: int) -> None:
+        """The algorithm's own updates."""
+        critic: th.nn.Module = self.critic  # type: ignore[attr-defined]
+        with accelerated(self.policy, self.precision), _without_weight_gradients_in_the_actor_loss(critic):
             super().train(gradient_steps, batch_size)
 
     def _steps_since_fit(self) -> int:
