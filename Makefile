@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 SPHINXOPTS ?= -W --keep-going
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test venv install lint format type imports docs commit-checks clean
+.PHONY: help demo test venv install dmcontrol lint format type imports docs commit-checks clean
 
 help:
 	@echo "make demo           train MBPO on a MuJoCo task, next to SAC"
 	@echo "make test           run the tests (those marked 'expensive' left out)"
 	@echo "make install        create $(VENV) with the package alone (make venv: also what tests and docs need)"
+	@echo "make dmcontrol      create $(VENV)-dmcontrol, for the tasks of the DeepMind Control Suite"
 	@echo "make commit-checks  format, lint, type, imports"
 	@echo "make docs           build the documentation into docs/_build/html, warnings are errors"
 	@echo "make clean          remove what was built, $(VENV) included"
@@ -29,6 +30,15 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/pip
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/pip
 	$(BIN)/python -m pip install -c constraints.txt -e '.[tests,docs]'
 	touch $(VENV)/.installed $@
+
+# dm_control does not run with the tested MuJoCo
+$(VENV)-dmcontrol/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-dmcontrol
+	grep -v '^mujoco' constraints.txt > $(VENV)-dmcontrol/constraints.txt
+	$(VENV)-dmcontrol/bin/python -m pip install -c $(VENV)-dmcontrol/constraints.txt -e '.[dmcontrol]'
+	touch $@
+
+dmcontrol: $(VENV)-dmcontrol/.installed
 
 install: $(VENV)/.installed
 
@@ -68,5 +78,5 @@ commit-checks:
 	$(MAKE) imports
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info docs/_build .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-dmcontrol build dist *.egg-info docs/_build .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 	find sb3_mbrl tests examples benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +
