@@ -21,8 +21,8 @@ def load_hyperparams(algo: str, env_id: str) -> dict[str, Any]:
     Those of ``Dyna`` are named after what it trains: ``Dyna(PPO, env=..., **load_hyperparams("dyna_ppo", "Pendulum-v1"))``.
     Ant and Humanoid are tuned without contact forces in the observation: make them with :func:`load_env_kwargs`.
 
-    :param algo: ``"mbpo"``, ``"mbtqc"``, ``"mbcrossq"``, ``"mbtd3"``, ``"pets"``, ``"dyna_ppo"``, ``"dyna_dqn"``, ``"tdmpc"`` or
-        ``"tdmpc2"``
+    :param algo: ``"mbpo"``, ``"mbtqc"``, ``"mbcrossq"``, ``"mbtd3"``, ``"pets"``, ``"dyna_ppo"``, ``"dyna_dqn"``,
+        ``"tdmpc"`` or ``"tdmpc2"``
     :param env_id: Gymnasium id; an id without an entry gets the entry ``default``
     :return: constructor arguments, ``policy`` included, ``n_timesteps`` and RL Zoo's other own keys left out
     :raises ValueError: no such algorithm
