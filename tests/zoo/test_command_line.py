@@ -43,15 +43,18 @@ STAND_IN = """
 import shutil, sys
 from pathlib import Path
 
-import huggingface_hub, requests
-from huggingface_hub.utils import EntryNotFoundError
+import huggingface_hub
+from huggingface_hub import errors
+
+# The newer name first
+NotFound = getattr(errors, "RemoteEntryNotFoundError", errors.EntryNotFoundError)
 
 hub = Path(sys.argv.pop(1))
 
 
 def download(repo_id, filename, **_):
     if not (hub / repo_id / filename).is_file():
-        raise EntryNotFoundError(filename, response=requests.Response())
+        raise NotFound.__new__(NotFound, filename)
     return str(hub / repo_id / filename)
 
 
