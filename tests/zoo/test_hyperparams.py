@@ -1,28 +1,14 @@
 """The tuned values reach the constructor."""
 
-from functools import partial
-from typing import Any
-
 import gymnasium as gym
 import pytest
 import yaml
-from stable_baselines3 import DQN, PPO
 
-from sb3_mbrl import MBPO, MBTD3, MBTQC, PETS, Dyna, MBCrossQ
+from sb3_mbrl import MBPO
 from sb3_mbrl.zoo import hyperparams, load_env_kwargs, load_hyperparams
+from sb3_mbrl.zoo.algorithms import ALGORITHMS
 
-ALGORITHMS: dict[str, Any] = {
-    "mbpo": MBPO,
-    "mbtqc": MBTQC,
-    "mbcrossq": MBCrossQ,
-    "mbtd3": MBTD3,
-    "pets": PETS,
-    "dyna_ppo": partial(Dyna, PPO),
-    "dyna_dqn": partial(Dyna, DQN),
-}
-ENTRIES = {
-    algo: yaml.safe_load((hyperparams.files("sb3_mbrl.zoo.hyperparams") / f"{algo}.yml").read_text()) for algo in ALGORITHMS
-}
+ENTRIES = {algo: yaml.safe_load(hyperparams.hyperparams_file(algo).read_text()) for algo in ALGORITHMS}
 NOT_ARGUMENTS = {"n_timesteps", "env_kwargs"}
 
 

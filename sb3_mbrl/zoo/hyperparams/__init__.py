@@ -1,6 +1,6 @@
 """One YAML file an algorithm, one entry an environment."""
 
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -21,7 +21,8 @@ def load_hyperparams(algo: str, env_id: str) -> dict[str, Any]:
     Those of ``Dyna`` are named after what it trains: ``Dyna(PPO, env=..., **load_hyperparams("dyna_ppo", "Pendulum-v1"))``.
     Ant and Humanoid are tuned without contact forces in the observation: make them with :func:`load_env_kwargs`.
 
-    :param algo: ``"mbpo"``, ``"mbtqc"``, ``"mbcrossq"``, ``"mbtd3"``, ``"pets"``, ``"dyna_ppo"`` or ``"dyna_dqn"``
+    :param algo: ``"mbpo"``, ``"mbtqc"``, ``"mbcrossq"``, ``"mbtd3"``, ``"pets"``, ``"dyna_ppo"``, ``"dyna_dqn"``,
+        ``"tdmpc"`` or ``"tdmpc2"``
     :param env_id: Gymnasium id; an id without an entry gets the entry ``default``
     :return: constructor arguments, ``policy`` included, ``n_timesteps`` and RL Zoo's other own keys left out
     :raises ValueError: no such algorithm
@@ -33,7 +34,7 @@ def load_env_kwargs(algo: str, env_id: str) -> dict[str, Any]:
     """
     The arguments of the environment that the hyperparameters are tuned for: ``gym.make(env_id, **kwargs)``.
 
-    :param algo: ``"mbpo"``, ``"mbtqc"``, ``"mbcrossq"``, ``"mbtd3"``, ``"pets"``, ``"dyna_ppo"`` or ``"dyna_dqn"``
+    :param algo: as :func:`load_hyperparams` has it
     :param env_id: Gymnasium id
     :return: keyword arguments of the environment, mostly none
     :raises ValueError: no such algorithm
@@ -41,11 +42,19 @@ def load_env_kwargs(algo: str, env_id: str) -> dict[str, Any]:
     return _load_entry(algo, env_id).get("env_kwargs", {})
 
 
-def _load_entry(algo: str, env_id: str) -> dict[str, Any]:
-    file = files(__package__).joinpath(f"{algo}.yml")
-    if not file.is_file():
-        names = [path.name for path in files(__package__).iterdir()]
-        available = sorted(name.removesuffix(".yml") for name in names if name.endswith(".yml"))
+def hyperparams_file(algo: str) -> Path:
+    """
+    :param algo: as :func:`load_hyperparams` has it
+    :return: the file that holds them, in RL Zoo's format
+    :raises ValueError: no such algorithm
+    """
+    folder = Path(__file__).parent
+    available = sorted(path.stem for path in folder.glob("*.yml"))
+    if algo not in available:
         raise ValueError(f"There are no hyperparameters for {algo!r}; there are for {available}.")
-    entries = yaml.safe_load(file.read_text())
+    return folder / f"{algo}.yml"
+
+
+def _load_entry(algo: str, env_id: str) -> dict[str, Any]:
+    entries = yaml.safe_load(hyperparams_file(algo).read_text())
     return dict(entries.get(env_id, entries["default"]))

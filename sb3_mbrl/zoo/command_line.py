@@ -1,0 +1,62 @@
+"""RL Zoo's scripts with the algorithms of sb3_mbrl: python -m sb3_mbrl.zoo train --algo mbpo --env Hopper-v5."""
+
+import argparse
+import runpy
+import sys
+from collections.abc import Sequence
+
+from sb3_mbrl.zoo.algorithms import ALGORITHMS
+from sb3_mbrl.zoo.hyperparams import hyperparams_file, load_env_kwargs
+from sb3_mbrl.zoo.registration import register
+
+SCRIPTS = {
+    "train": "train",
+    "optimize": "train",
+    "enjoy": "enjoy",
+    "record": "record_video",
+    "push": "push_to_hub",
+    "pull": "load_from_hub",
+}
+"""Of RL Zoo, for each verb."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """
+    :param arguments: a verb and RL Zoo's arguments; None: those of the command line
+    """
+    parser = argparse.ArgumentParser(prog="python -m sb3_mbrl.zoo", description=__doc__)
+    parser.add_argument("verb", choices=SCRIPTS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="RL Zoo's, which `VERB --help` shows")
+    parsed = parser.parse_args(arguments)
+    try:
+        register()
+    except ImportError as error:
+        parser.exit(1, f"{error}\n")
+
+    script = SCRIPTS[parsed.verb]
+    # First, so that the user's come later and win
+    defaults = _tuned(parsed.arguments) if script == "train" else []
+    if parsed.verb == "optimize":
+        defaults.append("--optimize")
+    sys.argv = [f"sb3_mbrl.zoo {parsed.verb}", *defaults, *parsed.arguments]
+    runpy.run_module(f"rl_zoo3.{script}", run_name="__main__")
+
+
+def _tuned(arguments: list[str]) -> list[str]:
+    """
+    :param arguments: the user's, for RL Zoo
+    :return: those by which RL Zoo reads our hyperparameters; none for its own algorithms, or with a file of the user's
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--algo")
+    parser.add_argument("--env", default="default")
+    parser.add_argument("-conf", "--conf-file")
+    user, _ = parser.parse_known_args(arguments)
+    if user.algo not in ALGORITHMS or user.conf_file is not None:
+        return []
+    defaults = ["-conf", str(hyperparams_file(user.algo))]
+    # RL Zoo gives those of a file to the environment of the training alone: not to evaluations, not to videos
+    env_kwargs = load_env_kwargs(user.algo, user.env)
+    if env_kwargs:
+        defaults += ["--env-kwargs", *(f"{name}:{value!r}" for name, value in env_kwargs.items())]
+    return defaults
