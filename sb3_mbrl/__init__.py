@@ -2,6 +2,7 @@
 
 from importlib.resources import files
 
+from sb3_mbrl.common.memory import keep_freed_memory
 from sb3_mbrl.dyna import Dyna, DynaQ
 from sb3_mbrl.envs import LearnedModelEnv, LearnedModelVecEnv
 from sb3_mbrl.mbpo import MBPO, MBTD3, MBTQC, MBCrossQ
@@ -10,6 +11,8 @@ from sb3_mbrl.pets import PETS
 from sb3_mbrl.tdmpc import TDMPC, TDMPC2
 
 __version__ = files(__name__).joinpath("version.txt").read_text().strip()
+
+keep_freed_memory()
 
 __all__ = [
     "MBPO",
