@@ -82,6 +82,7 @@ def test_a_run_stopped_by_a_callback_leaves_no_false_transition(make_mbpo):
     assert jump.max() < 1e-5
 
 
+@pytest.mark.usefixtures("not_accelerated")  # there critics are called
 def test_an_interrupt_in_the_actor_loss_leaves_the_critic_trainable(make_mbpo, monkeypatch):
     model = make_mbpo().learn(45)
     forward = type(model.critic).forward
