@@ -21,6 +21,7 @@ LABELS = {
     "mbcrossq-utd1": "MBCrossQ, 1 update a step",
     "mbcrossq-utd4": "MBCrossQ, 4 updates a step",
     "tdmpc2": "TD-MPC2",
+    "tdmpc2-4envs": "TD-MPC2, four environments",
     "tdmpc": "TD-MPC",
     "pets": "PETS",
     "dyna-ppo": "Dyna(PPO)",
@@ -35,7 +36,7 @@ LABELS = {
 PAGES = {
     "": ("mbpo", "pets", "sac", "sac-utd", "dqn"),
     "over": ("mbpo", "mbtqc", "mbtd3", "mbcrossq", "mbcrossq-utd1", "mbcrossq-utd4"),
-    "tdmpc": ("tdmpc2", "tdmpc", "mbpo", "sac"),
+    "tdmpc": ("tdmpc2", "tdmpc2-4envs", "tdmpc", "mbpo", "sac"),
     "dyna": ("dyna-ppo", "ppo-zoo", "dyna-dqn", "dqn-zoo"),
 }
 """Figures of an environment, and what each shows. The x-axis of the last is logarithmic."""
