@@ -222,7 +222,9 @@ class ProbabilisticEnsemble(nn.Module):
         :param inputs: normalised observation and action, (members, B, O + A)
         :return: mean and log-variance of the normalised change of the observation and reward, (members, B, O + 1) each
         """
-        if inputs.shape[1] >= PADDING and onednn.fits(inputs, self.weights[0]) and self.activation in DERIVATIVES:
+        # Several threads share out the members of a batched product, and wait for each other less often
+        by_onednn = th.get_num_threads() == 1 and self.activation in DERIVATIVES and onednn.fits(inputs, self.weights[0])
+        if by_onednn and inputs.shape[1] >= PADDING:
             return self._split_head(th.stack(self._forward_each(inputs)))
         hidden = inputs
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
