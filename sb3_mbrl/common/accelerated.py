@@ -1,6 +1,6 @@
 """The networks of an SB3 policy, computed faster while they are trained: by oneDNN, in bfloat16 where asked for."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -82,6 +82,17 @@ def is_perceptron(layers: list[nn.Module]) -> bool:
     )
 
 
+def parameters_and_layout(layers: Iterable[nn.Module], hidden: th.dtype = th.float32) -> tuple[list[th.Tensor], "Layout"]:
+    """
+    :param layers: of a perceptron
+    :param hidden: of its products between hidden layers
+    :return: weight and bias of each linear layer in turn, and what is between them
+    """
+    each: list[Any] = [*layers]
+    parameters = [parameter for layer in each[::2] for parameter in (layer.weight, layer.bias)]
+    return parameters, Layout.of(len(each[::2]), [ACTIVATIONS[type(activation)] for activation in each[1::2]], hidden)
+
+
 class MLP(nn.Sequential):
     """``nn.Sequential`` of linear layers and activations, as one operation where oneDNN does it."""
 
@@ -92,13 +103,11 @@ class MLP(nn.Sequential):
         :param input: (B, n_in)
         :return: (B, n_out)
         """
-        linear: list[Any] = list(self)[::2]
-        layout = Layout.of(len(linear), [ACTIVATIONS[type(each)] for each in list(self)[1::2]], self.hidden_dtype)
-        parameters = [parameter for layer in linear for parameter in (layer.weight, layer.bias)]
+        parameters, layout = parameters_and_layout(self, self.hidden_dtype)
         if input.dim() == 2 and onednn.fits(input, *parameters):
             return perceptron(input, parameters, layout)
-        for layer, dtype, activation in zip_longest(linear, layout.dtypes, list(self)[1::2]):
-            input = F.linear(input.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype))
+        for weight, bias, dtype, activation in zip_longest(parameters[::2], parameters[1::2], layout.dtypes, list(self)[1::2]):
+            input = F.linear(input.to(dtype), weight.to(dtype), bias.to(dtype))
             input = input if activation is None else activation(input)
         return input.float()
 

@@ -15,7 +15,7 @@ from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, Actor, Cont
 from torch import nn
 
 from sb3_mbrl.common import onednn
-from sb3_mbrl.common.accelerated import ACTIVATIONS, PRECISIONS, Layout, Trace, backward, forward, is_perceptron
+from sb3_mbrl.common.accelerated import PRECISIONS, Trace, backward, forward, is_perceptron, parameters_and_layout
 
 LOG_SQRT_2_PI = 0.5 * float(np.log(2 * np.pi))
 EPSILON = 1e-6
@@ -74,11 +74,8 @@ class SACUpdates:
         critics: Any = agent.critic.q_networks
         targets: Any = agent.critic_target.q_networks
         self.agent = agent
-        self.features, self.mean, self.log_std = (
-            _Network(actor.latent_pi, hidden),
-            _Network([actor.mu]),
-            _Network([actor.log_std]),
-        )
+        self.features = _Network(actor.latent_pi, hidden)
+        self.mean, self.log_std = _Network([actor.mu]), _Network([actor.log_std])
         self.critics = [_Network(network, hidden) for network in critics]
         self.targets = [_Network(network, hidden) for network in targets]
 
@@ -183,9 +180,7 @@ class _Network:
     """
 
     def __init__(self, layers: Iterable[nn.Module], hidden: th.dtype = th.float32):
-        linear: list[Any] = [*layers][::2]
-        self.parameters: list[th.Tensor] = [each for layer in linear for each in (layer.weight, layer.bias)]
-        self.layout = Layout.of(len(linear), [ACTIVATIONS[type(each)] for each in [*layers][1::2]], hidden)
+        self.parameters, self.layout = parameters_and_layout(layers, hidden)
 
     def __call__(self, x: th.Tensor) -> tuple[th.Tensor, Trace]:
         return forward(x, self.parameters, self.layout)
