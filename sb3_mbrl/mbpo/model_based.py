@@ -9,6 +9,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import NStepReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
@@ -20,6 +21,7 @@ from sb3_mbrl.common.types import RewardFn, TerminationFn
 from sb3_mbrl.dynamics.ensemble import check_spaces
 from sb3_mbrl.dynamics.learning import LearnsDynamics
 from sb3_mbrl.dynamics.rollouts import RolloutStats, branched_rollouts
+from sb3_mbrl.mbpo.costs import forecast, measure
 
 MOST_BATCHES = 100
 """Drawn at once: a few megabytes."""
@@ -232,6 +234,13 @@ class ModelBased(LearnsDynamics):
         return self.rollouts_per_step * self.model_retain_steps * self._rollout_length(self.num_timesteps)
 
     # ---------------------------------------------------------------- learn
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        total_timesteps, callback = super()._setup_learn(*args, **kwargs)
+        if self.verbose >= 1 and total_timesteps > self.learning_starts:
+            expected = forecast(self, total_timesteps, measure(self))
+            print(expected or "How long this takes depends on the length of episodes, which train_freq counts.")
+        return total_timesteps, callback
 
     def _log_imagination(self, stats: RolloutStats, length: int, starts: th.Tensor) -> None:
         with th.no_grad():

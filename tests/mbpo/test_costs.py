@@ -1,0 +1,83 @@
+"""How long a run will take, said before it starts."""
+
+import re
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_mbrl import MBTD3, MBTQC, MBCrossQ
+from sb3_mbrl.mbpo.costs import Costs, forecast, measure
+
+COSTS = Costs(update=1.0, fit=0.01, imagine=0.0001)
+
+
+def test_measuring_changes_nothing(make_mbpo):
+    """A run that says how long it takes ends as one that is silent does."""
+    loud, silent = (make_mbpo(verbose=verbose).learn(120).learn(30, reset_num_timesteps=False) for verbose in (1, 0))
+    for name, parameter in loud.policy.state_dict().items():
+        assert th.equal(parameter, silent.policy.state_dict()[name]), name
+    np.testing.assert_array_equal(loud.replay_buffer.actions[:150], silent.replay_buffer.actions[:150])
+
+
+@pytest.mark.parametrize("algorithm", [MBTQC, MBTD3, MBCrossQ])
+def test_other_algorithms(tiny, algorithm, capsys):
+    algorithm("MlpPolicy", "PointMass-v0", **tiny, verbose=1).learn(60)
+    assert "To step 60: about" in capsys.readouterr().out
+
+
+def test_larger_networks_cost_more(make_mbpo):
+    large = {"policy_kwargs": {"net_arch": [1024, 1024]}, "dynamics_kwargs": {"net_arch": [1024, 1024]}}
+    small, large = measure(make_mbpo()), measure(make_mbpo(**large))
+    assert large.update > small.update and large.fit > small.fit and large.imagine > small.imagine > 0
+
+
+def test_normalised_environments(make_mbpo, capsys):
+    env = VecNormalize(make_mbpo().env)
+    make_mbpo(env, verbose=1).learn(60)
+    assert "To step 60: about" in capsys.readouterr().out
+    assert env.obs_rms.count < 70  # what is measured is not normalised
+
+
+def test_forecast_counts(make_mbpo):
+    model = make_mbpo(gradient_steps=3, model_updates_per_step=2.0)
+    said = forecast(model, 1_040, COSTS)
+    assert "3000 updates of 1000.0 ms" in said
+    assert "2080 gradient steps of the model of 10.0 ms" in said  # of the first fit, since the beginning
+    assert "10000 imagined transitions of 100.0 us" in said
+    assert "about 50.4 minutes" in said  # 3000 + 20.8 + 1 seconds
+
+
+def test_forecast_of_longer_rollouts(make_mbpo):
+    said = forecast(make_mbpo(rollout_schedule=(0, 40, 1, 5)), 140, COSTS)
+    assert "5000 imagined transitions" in said
+
+
+def test_forecast_of_a_run_that_goes_on(make_mbpo):
+    model = make_mbpo().learn(60)
+    assert "100 updates" in forecast(model, 160, COSTS)
+    assert "200 gradient steps" in forecast(model, 160, COSTS)
+
+
+def test_forecast_of_several_environments(make_mbpo):
+    model = make_mbpo(gradient_steps=4)
+    model.n_envs = 2
+    assert "200 updates" in forecast(model, 140, COSTS)
+    model.gradient_steps = -1
+    assert "100 updates" in forecast(model, 140, COSTS)
+
+
+def test_fits_without_a_budget_are_not_counted(make_mbpo):
+    said = forecast(make_mbpo(model_updates_per_step=None), 140, COSTS)
+    assert "fits of the model to their end, which are not counted" in said
+
+
+def test_episodes_have_no_known_length(make_mbpo, capsys):
+    make_mbpo(train_freq=(1, "episode"), gradient_steps=2, verbose=1).learn(60)
+    assert "depends on the length of episodes" in capsys.readouterr().out
+
+
+def test_random_steps_alone_are_silent(make_mbpo, capsys):
+    make_mbpo(verbose=1).learn(30)
+    assert not re.search("To step|depends on", capsys.readouterr().out)
