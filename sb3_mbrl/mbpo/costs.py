@@ -63,7 +63,7 @@ def _copy(algorithm: "ModelBased") -> Any:
     algorithm.save(file)
     file.seek(0)
     # The least buffers that the measurement fits into: the algorithm's own may be all the memory there is
-    small = {"buffer_size": N_TRANSITIONS * algorithm.n_envs, "verbose": 0, "tensorboard_log": None}
+    small: dict[str, Any] = {"buffer_size": N_TRANSITIONS * algorithm.n_envs, "verbose": 0, "tensorboard_log": None}
     copy: Any = type(algorithm).load(file, device=algorithm.device, **small)
     copy.set_logger(Logger(folder=None, output_formats=[]))
     return copy
