@@ -16,7 +16,7 @@ class RolloutSchedule:
     """
 
     def __init__(self, schedule: int | Sequence[int]):
-        accepted = "an integer of at least 1 or (start_step, end_step, min_length, max_length)"
+        accepted = "an integer of at least 1, (start_step, end_step, min_length, max_length) or an AdaptiveRolloutLength"
         values: Any = (0, 0, schedule, schedule) if isinstance(schedule, Real) else schedule
         if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != 4:
             raise ValueError(f"rollout_schedule must be {accepted}, got {schedule!r}.")

@@ -4,11 +4,13 @@ from sb3_mbrl.dynamics.ensemble import Prediction, ProbabilisticEnsemble
 from sb3_mbrl.dynamics.fitting import FitReport
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination
 from sb3_mbrl.dynamics.model import DynamicsModel, ModelStep
+from sb3_mbrl.dynamics.rollout_length import AdaptiveRolloutLength
 from sb3_mbrl.dynamics.rollouts import branched_rollouts
 from sb3_mbrl.dynamics.simulator import SimulatorModel
 from sb3_mbrl.dynamics.termination import known_termination
 
 __all__ = [
+    "AdaptiveRolloutLength",
     "DynamicsModel",
     "FitReport",
     "LearnedTermination",

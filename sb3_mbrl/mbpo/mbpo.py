@@ -17,6 +17,7 @@ from stable_baselines3.td3.policies import MlpPolicy as TD3MlpPolicy
 
 from sb3_mbrl.common.buffers import normalize_obs
 from sb3_mbrl.common.types import RewardFn, TerminationFn
+from sb3_mbrl.dynamics import AdaptiveRolloutLength
 from sb3_mbrl.mbpo import sac_updates
 from sb3_mbrl.mbpo.model_based import ModelBased
 
@@ -39,9 +40,9 @@ class MBPO(ModelBased, SAC):
     :param model_updates_per_step: budget of a fit: at most this many gradient steps of the model per environment step
         since the last one; of the first fit, since the beginning. None: every fit runs to its end (paper)
     :param rollouts_per_step: imagined branches per environment step (paper: 400)
-    :param rollout_schedule: imagined steps per branch: an integer, or ``(start, end, min_length, max_length)`` in
-        environment steps, warm-up included (paper: linear from epoch 20 to 150, ``(20_000, 150_000, 1, 15)``
-        on Hopper)
+    :param rollout_schedule: imagined steps per branch: an integer; ``(start, end, min_length, max_length)`` in environment
+        steps, warm-up included (paper: linear from epoch 20 to 150, ``(20_000, 150_000, 1, 15)`` on Hopper); or an
+        :class:`~sb3_mbrl.dynamics.AdaptiveRolloutLength`, which measures how far the model can be trusted
     :param model_retain_steps: the model buffer keeps the imagined transitions of this many environment steps (paper: 1000)
     :param real_ratio: share of real transitions in a batch, in [0, 1] (paper's code: 0.05). 1 is SAC, with a model beside
     :param branch_from: ``"all"`` branches from any real state, ``"initial"`` from first states of episodes (with a
@@ -95,7 +96,7 @@ class MBPO(ModelBased, SAC):
         model_train_freq: int = 250,
         model_updates_per_step: float | None = 2.0,
         rollouts_per_step: int = 400,
-        rollout_schedule: int | Sequence[int] = 1,
+        rollout_schedule: int | Sequence[int] | AdaptiveRolloutLength = 1,
         model_retain_steps: int = 1_000,
         real_ratio: float = 0.05,
         branch_from: str = "all",

@@ -18,8 +18,10 @@ from sb3_mbrl.common.accelerated import accelerated, check_precision
 from sb3_mbrl.common.buffers import MixedReplayBuffer, ModelReplayBuffer, initial_rows, normalize_obs, real_transitions
 from sb3_mbrl.common.schedules import RolloutSchedule
 from sb3_mbrl.common.types import RewardFn, TerminationFn
+from sb3_mbrl.dynamics.diagnostics import trajectories_from_buffer
 from sb3_mbrl.dynamics.ensemble import check_spaces
 from sb3_mbrl.dynamics.learning import LearnsDynamics
+from sb3_mbrl.dynamics.rollout_length import AdaptiveRolloutLength
 from sb3_mbrl.dynamics.rollouts import RolloutStats, branched_rollouts
 from sb3_mbrl.mbpo.costs import forecast, measure
 
@@ -42,9 +44,9 @@ class ModelBased(LearnsDynamics):
     :param model_updates_per_step: budget of a fit: at most this many gradient steps of the model per environment step
         since the last one; of the first fit, since the beginning. None: every fit runs to its end (paper)
     :param rollouts_per_step: imagined branches per environment step (paper: 400)
-    :param rollout_schedule: imagined steps per branch: an integer, or ``(start, end, min_length, max_length)`` in
-        environment steps, warm-up included (paper: linear from epoch 20 to 150, ``(20_000, 150_000, 1, 15)``
-        on Hopper)
+    :param rollout_schedule: imagined steps per branch: an integer; ``(start, end, min_length, max_length)`` in environment
+        steps, warm-up included (paper: linear from epoch 20 to 150, ``(20_000, 150_000, 1, 15)`` on Hopper); or an
+        :class:`~sb3_mbrl.dynamics.AdaptiveRolloutLength`, which measures how far the model can be trusted
     :param model_retain_steps: the model buffer keeps the imagined transitions of this many environment steps (paper: 1000)
     :param real_ratio: share of real transitions in a batch, in [0, 1] (paper's code: 0.05). At 1 nothing imagined is used
     :param branch_from: ``"all"`` branches from any real state, ``"initial"`` from first states of episodes (with a
@@ -77,7 +79,7 @@ class ModelBased(LearnsDynamics):
         model_train_freq: int = 250,
         model_updates_per_step: float | None = 2.0,
         rollouts_per_step: int = 400,
-        rollout_schedule: int | Sequence[int] = 1,
+        rollout_schedule: int | Sequence[int] | AdaptiveRolloutLength = 1,
         model_retain_steps: int = 1_000,
         real_ratio: float = 0.05,
         branch_from: str = "all",
@@ -105,6 +107,7 @@ class ModelBased(LearnsDynamics):
         self.deterministic_rollout = deterministic_rollout
         self.one_member_per_branch = one_member_per_branch
         self.precision = precision
+        self._adapted_length = 1  # of imagined rollouts, where no schedule sets it
 
         if _init_setup_model:
             self._setup_model()
@@ -117,7 +120,6 @@ class ModelBased(LearnsDynamics):
             # SB3's own choice, read from a zip: SB3 would take it for the user's and warn that n_steps is ignored
             self.replay_buffer_class = None
         super()._setup_model()
-        self._rollout_length = RolloutSchedule(self.rollout_schedule)
         self._setup_dynamics()
         self.model_buffer = ModelReplayBuffer(
             self._model_buffer_capacity(), self.dynamics.observation_dim, self.dynamics.action_dim, self.device
@@ -126,7 +128,7 @@ class ModelBased(LearnsDynamics):
     def _check_arguments(self) -> None:
         _check_spaces(self.observation_space, self.action_space)
         self._check_dynamics_arguments()
-        RolloutSchedule(self.rollout_schedule)
+        self._rollout_length(self.num_timesteps)
         check_precision(self.precision, self.device)
         if not 0.0 <= self.real_ratio <= 1.0:
             raise ValueError(f"real_ratio is the share of real transitions in a batch, in [0, 1]; got {self.real_ratio}.")
@@ -160,6 +162,7 @@ class ModelBased(LearnsDynamics):
         if self._fit_is_due():
             assert self.replay_buffer is not None
             transitions = real_transitions(self.replay_buffer, self.device)
+            self._adapt_rollout_length()
             self._fit_dynamics(transitions)
             with accelerated(self.policy):
                 self._imagine(transitions.observations)
@@ -197,6 +200,21 @@ class ModelBased(LearnsDynamics):
                 self.one_member_per_branch,
             )
         self._log_imagination(stats, length, starts[:1024])
+
+    def _rollout_length(self, num_timesteps: int) -> int:
+        if isinstance(self.rollout_schedule, AdaptiveRolloutLength):
+            return self._adapted_length
+        return RolloutSchedule(self.rollout_schedule)(num_timesteps)
+
+    def _adapt_rollout_length(self) -> None:
+        """By the model's error on what came in since it was fitted, which it will have been fitted to in a moment."""
+        if not isinstance(self.rollout_schedule, AdaptiveRolloutLength) or not self.dynamics.is_fitted:
+            return
+        assert self.replay_buffer is not None
+        unseen = trajectories_from_buffer(self.replay_buffer, self.device, self._steps_since_fit())
+        errors = self.rollout_schedule.errors(self.dynamics, unseen, self._generator)
+        self._adapted_length = self.rollout_schedule.choose(errors)
+        self._log({"imagination/first_error": float(errors[0]), "imagination/last_error": float(errors[-1])})
 
     def _start_states(self, states: th.Tensor, n: int) -> th.Tensor:
         """Real states to branch from, uniformly, (n, O) raw."""
@@ -266,7 +284,7 @@ class ModelBased(LearnsDynamics):
     # ---------------------------------------------------------------- save and load
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "model_buffer", "_rollout_length"]
+        return [*super()._excluded_save_params(), "model_buffer"]
 
     def _checkpoint_extras(self) -> dict[str, Any]:
         buffer = self.model_buffer

@@ -14,6 +14,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_mbrl.common.checkpoints import ExactCheckpointCallback
+from sb3_mbrl.dynamics import AdaptiveRolloutLength
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination
 from sb3_mbrl.mbpo import MBPO
 
@@ -61,6 +62,7 @@ CASES = {
             "model_retain_steps": 10,
         },
     ),
+    "adaptive": ("Pendulum-v1", make_vec_env, {"rollout_schedule": AdaptiveRolloutLength(5, tolerance=0.7)}),
 }
 CUT, END = 120, 216
 

@@ -13,6 +13,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.sac.policies import SACPolicy
 
+from sb3_mbrl.dynamics import AdaptiveRolloutLength
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination
 from sb3_mbrl.mbpo import MBPO
 
@@ -189,6 +190,12 @@ class TestLoad:
         path = saved(model, tmp_path)
         assert MBPO.load(path)._rollout_length(100) == 3
         assert MBPO.load(path, rollout_schedule=7)._rollout_length(0) == 7
+
+    def test_adapted_rollout_length_is_kept(self, make_mbpo, tmp_path):
+        model = make_mbpo(rollout_schedule=AdaptiveRolloutLength(4, tolerance=1e6)).learn(100)
+        loaded = MBPO.load(saved(model, tmp_path))
+        assert loaded.rollout_schedule == AdaptiveRolloutLength(4, tolerance=1e6)
+        assert loaded._rollout_length(100) == 4
 
     def test_custom_objects(self, trained, tmp_path):
         loaded = MBPO.load(saved(trained, tmp_path), custom_objects={"learning_rate": 2e-5, "dummy": 1.0})

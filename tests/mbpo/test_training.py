@@ -13,6 +13,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.sac.policies import SACPolicy
 
 from sb3_mbrl.common.buffers import initial_rows, real_transitions
+from sb3_mbrl.dynamics import AdaptiveRolloutLength
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination
 from sb3_mbrl.dynamics.termination import NeverTerminates
 from sb3_mbrl.mbpo import MBPO
@@ -224,6 +225,27 @@ class TestModelOptions:
         assert [capacities[step] for step in (42, 142, 192)] == [1_000, 2_000, 3_000]
         # 500 + 500 + 1000 + 1500 rows were imagined, and the buffer never had to drop one
         assert len(model.model_buffer) == 2_000 + 1_500 or len(model.model_buffer) == 3_000
+
+    def test_adaptive_length_follows_the_error_on_what_is_new(self, make_mbpo):
+        rule = AdaptiveRolloutLength(4, tolerance=1.0)
+        seen = []
+
+        class Watched(AdaptiveRolloutLength):
+            def errors(self, dynamics, trajectories, generator=None):
+                errors = super().errors(dynamics, trajectories, generator)
+                seen.append((sum(map(len, trajectories)), rule.choose(errors)))
+                return errors
+
+        lengths = []
+        model = make_mbpo(rollout_schedule=Watched(4, tolerance=1.0), fit_kwargs={"max_epochs": 100})
+        model.learn(
+            200, callback=lambda *_: lengths.append(model.logger.name_to_value.get("imagination/rollout_length")) or True
+        )
+        # Refits at 41, 91, 141 and 191; before the first there is nothing to measure
+        assert [n for n, _ in seen] == [50, 50, 50]
+        assert [lengths[step] for step in (42, 92, 142, 192)] == [1, *(length for _, length in seen)]
+        assert max(length for _, length in seen) > 1
+        assert model.model_buffer.capacity == 10 * 1_000 * seen[-1][1]
 
     def test_old_imagination_is_forgotten(self, make_mbpo):
         model = make_mbpo(model_retain_steps=60).learn(240)

@@ -1,0 +1,59 @@
+"""How far a learned model can be trusted to imagine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+import numpy as np
+import torch as th
+
+from sb3_mbrl.common.types import Transitions
+from sb3_mbrl.dynamics.diagnostics import open_loop_error, over_outputs
+from sb3_mbrl.dynamics.model import SteppableModel
+
+N_STARTS = 500
+"""Of the predictions that are measured, at most."""
+
+
+@dataclass(frozen=True)
+class AdaptiveRolloutLength:
+    """
+    Length of imagined rollouts from the measured error of the model, instead of a schedule: as many steps as it predicts
+    transitions within ``tolerance`` that it was not fitted to. Rollouts are short while the model is poor, or after the
+    policy has gone where it does not know its way.
+
+    :param max_length: imagined steps at most (paper: schedules end at 15 on Hopper, 25 on Ant)
+    :param tolerance: error of a predicted state and reward that is accepted, root mean square over outputs, each in standard
+        deviations of the data
+    :raises ValueError: a number is out of its range
+    """
+
+    max_length: int = 15
+    tolerance: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.max_length, Integral) or self.max_length < 1:
+            raise ValueError(f"max_length must be an integer of at least 1, got {self.max_length!r}.")
+        if not isinstance(self.tolerance, Real) or not 0 < float(self.tolerance) < np.inf:
+            raise ValueError(f"tolerance must be a positive number of standard deviations, got {self.tolerance!r}.")
+
+    def errors(
+        self, dynamics: SteppableModel, trajectories: Sequence[Transitions], generator: th.Generator | None = None
+    ) -> np.ndarray:
+        """
+        :param dynamics: the model; it predicts as imagination does, an elite and noise drawn at each step
+        :param trajectories: unbroken pieces of real transitions, best ones that the model was not fitted to
+        :param generator: source of starts, members and noise
+        :return: error after 1, 2, ... steps, (``max_length`` or the length of the longest piece,)
+        :raises ValueError: there are no transitions
+        """
+        horizon = min(self.max_length, max(map(len, trajectories), default=0))
+        return over_outputs(open_loop_error(dynamics, trajectories, horizon, N_STARTS, generator, n_samples=1).fan).numpy()
+
+    def choose(self, errors: np.ndarray) -> int:
+        """
+        :param errors: after 1, 2, ... steps
+        :return: steps until the tolerance is passed for the first time, at least 1
+        """
+        beyond = np.flatnonzero(~(errors <= self.tolerance))
+        return max(1, int(beyond[0]) if len(beyond) > 0 else len(errors))
