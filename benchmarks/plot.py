@@ -1,7 +1,11 @@
 """
-Plots and a table from the CSVs of ``benchmarks/results/``, for the docs.
+Plots and a table, ``docs/_static/returns.md``, from the CSVs of ``benchmarks/results/``, for the docs.
 
+    pip install -c constraints.txt -e .[benchmarks]
     python -m benchmarks.plot
+
+Curves are interquartile means over the seeds with bootstrap intervals (Agarwal et al. 2021, https://arxiv.org/abs/2108.13264,
+the definitions of rliable). Of three seeds the interquartile mean is the mean.
 """
 
 import json
@@ -10,6 +14,7 @@ from collections import defaultdict
 
 import numpy as np
 from matplotlib.figure import Figure
+from scipy.stats import bootstrap, trim_mean
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 FIGURES = pathlib.Path(__file__).parent.parent / "docs" / "_static"
@@ -60,13 +65,30 @@ def interpolate(seeds: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return steps, np.array([np.interp(steps, seed[:, 0], seed[:, 3]) for seed in seeds])
 
 
+def interquartile_mean(returns: np.ndarray, axis: int = 0) -> np.ndarray:
+    """Mean over what is left of the seeds without the lowest and the highest quarter."""
+    return trim_mean(returns, 0.25, axis=axis)
+
+
+def interval(returns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    :param returns: (seeds, steps), at least two seeds
+    :return: 95 % interval of their interquartile mean, by the percentile bootstrap over seeds
+    """
+    drawn = bootstrap((returns,), interquartile_mean, axis=0, n_resamples=2_000, method="percentile", rng=0)
+    return drawn.confidence_interval.low, drawn.confidence_interval.high
+
+
 def plot(env_id: str, algos: dict[str, list[np.ndarray]], logarithmic: bool) -> Figure:
-    """Mean over seeds, each seed as a thin line."""
+    """Interquartile mean over seeds with its interval, each seed as a thin line."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for color, algo in enumerate(label for label in LABELS if label in algos):
         steps, returns = interpolate(algos[algo])
-        axes.plot(steps, returns.mean(axis=0), color=f"C{color}", label=f"{LABELS[algo]} ({_count(len(returns))})")
+        label = f"{LABELS[algo]} ({_count(len(returns))})"
+        axes.plot(steps, interquartile_mean(returns), color=f"C{color}", label=label)
+        if len(returns) > 1:
+            axes.fill_between(steps, *interval(returns), color=f"C{color}", alpha=0.15, linewidth=0)
         for seed in algos[algo]:
             axes.plot(seed[:, 0], seed[:, 3], color=f"C{color}", alpha=0.3, linewidth=0.8)
     axes.set(xlabel="environment steps, warm-up included", ylabel="mean return of an evaluation", title=env_id)
@@ -99,15 +121,19 @@ def plot_offline(env_id: str, paths: list[pathlib.Path]) -> Figure:
 
 def table(curves: dict[str, dict[str, list[np.ndarray]]]) -> str:
     """Markdown: the last common evaluation of each algorithm on each environment, a number a seed."""
-    lines = ["| environment | steps | algorithm | mean return | each seed | CPU minutes |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| environment | steps | algorithm | IQM | 95 % interval | each seed | CPU minutes |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for env_id, algos in curves.items():
         for algo in (label for label in LABELS if label in algos):
             steps, returns = interpolate(algos[algo])
-            each = ", ".join(f"{value:.0f}" for value in returns[:, -1])
+            last = returns[:, -1:]
+            between = " to ".join(f"{bound.item():.0f}" for bound in interval(last)) if len(last) > 1 else ""
+            each = ", ".join(f"{value:.0f}" for value in last[:, 0])
             minutes = np.mean([np.interp(steps[-1], seed[:, 0], seed[:, 2]) for seed in algos[algo]]) / 60
-            lines.append(
-                f"| {env_id} | {steps[-1]:.0f} | {LABELS[algo]} | {returns[:, -1].mean():.0f} | {each} | {minutes:.0f} |"
-            )
+            iqm = interquartile_mean(last).item()
+            lines.append(f"| {env_id} | {steps[-1]:.0f} | {LABELS[algo]} | {iqm:.0f} | {between} | {each} | {minutes:.0f} |")
     return "\n".join(lines)
 
 
@@ -130,10 +156,12 @@ def main() -> None:
     for env_id in sorted({path.stem.split("_")[0] for path in offline}):
         own = [path for path in offline if path.stem.startswith(f"{env_id}_")]
         plot_offline(env_id, own).savefig(FIGURES / f"offline_{env_id}.png", dpi=120)
-    print(table(curves))
     first = next(RESULTS.glob("*.csv")).read_text().splitlines()[0]
     about = json.loads(first.removeprefix("# "))
-    print(f"\n{about['processor']}, one thread a run, torch {about['torch']}, SB3 {about['stable_baselines3']}")
+    hardware = (
+        f"{about['processor']}, one thread a run, PyTorch {about['torch']}, Stable-Baselines3 {about['stable_baselines3']}"
+    )
+    (FIGURES / "returns.md").write_text(f"{table(curves)}\n\n{hardware}.\n")
 
 
 if __name__ == "__main__":
