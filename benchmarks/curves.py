@@ -12,7 +12,8 @@ updates per step; ``ppo-zoo`` and ``dqn-zoo`` take RL Zoo's; ``tdmpc``, ``tdmpc2
 ``sac-utd`` is SAC with MBPO's update-to-data ratio, warm-up and target entropy: what the model adds is the gap between
 ``mbpo`` and ``sac-utd``.
 Each job is one process with one thread. The steps count everything, random warm-up included; an evaluation is the mean
-over deterministic episodes on an environment of its own. An interrupted run goes on from its last checkpoint.
+over deterministic episodes on an environment of its own. An interrupted run goes on from its last checkpoint, a finished one
+if it is asked for more steps (PPO has no checkpoints and starts anew); one that has as many is left alone.
 """
 
 import argparse
@@ -20,10 +21,10 @@ import json
 import os
 import pathlib
 import platform
-import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gymnasium as gym
@@ -56,6 +57,15 @@ TUNED: dict[str, Any] = {
 }
 """With values in the zoo."""
 
+
+class ResumableSAC(ExactCheckpoints, SAC):
+    """SAC that goes on from checkpoints."""
+
+
+class ResumableDQN(ExactCheckpoints, DQN):
+    """DQN that goes on from checkpoints."""
+
+
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {f"mbcrossq-utd{n}": ("mbcrossq", {"gradient_steps": n}) for n in (1, 4)}
 """Those values, some of them replaced."""
 
@@ -83,13 +93,13 @@ ALGORITHMS: dict[str, Any] = {
     **TUNED,
     **{variant: TUNED[algo] for variant, (algo, _) in VARIANTS.items()},
     "ppo-zoo": PPO,
-    "dqn-zoo": DQN,
+    "dqn-zoo": ResumableDQN,
     "tdmpc": TDMPC,
     "tdmpc2": TDMPC2,
     "tdmpc2-4envs": TDMPC2,
-    "sac": SAC,
-    "sac-utd": SAC,
-    "dqn": DQN,
+    "sac": ResumableSAC,
+    "sac-utd": ResumableSAC,
+    "dqn": ResumableDQN,
 }
 N_ENVS = {"ppo-zoo": 4, "tdmpc2-4envs": 4}
 """Environments side by side, where there are more than one."""
@@ -131,22 +141,24 @@ def make_env(env_id: str, seed: int, n_envs: int = 1) -> VecEnv:
 
 class CurveCallback(BaseCallback):
     """
-    Appends an evaluation to the CSV every ``eval_freq`` environment steps.
+    Appends an evaluation to the CSV every ``eval_freq`` environment steps. The seconds that training took so far are an
+    attribute of the model, ``seconds_spent``, and as such in its checkpoints.
 
     :param path: the CSV, header written
     :param env_id: environment to evaluate on
     :param eval_freq: environment steps
     :param n_episodes: per evaluation
-    :param spent: wall and CPU seconds of earlier parts of this run
+    :param last: steps of the last evaluation in the CSV
     """
 
-    def __init__(self, path: pathlib.Path, env_id: str, eval_freq: int, n_episodes: int, spent: tuple[float, float]):
+    def __init__(self, path: pathlib.Path, env_id: str, eval_freq: int, n_episodes: int, last: int):
         super().__init__()
-        self.path, self.eval_freq, self.n_episodes = path, eval_freq, n_episodes
+        self.path, self.eval_freq, self.n_episodes, self.last = path, eval_freq, n_episodes, last
         # Side by side: a planner plans for all of them at once
         self.eval_env = make_env(env_id, seed=10_000, n_envs=n_episodes)
-        self.last = 0
-        self.wall, self.cpu = time.perf_counter() - spent[0], time.process_time() - spent[1]
+
+    def _on_training_start(self) -> None:
+        self.clock = time.perf_counter(), time.process_time()
 
     def _on_rollout_start(self) -> None:
         # Here the last transition is stored and trained on; on_step would come before both
@@ -158,23 +170,29 @@ class CurveCallback(BaseCallback):
         if steps == self.last or steps % self.eval_freq:
             return
         self.last = steps
-        start, start_cpu = time.perf_counter(), time.process_time()
+        self._count_seconds()
         mean, std = evaluate_policy(self.model, self.eval_env, self.n_episodes)
-        with open(self.path, "a") as file:
-            wall, cpu = start - self.wall, start_cpu - self.cpu
-            file.write(f"{steps},{wall:.1f},{cpu:.1f},{mean:.2f},{std:.2f}\n")
         # The time of evaluations is not the algorithm's
-        self.wall += time.perf_counter() - start
-        self.cpu += time.process_time() - start_cpu
+        self.clock = time.perf_counter(), time.process_time()
+        wall, cpu = self.model.seconds_spent
+        with open(self.path, "a") as file:
+            file.write(f"{steps},{wall:.1f},{cpu:.1f},{mean:.2f},{std:.2f}\n")
 
     def _on_step(self) -> bool:
+        self._count_seconds()
         return True
+
+    def _count_seconds(self) -> None:
+        now = time.perf_counter(), time.process_time()
+        spent = getattr(self.model, "seconds_spent", (0.0, 0.0))
+        self.model.seconds_spent = tuple(sum(each) - before for *each, before in zip(spent, now, self.clock, strict=True))
+        self.clock = now
 
 
 def header(args: argparse.Namespace) -> str:
     """What a reader needs to run the curve again."""
     about = {
-        "command": f"--algo {args.algo} --env {args.env} --seeds {args.seeds[0]} --steps {args.steps}",
+        "command": " ".join(_arguments(args, args.seeds[0])),
         "hyperparams": {name: getattr(value, "__name__", value) for name, value in hyperparams(args.algo, args.env).items()},
         "eval_episodes": args.eval_episodes,
         "processor": _processor(),
@@ -197,38 +215,50 @@ def _processor() -> str:
         return platform.processor()
 
 
+def _arguments(args: argparse.Namespace, seed: int) -> list[str]:
+    """Of a run of one seed."""
+    arguments = ["--algo", args.algo, "--env", args.env, "--seeds", str(seed), "--steps", str(args.steps)]
+    arguments += ["--eval-freq", str(args.eval_freq), "--eval-episodes", str(args.eval_episodes)]
+    return [*arguments, "--checkpoint-freq", str(args.checkpoint_freq)]
+
+
+def _steps(row: str) -> int:
+    """Of a line of a CSV; 0 for those before the numbers."""
+    return int(row.split(",")[0]) if row[0].isdigit() else 0
+
+
 def run_one(args: argparse.Namespace) -> None:
-    """One curve, in this process, with one thread; goes on where an interrupted one stopped."""
+    """One curve, in this process, with one thread; goes on where an earlier one stopped."""
     th.set_num_threads(1)
     seed = args.seeds[0]
     name = f"{args.algo}_{args.env}_{seed}"
     path, checkpoints = RESULTS / f"{name}.csv", RESULTS / "checkpoints" / name
-    env, spent = make_env(args.env, seed, n_envs=N_ENVS.get(args.algo, 1)), (0.0, 0.0)
+    written = path.read_text().splitlines() if path.exists() else []
+    if written and _steps(written[-1]) >= args.steps:
+        print(f"{name}: has {_steps(written[-1])} steps", flush=True)
+        return
+    env = make_env(args.env, seed, n_envs=N_ENVS.get(args.algo, 1))
     model: BaseAlgorithm
     algorithm = ALGORITHMS[args.algo]
-    if checkpoints.exists() and path.exists():
+    if checkpoints.exists() and written:
         model = algorithm.load_checkpoint(checkpoints, env=env, device="cpu")
-        lines = path.read_text().splitlines()
         # Evaluations after the checkpoint will be made again
-        kept = [row for row in lines if not row[0].isdigit() or int(row.split(",")[0]) <= model.num_timesteps]
-        path.write_text("\n".join(kept) + "\n")
-        last = kept[-1].split(",") if kept[-1][0].isdigit() else ["0", "0", "0"]
-        kept_steps, spent = int(last[0]), (float(last[1]), float(last[2]))
+        rows = [row for row in written[2:] if _steps(row) <= model.num_timesteps]
     else:
         model = algorithm(env=env, seed=seed, device="cpu", **hyperparams(args.algo, args.env))
-        RESULTS.mkdir(exist_ok=True)
-        kept_steps = 0
-        path.write_text(header(args))
-    curve = CurveCallback(path, args.env, args.eval_freq, args.eval_episodes, spent)
-    curve.last = kept_steps
+        rows = []
+    RESULTS.mkdir(exist_ok=True)
+    path.write_text(header(args) + "".join(f"{row}\n" for row in rows))
+    curve = CurveCallback(path, args.env, args.eval_freq, args.eval_episodes, _steps(rows[-1]) if rows else 0)
     callbacks: list[BaseCallback] = [curve]
     if isinstance(model, ExactCheckpoints):
         callbacks.append(ExactCheckpointCallback(args.checkpoint_freq, checkpoints, verbose=2))
     # In one piece: schedules follow the progress of the whole run
     model.learn(args.steps - model.num_timesteps, callback=callbacks, log_interval=1_000_000, reset_num_timesteps=False)
     curve.evaluate()
+    if isinstance(model, ExactCheckpoints):
+        model.save_checkpoint(checkpoints)
     print(f"{name}: step {model.num_timesteps}", flush=True)
-    shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def main() -> None:
@@ -245,18 +275,14 @@ def main() -> None:
     if len(args.seeds) == 1:
         run_one(args)
         return
-    waiting = list(args.seeds)
-    running: list[subprocess.Popen[bytes]] = []
-    while waiting or running:
-        while waiting and len(running) < args.jobs:
-            own = ["--seeds", str(waiting.pop(0))]
-            common = ["--algo", args.algo, "--env", args.env, "--steps", str(args.steps)]
-            common += ["--eval-freq", str(args.eval_freq), "--eval-episodes", str(args.eval_episodes)]
-            common += ["--checkpoint-freq", str(args.checkpoint_freq)]
-            env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-            running.append(subprocess.Popen([sys.executable, "-m", "benchmarks.curves", *common, *own], env=env))
-        running[0].wait()
-        running = [process for process in running if process.poll() is None]
+
+    def run(seed: int) -> int:
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        return subprocess.run([sys.executable, "-m", "benchmarks.curves", *_arguments(args, seed)], env=env).returncode
+
+    with ThreadPoolExecutor(args.jobs) as jobs:
+        if any(jobs.map(run, args.seeds)):
+            sys.exit("Not all seeds came to their end.")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ deviations of the data. Prints a Markdown table, means over the stream.
 
 import argparse
 import time
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -22,15 +23,15 @@ from sb3_mbrl.common.buffers import real_transitions
 from sb3_mbrl.dynamics import ProbabilisticEnsemble, known_termination
 from sb3_mbrl.dynamics.diagnostics import concatenate, one_step_error, open_loop_error, over_outputs, trajectories_from_buffer
 
-RULES: dict[str, tuple[int, float | None]] = {
-    "published: every 250 steps, until no member improves": (250, None),
-    "every 250 steps, 4 gradient steps a step": (250, 4.0),
-    "every 250 steps, 2 gradient steps a step": (250, 2.0),
-    "every 250 steps, 1 gradient step a step": (250, 1.0),
-    "every 1000 steps, 2 gradient steps a step": (1_000, 2.0),
-    "every 1000 steps, until no member improves": (1_000, None),
+RULES: dict[str, tuple[int, float | None, dict[str, Any]]] = {
+    "published: every 250 steps, until no member improves": (250, None, {"patience_steps": 0}),
+    "the same, at least 100 gradient steps without improvement": (250, None, {}),
+    "every 250 steps, 4 gradient steps a step": (250, 4.0, {}),
+    "every 250 steps, 2 gradient steps a step (default)": (250, 2.0, {}),
+    "every 250 steps, 1 gradient step a step": (250, 1.0, {}),
+    "every 1000 steps, 2 gradient steps a step": (1_000, 2.0, {}),
 }
-"""Environment steps between two fits, and gradient steps of the model for each of them; None: no limit."""
+"""Environment steps between two fits, gradient steps of the model for each of them (None: no limit), arguments of ``fit``."""
 
 HORIZON = 10
 
@@ -44,7 +45,13 @@ def stream(env_id: str, random_steps: int, steps: int, seed: int) -> ReplayBuffe
 
 
 def follow(
-    buffer: ReplayBuffer, env_id: str, random_steps: int, train_freq: int, per_step: float | None, seed: int
+    buffer: ReplayBuffer,
+    env_id: str,
+    random_steps: int,
+    train_freq: int,
+    per_step: float | None,
+    kwargs: dict[str, Any],
+    seed: int,
 ) -> tuple[list[float], list[float], int, float]:
     """
     :return: errors one and ``HORIZON`` steps ahead on each stretch of 250 transitions that the model has not seen, gradient
@@ -64,7 +71,7 @@ def follow(
             due = now if now == random_steps else train_freq
             budget = {} if per_step is None else {"max_gradient_steps": int(per_step * due)}
             start = time.perf_counter()
-            report = dynamics.fit(everything[:now], generator, **budget)
+            report = dynamics.fit(everything[:now], generator, **kwargs, **budget)
             seconds += time.perf_counter() - start
             n_gradient_steps += report.n_gradient_steps
         pieces = unseen(buffer, now, now + 250)
@@ -98,8 +105,8 @@ def main() -> None:
     print(f"{args.env}, {args.steps} steps, {args.random_steps} of them random, one thread\n")
     print(f"| rule | gradient steps | seconds | error of one step | of {HORIZON} steps | in the last quarter | |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    for name, (train_freq, per_step) in RULES.items():
-        one_step, later, n, seconds = follow(buffer, args.env, args.random_steps, train_freq, per_step, args.seed)
+    for name, (train_freq, per_step, kwargs) in RULES.items():
+        one_step, later, n, seconds = follow(buffer, args.env, args.random_steps, train_freq, per_step, kwargs, args.seed)
         quarter = len(one_step) // 4
         means = [np.mean(one_step), np.mean(later), np.mean(one_step[-quarter:]), np.mean(later[-quarter:])]
         print(f"| {name} | {n} | {seconds:.0f} | " + " | ".join(f"{mean:.3f}" for mean in means) + " |", flush=True)

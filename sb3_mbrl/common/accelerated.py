@@ -72,14 +72,23 @@ def _faster(module: nn.Module, precision: str) -> type[nn.Module] | None:
 def is_perceptron(layers: list[nn.Module]) -> bool:
     """
     :param layers: of a network
-    :return: whether these are linear layers, each followed by an activation, the last one perhaps not
+    :return: whether these are linear layers, each followed by an activation, the last one perhaps not, without hooks
     """
     linear, between = layers[::2], layers[1::2]
     return (
         len(layers) > 1
         and all(type(layer) is nn.Linear and layer.bias is not None for layer in linear)
         and all(type(layer) in ACTIVATIONS for layer in between)
+        and not any(map(has_hooks, layers))
     )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """
+    :param module: one that will not be called itself
+    :return: whether somebody waits for its call
+    """
+    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
 def parameters_and_layout(layers: Iterable[nn.Module], hidden: th.dtype = th.float32) -> tuple[list[th.Tensor], "Layout"]:

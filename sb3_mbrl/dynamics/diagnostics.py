@@ -366,6 +366,7 @@ def open_loop_error(
     n_starts: int = 100,
     generator: th.Generator | None = None,
     n_samples: int = 20,
+    scale: th.Tensor | None = None,
 ) -> OpenLoopError:
     """
     Predict ``horizon`` steps from real states with the recorded actions, and compare with what happened. Starts are
@@ -377,6 +378,8 @@ def open_loop_error(
     :param n_starts: start states, drawn without replacement; all of them where there are fewer
     :param generator: source of starts, members and noise; None draws from PyTorch's global stream
     :param n_samples: sampled futures per start, each with an elite drawn at each step (TS1)
+    :param scale: unit of the error of each output, (D,), NaN where there is nothing to predict; None: their standard
+        deviations in ``trajectories``
     :return: errors per step and output. A prediction that is not finite counts as infinitely wrong
     :raises ValueError: no trajectory is as long as the horizon
     """
@@ -395,7 +398,7 @@ def open_loop_error(
     fan_mean, fan_std = fan.mean(dim=1), fan.std(dim=1, correction=0)
     persistence = th.cat([start_obs.double(), outputs[:, -1].mean().expand(len(starts), 1)], dim=1).unsqueeze(1)
 
-    scale = _nan_where_still(outputs.std(dim=0, correction=0), outputs.abs().mean(dim=0))
+    scale = standard_deviations(rows) if scale is None else scale
 
     def normalized(error: th.Tensor) -> th.Tensor:
         return (_rms(error.nan_to_num(nan=math.inf)) / scale).cpu()
@@ -411,6 +414,15 @@ def open_loop_error(
         fan_mean=fan_mean.cpu(),
         fan_std=fan_std.cpu(),
     )
+
+
+def standard_deviations(transitions: Transitions) -> th.Tensor:
+    """
+    :param transitions: N real ones
+    :return: of next observations and reward, (D,) float64; NaN where they never moved
+    """
+    outputs = th.cat([transitions.next_observations, transitions.rewards.unsqueeze(1)], dim=1).double()
+    return _nan_where_still(outputs.std(dim=0, correction=0), outputs.abs().mean(dim=0))
 
 
 def _draw_starts(

@@ -1,12 +1,14 @@
 """How far a learned model can be trusted to imagine."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import torch as th
 
+from sb3_mbrl.common.schedules import RolloutSchedule
 from sb3_mbrl.common.types import Transitions
 from sb3_mbrl.dynamics.diagnostics import open_loop_error, over_outputs
 from sb3_mbrl.dynamics.model import SteppableModel
@@ -24,7 +26,7 @@ class AdaptiveRolloutLength:
 
     :param max_length: imagined steps at most (paper: schedules end at 15 on Hopper, 25 on Ant)
     :param tolerance: error of a predicted state and reward that is accepted, root mean square over outputs, each in standard
-        deviations of the data
+        deviations of all data so far
     :raises ValueError: a number is out of its range
     """
 
@@ -38,17 +40,23 @@ class AdaptiveRolloutLength:
             raise ValueError(f"tolerance must be a positive number of standard deviations, got {self.tolerance!r}.")
 
     def errors(
-        self, dynamics: SteppableModel, trajectories: Sequence[Transitions], generator: th.Generator | None = None
+        self,
+        dynamics: SteppableModel,
+        trajectories: Sequence[Transitions],
+        generator: th.Generator | None = None,
+        scale: th.Tensor | None = None,
     ) -> np.ndarray:
         """
         :param dynamics: the model; it predicts as imagination does, an elite and noise drawn at each step
         :param trajectories: unbroken pieces of real transitions, best ones that the model was not fitted to
         :param generator: source of starts, members and noise
+        :param scale: standard deviations of next observations and reward, (O + 1,); None: those of ``trajectories``
         :return: error after 1, 2, ... steps, (``max_length`` or the length of the longest piece,)
         :raises ValueError: there are no transitions
         """
         horizon = min(self.max_length, max(map(len, trajectories), default=0))
-        return over_outputs(open_loop_error(dynamics, trajectories, horizon, N_STARTS, generator, n_samples=1).fan).numpy()
+        result = open_loop_error(dynamics, trajectories, horizon, N_STARTS, generator, n_samples=1, scale=scale)
+        return over_outputs(result.fan).numpy()
 
     def choose(self, errors: np.ndarray) -> int:
         """
@@ -57,3 +65,22 @@ class AdaptiveRolloutLength:
         """
         beyond = np.flatnonzero(~(errors <= self.tolerance))
         return max(1, int(beyond[0]) if len(beyond) > 0 else len(errors))
+
+
+def make_schedule(given: Any) -> RolloutSchedule | AdaptiveRolloutLength:
+    """
+    :param given: an ``AdaptiveRolloutLength``, its arguments as a mapping (as YAML has them), or what
+        :class:`~sb3_mbrl.common.schedules.RolloutSchedule` takes
+    :return: what sets the length of imagined rollouts
+    :raises ValueError: it is none of these
+    """
+    if isinstance(given, AdaptiveRolloutLength):
+        return given
+    if not isinstance(given, Mapping):
+        return RolloutSchedule(given)
+    accepted = [field.name for field in fields(AdaptiveRolloutLength)]
+    if not set(given) <= set(accepted):
+        raise ValueError(
+            f"rollout_schedule as a mapping has the arguments {accepted} of AdaptiveRolloutLength, got {dict(given)}."
+        )
+    return AdaptiveRolloutLength(**given)

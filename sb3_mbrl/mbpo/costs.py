@@ -1,8 +1,9 @@
 """How long a run of a model-based algorithm will take, measured before it starts."""
 
-import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,13 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.save_util import recursive_getattr
 from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 
 from sb3_mbrl.common.accelerated import accelerated
+from sb3_mbrl.common.buffers import ModelReplayBuffer
 from sb3_mbrl.common.types import Transitions
+from sb3_mbrl.dynamics.rollout_length import AdaptiveRolloutLength
 from sb3_mbrl.dynamics.rollouts import branched_rollouts
 
 if TYPE_CHECKING:
@@ -44,66 +48,81 @@ class Costs:
 
 def measure(algorithm: "ModelBased") -> Costs:
     """
-    Let a copy do each kind of work on random data, which takes about a second. The algorithm, the environment and the random
-    streams stay as they are.
+    Let the algorithm do each kind of work on random data, which takes about a second, and undo it: networks, optimisers,
+    random streams, the log and the data are afterwards what they were.
 
-    :param algorithm: with an environment
+    :param algorithm: about to learn
     :return: what the work costs
     """
-    random = algorithm._random_state()
+    with _undone(algorithm):
+        return _measure(algorithm)
+
+
+@contextmanager
+def _undone(algorithm: Any) -> Iterator[None]:
+    """All that is saved with the algorithm, and what only goes on in memory."""
+    attributes, random = vars(algorithm).copy(), algorithm._random_state()
+    generator = algorithm._generator.get_state()
+    state_dicts, tensors = algorithm._get_torch_save_params()
+    states = {name: deepcopy(recursive_getattr(algorithm, name).state_dict()) for name in state_dicts}
+    values = {name: recursive_getattr(algorithm, name).detach().clone() for name in tensors}
     try:
-        return _measure(_copy(algorithm))
+        yield
     finally:
+        vars(algorithm).clear()
+        vars(algorithm).update(attributes)
+        for name, state in states.items():
+            recursive_getattr(algorithm, name).load_state_dict(state)
+        for name, value in values.items():
+            recursive_getattr(algorithm, name).data.copy_(value)
+        algorithm._generator.set_state(generator)
         algorithm._restore_random_state(random)
 
 
-def _copy(algorithm: "ModelBased") -> Any:
-    """Of networks and arguments, with no data and nobody to report to."""
-    file = io.BytesIO()
-    algorithm.save(file)
-    file.seek(0)
-    # The least buffers that the measurement fits into: the algorithm's own may be all the memory there is
-    small: dict[str, Any] = {"buffer_size": N_TRANSITIONS * algorithm.n_envs, "verbose": 0, "tensorboard_log": None}
-    copy: Any = type(algorithm).load(file, device=algorithm.device, **small)
-    copy.set_logger(Logger(folder=None, output_formats=[]))
-    return copy
-
-
-def _measure(copy: Any) -> Costs:
-    data = _random_transitions(copy)
-    copy.replay_buffer = _real_buffer(copy, data)
-    first = {"max_gradient_steps": N_REPEATS}
+def _measure(algorithm: Any) -> Costs:
+    data = _random_transitions(algorithm)
+    algorithm._vec_normalize_env = None
+    algorithm.replay_buffer = _real_buffer(algorithm, data)
+    dynamics = algorithm.dynamics
+    algorithm.model_buffer = ModelReplayBuffer(N_TRANSITIONS, dynamics.observation_dim, dynamics.action_dim, algorithm.device)
+    algorithm._logger = Logger(folder=None, output_formats=[])
+    fit_kwargs = {**algorithm.fit_kwargs, "max_gradient_steps": N_REPEATS, "on_epoch": None}
 
     def imagine() -> None:
-        with accelerated(copy.policy):
+        with accelerated(algorithm.policy):
             branched_rollouts(
-                copy.dynamics, copy._sample_imagined_action, data.observations, 1, copy.model_buffer.add, copy._generator
+                dynamics,
+                algorithm._sample_imagined_action,
+                data.observations,
+                1,
+                algorithm.model_buffer.add,
+                algorithm._generator,
             )
 
     def update() -> None:
-        with copy._mixed_batches(N_REPEATS):
-            copy._update(N_REPEATS, copy.batch_size)
+        with algorithm._mixed_batches(N_REPEATS):
+            algorithm._update(N_REPEATS, algorithm.batch_size)
 
-    fit = _seconds(lambda: copy.dynamics.fit(data, copy._generator, **copy.fit_kwargs | first), copy.device)
+    fit = _seconds(lambda: dynamics.fit(data, algorithm._generator, **fit_kwargs), algorithm.device)
     return Costs(
         fit=fit / N_REPEATS,
-        imagine=_seconds(imagine, copy.device) / N_TRANSITIONS,
-        update=_seconds(update, copy.device) / N_REPEATS,
+        imagine=_seconds(imagine, algorithm.device) / N_TRANSITIONS,
+        update=_seconds(update, algorithm.device) / N_REPEATS,
     )
 
 
-def _random_transitions(copy: Any) -> Transitions:
+def _random_transitions(algorithm: Any) -> Transitions:
     """Within the bounds of the observations, whatever they mean."""
-    space: spaces.Box = copy.observation_space
+    space: spaces.Box = algorithm.observation_space
     obs = np.clip(np.random.standard_normal((2, N_TRANSITIONS, *space.shape)), space.low, space.high)
-    obs, next_obs = th.as_tensor(obs.reshape(2, N_TRANSITIONS, -1), dtype=th.float32, device=copy.device)
-    action = th.rand(N_TRANSITIONS, copy.dynamics.action_dim, device=copy.device) * 2 - 1
-    ended = th.zeros(N_TRANSITIONS, dtype=th.bool, device=copy.device)
-    return Transitions(obs, action, next_obs, th.randn(N_TRANSITIONS, device=copy.device), ended)
+    obs, next_obs = th.as_tensor(obs.reshape(2, N_TRANSITIONS, -1), dtype=th.float32, device=algorithm.device)
+    action = th.rand(N_TRANSITIONS, algorithm.dynamics.action_dim, device=algorithm.device) * 2 - 1
+    ended = th.zeros(N_TRANSITIONS, dtype=th.bool, device=algorithm.device)
+    return Transitions(obs, action, next_obs, th.randn(N_TRANSITIONS, device=algorithm.device), ended)
 
 
-def _real_buffer(copy: Any, data: Transitions) -> ReplayBuffer:
-    buffer = ReplayBuffer(N_TRANSITIONS, copy.observation_space, copy.action_space, copy.device)
+def _real_buffer(algorithm: Any, data: Transitions) -> ReplayBuffer:
+    buffer = ReplayBuffer(N_TRANSITIONS, algorithm.observation_space, algorithm.action_space, algorithm.device)
     shape = (N_TRANSITIONS, 1, -1)
     buffer.observations[:] = data.observations.cpu().numpy().reshape(buffer.observations.shape)
     buffer.next_observations[:] = data.next_observations.cpu().numpy().reshape(buffer.observations.shape)
@@ -141,8 +160,13 @@ def forecast(algorithm: "ModelBased", total_timesteps: int, costs: Costs) -> str
     if learned <= 0 or per_step is None:
         return None
     n_updates = int(per_step * learned)
-    lengths = [algorithm._rollout_length(int(step)) for step in np.linspace(max(now, starts), total_timesteps, 100)]
-    n_imagined = int(algorithm.rollouts_per_step * learned * np.mean(lengths))
+    schedule = algorithm._schedule
+    if isinstance(schedule, AdaptiveRolloutLength):
+        at_most, length = "at most ", float(schedule.max_length)
+    else:
+        at_most = ""
+        length = np.mean([schedule(int(step)) for step in np.linspace(max(now, starts), total_timesteps, 100)]).item()
+    n_imagined = int(algorithm.rollouts_per_step * learned * length)
     seconds = n_updates * costs.update + n_imagined * costs.imagine
     fits = "fits of the model to their end, which are not counted"
     if algorithm.model_updates_per_step is not None:
@@ -152,7 +176,7 @@ def forecast(algorithm: "ModelBased", total_timesteps: int, costs: Costs) -> str
         fits = f"{n_fits} gradient steps of the model of {costs.fit * 1e3:.1f} ms"
     return (
         f"To step {total_timesteps}: about {_in_words(seconds)} beside the environment's own steps. {n_updates} updates of "
-        f"{costs.update * 1e3:.1f} ms, {n_imagined} imagined transitions of {costs.imagine * 1e6:.1f} us, {fits}."
+        f"{costs.update * 1e3:.1f} ms, {at_most}{n_imagined} imagined transitions of {costs.imagine * 1e6:.1f} us, {fits}."
     )
 
 

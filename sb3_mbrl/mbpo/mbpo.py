@@ -42,7 +42,8 @@ class MBPO(ModelBased, SAC):
     :param rollouts_per_step: imagined branches per environment step (paper: 400)
     :param rollout_schedule: imagined steps per branch: an integer; ``(start, end, min_length, max_length)`` in environment
         steps, warm-up included (paper: linear from epoch 20 to 150, ``(20_000, 150_000, 1, 15)`` on Hopper); or an
-        :class:`~sb3_mbrl.dynamics.AdaptiveRolloutLength`, which measures how far the model can be trusted
+        :class:`~sb3_mbrl.dynamics.AdaptiveRolloutLength` or its arguments as a dict, which measures how far the model can be
+        trusted
     :param model_retain_steps: the model buffer keeps the imagined transitions of this many environment steps (paper: 1000)
     :param real_ratio: share of real transitions in a batch, in [0, 1] (paper's code: 0.05). 1 is SAC, with a model beside
     :param branch_from: ``"all"`` branches from any real state, ``"initial"`` from first states of episodes (with a
@@ -96,7 +97,7 @@ class MBPO(ModelBased, SAC):
         model_train_freq: int = 250,
         model_updates_per_step: float | None = 2.0,
         rollouts_per_step: int = 400,
-        rollout_schedule: int | Sequence[int] | AdaptiveRolloutLength = 1,
+        rollout_schedule: int | Sequence[int] | Mapping[str, Any] | AdaptiveRolloutLength = 1,
         model_retain_steps: int = 1_000,
         real_ratio: float = 0.05,
         branch_from: str = "all",
@@ -155,7 +156,8 @@ class MBPO(ModelBased, SAC):
         )
 
     def _update(self, gradient_steps: int, batch_size: int) -> None:
-        if sac_updates.fits(self):
+        # Not of an algorithm in between that has its own
+        if super(ModelBased, self).train.__func__ is SAC.train and sac_updates.fits(self):  # type: ignore[attr-defined]
             sac_updates.train(self, gradient_steps, batch_size, self.precision)
         else:
             super()._update(gradient_steps, batch_size)

@@ -16,12 +16,11 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbrl.common.accelerated import accelerated, check_precision
 from sb3_mbrl.common.buffers import MixedReplayBuffer, ModelReplayBuffer, initial_rows, normalize_obs, real_transitions
-from sb3_mbrl.common.schedules import RolloutSchedule
-from sb3_mbrl.common.types import RewardFn, TerminationFn
-from sb3_mbrl.dynamics.diagnostics import trajectories_from_buffer
+from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
+from sb3_mbrl.dynamics.diagnostics import standard_deviations, trajectories_from_buffer
 from sb3_mbrl.dynamics.ensemble import check_spaces
 from sb3_mbrl.dynamics.learning import LearnsDynamics
-from sb3_mbrl.dynamics.rollout_length import AdaptiveRolloutLength
+from sb3_mbrl.dynamics.rollout_length import AdaptiveRolloutLength, make_schedule
 from sb3_mbrl.dynamics.rollouts import RolloutStats, branched_rollouts
 from sb3_mbrl.mbpo.costs import forecast, measure
 
@@ -46,7 +45,8 @@ class ModelBased(LearnsDynamics):
     :param rollouts_per_step: imagined branches per environment step (paper: 400)
     :param rollout_schedule: imagined steps per branch: an integer; ``(start, end, min_length, max_length)`` in environment
         steps, warm-up included (paper: linear from epoch 20 to 150, ``(20_000, 150_000, 1, 15)`` on Hopper); or an
-        :class:`~sb3_mbrl.dynamics.AdaptiveRolloutLength`, which measures how far the model can be trusted
+        :class:`~sb3_mbrl.dynamics.AdaptiveRolloutLength` or its arguments as a dict, which measures how far the model can be
+        trusted
     :param model_retain_steps: the model buffer keeps the imagined transitions of this many environment steps (paper: 1000)
     :param real_ratio: share of real transitions in a batch, in [0, 1] (paper's code: 0.05). At 1 nothing imagined is used
     :param branch_from: ``"all"`` branches from any real state, ``"initial"`` from first states of episodes (with a
@@ -79,7 +79,7 @@ class ModelBased(LearnsDynamics):
         model_train_freq: int = 250,
         model_updates_per_step: float | None = 2.0,
         rollouts_per_step: int = 400,
-        rollout_schedule: int | Sequence[int] | AdaptiveRolloutLength = 1,
+        rollout_schedule: int | Sequence[int] | Mapping[str, Any] | AdaptiveRolloutLength = 1,
         model_retain_steps: int = 1_000,
         real_ratio: float = 0.05,
         branch_from: str = "all",
@@ -115,6 +115,7 @@ class ModelBased(LearnsDynamics):
     # ---------------------------------------------------------------- setup
 
     def _setup_model(self) -> None:
+        self._schedule = make_schedule(self.rollout_schedule)
         self._check_arguments()
         if self.n_steps > 1 and self.replay_buffer_class is NStepReplayBuffer:
             # SB3's own choice, read from a zip: SB3 would take it for the user's and warn that n_steps is ignored
@@ -128,7 +129,6 @@ class ModelBased(LearnsDynamics):
     def _check_arguments(self) -> None:
         _check_spaces(self.observation_space, self.action_space)
         self._check_dynamics_arguments()
-        self._rollout_length(self.num_timesteps)
         check_precision(self.precision, self.device)
         if not 0.0 <= self.real_ratio <= 1.0:
             raise ValueError(f"real_ratio is the share of real transitions in a batch, in [0, 1]; got {self.real_ratio}.")
@@ -162,7 +162,7 @@ class ModelBased(LearnsDynamics):
         if self._fit_is_due():
             assert self.replay_buffer is not None
             transitions = real_transitions(self.replay_buffer, self.device)
-            self._adapt_rollout_length()
+            self._adapt_rollout_length(transitions)
             self._fit_dynamics(transitions)
             with accelerated(self.policy):
                 self._imagine(transitions.observations)
@@ -202,18 +202,19 @@ class ModelBased(LearnsDynamics):
         self._log_imagination(stats, length, starts[:1024])
 
     def _rollout_length(self, num_timesteps: int) -> int:
-        if isinstance(self.rollout_schedule, AdaptiveRolloutLength):
-            return self._adapted_length
-        return RolloutSchedule(self.rollout_schedule)(num_timesteps)
+        return self._adapted_length if isinstance(self._schedule, AdaptiveRolloutLength) else self._schedule(num_timesteps)
 
-    def _adapt_rollout_length(self) -> None:
+    def _adapt_rollout_length(self, transitions: Transitions) -> None:
         """By the model's error on what came in since it was fitted, which it will have been fitted to in a moment."""
-        if not isinstance(self.rollout_schedule, AdaptiveRolloutLength) or not self.dynamics.is_fitted:
+        if not isinstance(self._schedule, AdaptiveRolloutLength) or not self.dynamics.is_fitted:
             return
         assert self.replay_buffer is not None
-        unseen = trajectories_from_buffer(self.replay_buffer, self.device, self._steps_since_fit())
-        errors = self.rollout_schedule.errors(self.dynamics, unseen, self._generator)
-        self._adapted_length = self.rollout_schedule.choose(errors)
+        # Many environments may not have made as many steps each
+        n_rows = max(self._steps_since_fit(), 2 * self._schedule.max_length * self.n_envs)
+        latest = trajectories_from_buffer(self.replay_buffer, self.device, n_rows)
+        scale = standard_deviations(transitions)
+        errors = self._schedule.errors(self.dynamics, latest, self._generator, scale)
+        self._adapted_length = self._schedule.choose(errors)
         self._log({"imagination/first_error": float(errors[0]), "imagination/last_error": float(errors[-1])})
 
     def _start_states(self, states: th.Tensor, n: int) -> th.Tensor:
@@ -284,7 +285,7 @@ class ModelBased(LearnsDynamics):
     # ---------------------------------------------------------------- save and load
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "model_buffer"]
+        return [*super()._excluded_save_params(), "model_buffer", "_schedule"]
 
     def _checkpoint_extras(self) -> dict[str, Any]:
         buffer = self.model_buffer

@@ -26,7 +26,8 @@ def suggest_mbpo(trial: Trial, most_updates: int = 40) -> dict[str, Any]:
         "rollouts_per_step": trial.suggest_categorical("rollouts_per_step", [50, 100, 200, 400]),
         # Of one length throughout: one that grows depends on how long the run is
         "rollout_schedule": trial.suggest_int("rollout_schedule", 1, 15, log=True),
-        "real_ratio": trial.suggest_float("real_ratio", 0.0, 0.5),
+        # Nothing between 0 and one real transition in a batch
+        "real_ratio": trial.suggest_categorical("real_ratio", [0.0, 0.05, 0.1, 0.25, 0.5]),
         **suggest_ensemble(trial),
     }
 

@@ -118,6 +118,14 @@ def test_hooks_are_called():
     assert called
 
 
+def test_hooks_between_layers_are_called():
+    net, x = network("critic"), th.ones(2, 5)
+    net[1].register_forward_hook(lambda module, args, output: 2 * output)
+    expected = net(x)
+    with accelerated(net):
+        assert th.allclose(net(x), expected, atol=1e-5)
+
+
 def test_precisions_are_checked(monkeypatch):
     with pytest.raises(ValueError, match=r"precision must be one of \['float32', 'bfloat16'\], got 'half'"):
         check_precision("half", th.device("cpu"))

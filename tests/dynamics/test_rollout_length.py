@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from sb3_mbrl.common.types import Transitions
 from sb3_mbrl.dynamics import AdaptiveRolloutLength, ModelStep
+from sb3_mbrl.dynamics.rollout_length import make_schedule
 
 
 class Drift:
@@ -41,6 +42,12 @@ def test_error_of_a_drift_grows_by_the_step():
     position = 0.1 * steps / world.next_observations.std(correction=0).item()
     reward = 0.1 * (steps - 1) / world.rewards.std(correction=0).item()
     np.testing.assert_allclose(errors, np.sqrt((position**2 + reward**2) / 2), rtol=1e-4)
+
+
+def test_scale_of_other_data():
+    rule, world = AdaptiveRolloutLength(3), walk(200)
+    small = rule.errors(Drift(bias=0.1), [world], scale=th.tensor([1.0, 1.0]))
+    np.testing.assert_allclose(rule.errors(Drift(bias=0.1), [world], scale=th.tensor([10.0, 10.0])), small / 10)
 
 
 def test_a_perfect_model_is_trusted_to_the_end():
@@ -87,3 +94,11 @@ def test_bad_lengths(max_length):
 def test_bad_tolerances(tolerance):
     with pytest.raises(ValueError, match="tolerance must be a positive number"):
         AdaptiveRolloutLength(tolerance=tolerance)
+
+
+def test_schedules():
+    assert make_schedule({"max_length": 7, "tolerance": 0.2}) == AdaptiveRolloutLength(7, 0.2)
+    assert make_schedule(AdaptiveRolloutLength(7)) == AdaptiveRolloutLength(7)
+    assert make_schedule(4)(0) == 4
+    with pytest.raises(ValueError, match="'max_length', 'tolerance'.*got {'length': 3}"):
+        make_schedule({"length": 3})

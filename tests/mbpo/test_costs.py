@@ -1,13 +1,15 @@
 """How long a run will take, said before it starts."""
 
+import os
 import re
+import threading
 
 import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_mbrl import MBTD3, MBTQC, MBCrossQ
+from sb3_mbrl import MBPO, MBTD3, MBTQC, MBCrossQ
 from sb3_mbrl.mbpo.costs import Costs, forecast, measure
 
 COSTS = Costs(update=1.0, fit=0.01, imagine=0.0001)
@@ -40,6 +42,33 @@ def test_normalised_environments(make_mbpo, capsys):
     assert env.obs_rms.count < 70  # what is measured is not normalised
 
 
+def test_what_cannot_be_copied_or_saved(tiny, capsys):
+    """A lock in a reward function, an open file, a constructor of one's own."""
+    lock = threading.Lock()
+
+    def reward(obs, action, next_obs):
+        with lock:
+            return -obs[:, 0].abs()
+
+    class Mine(MBPO):
+        def __init__(self, name, *args, **kwargs):
+            self.name, self.file = name, open(os.devnull)
+            super().__init__(*args, **kwargs)
+
+    model = Mine("mine", "MlpPolicy", "PointMass-v0", **tiny, reward_fn=reward, verbose=1)
+    with model.file:
+        model.learn(60)
+    assert "To step 60: about" in capsys.readouterr().out
+
+
+def test_nobody_hears_of_it(make_mbpo):
+    epochs = []
+    model = make_mbpo(fit_kwargs={"on_epoch": lambda *epoch: epochs.append(epoch)})
+    measure(model)
+    assert epochs == [] and model._seconds == {}
+    assert len(model.model_buffer) == model.replay_buffer.size() == model._n_updates == 0
+
+
 def test_forecast_counts(make_mbpo):
     model = make_mbpo(gradient_steps=3, model_updates_per_step=2.0)
     said = forecast(model, 1_040, COSTS)
@@ -52,6 +81,11 @@ def test_forecast_counts(make_mbpo):
 def test_forecast_of_longer_rollouts(make_mbpo):
     said = forecast(make_mbpo(rollout_schedule=(0, 40, 1, 5)), 140, COSTS)
     assert "5000 imagined transitions" in said
+
+
+def test_forecast_of_adaptive_rollouts(make_mbpo):
+    said = forecast(make_mbpo(rollout_schedule={"max_length": 7}), 140, COSTS)
+    assert "at most 7000 imagined transitions" in said
 
 
 def test_forecast_of_a_run_that_goes_on(make_mbpo):

@@ -129,6 +129,45 @@ def test_other_networks_are_left_to_sb3(policy, kwargs):
     assert not sac_updates.fits(SAC(policy, Noise(), device="cpu", **kwargs))
 
 
+def freeze(agent):
+    agent.actor.latent_pi[0].weight.requires_grad_(False)
+
+
+def clip_gradients(agent):
+    for parameter in agent.critic.parameters():
+        parameter.register_hook(lambda gradient: gradient.clamp(-1e-4, 1e-4))
+
+
+def watch_a_layer(agent):
+    agent.critic.qf0[0].register_forward_hook(lambda *_: None)
+
+
+def watch_the_actor(agent):
+    agent.actor.register_forward_pre_hook(lambda *_: None)
+
+
+@pytest.mark.parametrize("change", [freeze, clip_gradients, watch_a_layer, watch_the_actor])
+def test_what_autograd_would_see_is_left_to_it(change):
+    agent = SAC("MlpPolicy", Noise(), device="cpu")
+    assert sac_updates.fits(agent)
+    change(agent)
+    assert not sac_updates.fits(agent)
+
+
+def test_an_algorithm_in_between_keeps_its_own_updates():
+    calls = []
+
+    class Own(SAC):
+        def train(self, gradient_steps, batch_size=64):
+            calls.append(gradient_steps)
+            super().train(gradient_steps, batch_size)
+
+    class ModelBasedOwn(MBPO, Own): ...
+
+    ModelBasedOwn("MlpPolicy", Noise(), learning_starts=20, gradient_steps=2, termination_fn="learned").learn(24)
+    assert calls == [2] * 4
+
+
 def test_without_onednn_updates_are_left_to_sb3(monkeypatch):
     agent = collected()
     monkeypatch.setattr(onednn, "AVAILABLE", False)

@@ -231,8 +231,8 @@ class TestModelOptions:
         seen = []
 
         class Watched(AdaptiveRolloutLength):
-            def errors(self, dynamics, trajectories, generator=None):
-                errors = super().errors(dynamics, trajectories, generator)
+            def errors(self, dynamics, trajectories, generator=None, scale=None):
+                errors = super().errors(dynamics, trajectories, generator, scale)
                 seen.append((sum(map(len, trajectories)), rule.choose(errors)))
                 return errors
 
