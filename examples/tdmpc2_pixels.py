@@ -52,7 +52,7 @@ def main() -> None:
 
     env = VecFrameStack(make_vec_env(lambda: TimeLimit(Dot(), 30), n_envs=2, seed=0), n_stack=3)
     starts = min(500, args.timesteps // 2)
-    # gamma follows from the time limit of registered environments alone
+    # gamma=None would come to the same: it follows from the time limit
     model = TDMPC2(
         "CnnPolicy",
         env,

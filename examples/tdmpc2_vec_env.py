@@ -21,9 +21,10 @@ def main() -> None:
     env = make_vec_env("InvertedPendulum-v5", n_envs=4, seed=0)
     model = TDMPC2("MlpPolicy", env, learning_starts=min(1_000, args.timesteps // 2), seed=0)
     model.learn(args.timesteps, progress_bar=True)
+    model.save("tdmpc2_inverted_pendulum")
     # By the prior: an episode of a pole that stands has a thousand steps
-    model.policy.plans = False
-    print("mean and std of the return of the prior:", evaluate_policy(model, env, n_eval_episodes=4))
+    prior = TDMPC2.load("tdmpc2_inverted_pendulum", env=env, planner="none")
+    print("mean and std of the return of the prior:", evaluate_policy(prior, env, n_eval_episodes=4))
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         self,
         policy: str | type[LatentPolicy],
         env: GymEnv | str,
+        *,
         learning_rate: float | Schedule,
         buffer_size: int,
         learning_starts: int,
@@ -152,7 +153,8 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         self._check_keywords()
 
     def _check_keywords(self) -> None:
-        check_keywords("replay_buffer_kwargs", self.replay_buffer_kwargs, SequenceReplayBuffer, _OF_THE_BUFFER)
+        replay_buffer_class = self.replay_buffer_class or SequenceReplayBuffer
+        check_keywords("replay_buffer_kwargs", self.replay_buffer_kwargs, replay_buffer_class, _OF_THE_BUFFER)
         own = LatentPolicy if self.policy_class.__init__ is LatentPolicy.__init__ else None
         check_keywords("policy_kwargs", self.policy_kwargs, own, _OF_THE_POLICY)
         check_keywords("planner_kwargs", self.planner_kwargs or {}, MPPI, self._of_the_planner)
@@ -170,7 +172,8 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         own = DictSequenceReplayBuffer if isinstance(self.observation_space, spaces.Dict) else SequenceReplayBuffer
         if self.replay_buffer_class is None:
             self.replay_buffer_class = own
-        if not issubclass(self.replay_buffer_class, own):
+        is_of_dicts = issubclass(self.replay_buffer_class, DictSequenceReplayBuffer)
+        if not issubclass(self.replay_buffer_class, own) or is_of_dicts != (own is DictSequenceReplayBuffer):
             raise ValueError(
                 f"replay_buffer_class must replay sequences, as {own.__name__} and its subclasses do; got "
                 f"{self.replay_buffer_class.__name__}."
@@ -245,14 +248,20 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
                 losses = self._update(self._last_batch)
                 self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        values = {name: value.item() for name, value in losses.items()}
-        for name, value in values.items():
+        for name, value in self._finite(losses).items():
             self.logger.record(f"train/{name}", value)
-        if not all(map(math.isfinite, values.values())):
+
+    def _finite(self, values: dict[str, th.Tensor]) -> dict[str, float]:
+        """
+        :raises ValueError: one is NaN or infinite
+        """
+        numbers = {name: value.item() for name, value in values.items()}
+        if not all(map(math.isfinite, numbers.values())):
             raise ValueError(
-                f"The networks have diverged: after {self._n_updates} updates {values}. Lower learning_rate or max_grad_norm, "
-                "or scale rewards and observations (VecNormalize), and go on from the last checkpoint."
+                f"The networks have diverged: after {self._n_updates} updates {numbers}. Lower learning_rate or "
+                "max_grad_norm, or scale rewards and observations (VecNormalize), and go on from the last checkpoint."
             )
+        return numbers
 
     @abstractmethod
     def _update(self, batch: SequenceSamples) -> dict[str, th.Tensor]:
@@ -311,9 +320,19 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
 
     # ---------------------------------------------------------------- monitoring
 
+    def _log_plan(self) -> None:
+        super()._log_plan()
+        if self.policy.last_plan is None:
+            return
+        obs, _ = self.policy.obs_to_tensor(self._last_obs)  # type: ignore[arg-type]
+        # A stream of its own: what is logged does not change what is learned
+        generator = th.Generator(device=self.device).manual_seed(self.num_timesteps)
+        with th.no_grad():
+            self.logger.record_mean("planner/prior_value", self.model.value(self.model.start(obs), generator).mean().item())
+
     def dump_logs(self) -> None:
         """Write the log, and into it how good the latent model is."""
-        if self._last_batch is not None and self._last_obs is not None:
+        if self._last_batch is not None:
             self._log_latents(self._last_batch)
         super().dump_logs()
 
@@ -325,10 +344,6 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         for step, error in enumerate(errors.tolist(), start=1):
             self.logger.record(f"latent/error_step_{step}", error)
         self.logger.record("latent/effective_rank", effective_rank(predicted[0]))
-        obs, _ = self.policy.obs_to_tensor(self._last_obs)  # type: ignore[arg-type]
-        # A stream of its own: what is logged does not change what is learned
-        value = self.model.value(self.model.start(obs), th.Generator(device=self.device).manual_seed(0))
-        self.logger.record("planner/prior_value", value.mean().item())
 
     # ---------------------------------------------------------------- learn, save and load
 
@@ -396,18 +411,21 @@ def check_keywords(name: str, given: Mapping[str, Any], function: Callable | Non
             raise ValueError(f"{name} does not accept {key!r}, which follows from {elsewhere[key]}.")
     if function is None:
         return
-    accepted = [key for key in inspect.signature(function).parameters if key not in elsewhere]
+    parameters = inspect.signature(function).parameters
+    accepted = [key for key in parameters if key not in elsewhere]
     refused = [key for key in given if key not in accepted]
-    if refused:
+    if refused and not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
         raise ValueError(f"{name} does not accept {refused}; it accepts {accepted}.")
 
 
 def check_actions(space: spaces.Space) -> None:
     """
-    :raises ValueError: it is no Box with finite bounds
+    :raises ValueError: it is no Box with finite bounds, the lower ones below the higher
     """
     if not isinstance(space, spaces.Box):
         raise ValueError(f"TD-MPC plans Box actions, got {space}. PETS and Dyna take Discrete ones.")
+    if not (space.low < space.high).all():
+        raise ValueError(f"Actions are scaled to [-1, 1], which needs low < high in each dimension; got {space}.")
     if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
         raise ValueError(
             f"Actions are scaled to [-1, 1], which needs finite bounds; got {space}. Wrap the environment, for instance with "

@@ -76,8 +76,6 @@ class LatentObjective(ModelObjective):
 
     def __init__(self, model: LatentModel, discount: float):
         super().__init__(model, discount, n_particles=1, propagation="expectation")
-        # A megabyte of activations: more do not stay in the processor's cache
-        self.piece = 2**18 // model.width
         self.horizon: int | None = None
         """Actions beyond are of no effect: TD-MPC begins with short plans. None: all count."""
 
@@ -86,10 +84,14 @@ class LatentObjective(ModelObjective):
 
         def score(actions: th.Tensor) -> th.Tensor:
             # The plans of an environment in one piece: another one would have other critics
-            self.chunk = max(self.piece, actions.shape[1])
+            self.chunk = max(self._rows_at_a_time(), actions.shape[1])
             return returns(actions[:, :, : self.horizon])
 
         return score
+
+    def _rows_at_a_time(self) -> int:
+        # A megabyte of activations: more do not stay in a processor's cache. GPUs are only busy with more
+        return (2**18 if self.model.device.type == "cpu" else 2**26) // self.model.width
 
     def _value_of_the_end(self, rows: th.Tensor, generator: Generators) -> th.Tensor:
         return self.model.value(rows, generator)

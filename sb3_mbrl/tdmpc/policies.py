@@ -138,12 +138,15 @@ class LatentPolicy(MPCPolicy):
             group["lr"] = learning_rate
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        schedule = ConstantSchedule(self.prior_optimizer.param_groups[0]["lr"])
+        now = {"horizon": self.planner.n_planned, "std_bounds": self.planner.std_bounds}  # schedules may have moved them
         return {
             "observation_space": self.observation_space,
             "action_space": self.action_space,
-            "lr_schedule": schedule,
+            "lr_schedule": ConstantSchedule(self.prior_optimizer.param_groups[0]["lr"]),
             **self._arguments,
+            "planner": "mppi" if self.plans else "none",
+            "planner_kwargs": {**self._arguments["planner_kwargs"], **now},
+            "max_plan_seconds": self.max_plan_seconds,
         }
 
     # ---------------------------------------------------------------- acting
@@ -179,7 +182,8 @@ class LatentPolicy(MPCPolicy):
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """The policy prior's action, (B, A) in [-1, 1]."""
         z = self.model.start(observation)
-        return self.model.act(z, self._generators(th.zeros(len(z)), deterministic=False), deterministic)
+        generators = None if deterministic else self._generators(th.zeros(len(z)), deterministic=False)
+        return self.model.act(z, generators, deterministic)
 
     def _proposals(self, rows: th.Tensor, generators: list[th.Generator]) -> th.Tensor:
         return prior_proposals(self.model, rows, self.n_proposals, self.planner.horizon, generators)

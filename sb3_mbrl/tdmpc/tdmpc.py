@@ -70,7 +70,8 @@ class TDMPC(LatentAlgorithm):
     :param termination_coef: weight of the termination loss, which is not in the paper
     :param max_grad_norm: gradients are clipped to it, those of the model and of the policy apart
     :param target_update_interval: updates between two of the targets
-    :param horizon_schedule: ``(start, end, first, last)``: steps of a plan, at most ``horizon``, linear in environment steps
+    :param horizon_schedule: ``(start, end, first, last)``: steps of a plan, linear in environment steps; None as the last:
+        ``horizon``, which they never exceed
     :param std_schedule: ``(start, end, first, last)``: least standard deviation of plans; the policy's noise always has the
         last
     :param priority_exponent: alpha of prioritised replay; 0: uniform
@@ -119,7 +120,7 @@ class TDMPC(LatentAlgorithm):
         termination_coef: float = 1.0,
         max_grad_norm: float = 10.0,
         target_update_interval: int = 2,
-        horizon_schedule: Sequence[float] = (0, 25_000, 1, 5),
+        horizon_schedule: Sequence[float | None] = (0, 25_000, 1, None),
         std_schedule: Sequence[float] = (0, 25_000, 0.5, 0.05),
         priority_exponent: float = 0.6,
         importance_exponent: float = 0.4,
@@ -132,29 +133,29 @@ class TDMPC(LatentAlgorithm):
         super().__init__(
             policy,
             env,
-            learning_rate,
-            buffer_size,
-            learning_starts,
-            batch_size,
-            tau,
-            gamma,
-            train_freq,
-            gradient_steps,
-            action_noise,
-            replay_buffer_class,
-            replay_buffer_kwargs,
-            stats_window_size,
-            tensorboard_log,
-            policy_kwargs,
-            verbose,
-            seed,
-            device,
-            horizon,
-            rho,
-            pretrain_steps,
-            planner,
-            planner_kwargs,
-            n_proposals,
+            learning_rate=learning_rate,
+            buffer_size=buffer_size,
+            learning_starts=learning_starts,
+            batch_size=batch_size,
+            tau=tau,
+            gamma=gamma,
+            train_freq=train_freq,
+            gradient_steps=gradient_steps,
+            action_noise=action_noise,
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            horizon=horizon,
+            rho=rho,
+            pretrain_steps=pretrain_steps,
+            planner=planner,
+            planner_kwargs=planner_kwargs,
+            n_proposals=n_proposals,
         )
         self.model_size = model_size
         self.consistency_coef = consistency_coef
@@ -181,7 +182,7 @@ class TDMPC(LatentAlgorithm):
         super()._check_arguments()
         if self.model_size not in list(TOLD_SIZES):
             raise ValueError(f"model_size must be one of {list(TOLD_SIZES)}, got {self.model_size!r}.")
-        _check_schedule("horizon_schedule", self.horizon_schedule, 1, math.inf)
+        _check_schedule("horizon_schedule", self._plan_lengths(), 1, math.inf)
         _check_schedule("std_schedule", self.std_schedule, 0, MAX_STD)
         check_number("target_update_interval", self.target_update_interval, lowest=1, integer=True)
         for name in ("priority_exponent", "importance_exponent"):
@@ -196,9 +197,14 @@ class TDMPC(LatentAlgorithm):
     def _planner_arguments(self) -> dict[str, Any]:
         return {"horizon": self.horizon, "std_bounds": (MIN_STD, MAX_STD), **PLANNER, **(self.planner_kwargs or {})}
 
+    def _plan_lengths(self) -> Any:
+        """``horizon_schedule``, with ``horizon`` in the place of None."""
+        given = self.horizon_schedule
+        return given if not isinstance(given, Sequence) else [self.horizon if each is None else each for each in given]
+
     def _follow_schedules(self) -> None:
         """Plans become longer, exploration less."""
-        n_planned = min(int(_linear(self.horizon_schedule, self.num_timesteps)), self.horizon)
+        n_planned = min(int(_linear(self._plan_lengths(), self.num_timesteps)), self.horizon)
         self.policy.planner.n_planned = self.policy.objective.horizon = n_planned
         self.policy.planner.std_bounds = (max(_linear(self.std_schedule, self.num_timesteps), MIN_STD), MAX_STD)
 
@@ -229,6 +235,7 @@ class TDMPC(LatentAlgorithm):
         )
         loss = (batch.weights * loss).mean() / self.horizon + self.termination_coef * losses["termination_loss"]
         grad_norm = self._step_optimizer(self.policy.model_optimizer, loss, self.max_grad_norm)
+        self._finite({"loss": loss, "priorities": td_errors.sum()})
         self.replay_buffer.update_priorities(batch.indices, td_errors)
         prior_loss = self._prior_loss(latents.detach(), self._weights_of_states(batch.valid))
         self._step_optimizer(self.policy.prior_optimizer, prior_loss, self.max_grad_norm)

@@ -36,12 +36,14 @@ class TDMPC2(LatentAlgorithm):
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or ``"MultiInputPolicy"``, as the observations are
     :param env: flat Box, image or Dict observations; Box actions with finite bounds; one environment or many
-    :param learning_rate: of all networks but the encoder, whose is ``encoder_lr_scale`` times as large
+    :param learning_rate: of all networks but the encoder, whose is ``encoder_lr_scale`` times as large; None: 3e-4 (paper),
+        for the small model 1e-3
     :param buffer_size: transitions of the replay buffer
     :param learning_starts: environment steps of uniform random actions first (paper: five episodes, at least 1000)
     :param batch_size: sequences per update
-    :param tau: of the target critics, after each update
-    :param gamma: discount; None: (T/5 - 1) / (T/5), in [0.95, 0.995], for episodes truncated after T steps (paper)
+    :param tau: of the target critics, after each update; None: 0.01 (paper), for the small model 0.03
+    :param gamma: discount; None: (T/5 - 1) / (T/5), in [0.95, 0.995], for episodes truncated after T steps (paper). Pass it
+        where a wrapper outside of the time limit repeats actions: T counts the steps within
     :param train_freq: environment steps between two calls of ``train``
     :param gradient_steps: updates in it; -1: as many as environment steps were made (paper: one for each)
     :param action_noise: added to planned actions, which explore by themselves
@@ -87,11 +89,11 @@ class TDMPC2(LatentAlgorithm):
         self,
         policy: str | type[LatentPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule = 3e-4,
+        learning_rate: float | Schedule | None = None,
         buffer_size: int = 1_000_000,
         learning_starts: int = 1_000,
         batch_size: int = 256,
-        tau: float = 0.01,
+        tau: float | None = None,
         gamma: float | None = None,
         train_freq: int | tuple[int, str] = 1,
         gradient_steps: int = -1,
@@ -120,32 +122,33 @@ class TDMPC2(LatentAlgorithm):
         n_proposals: int = 24,
         _init_setup_model: bool = True,
     ):
+        is_small = model_size == "small"
         super().__init__(
             policy,
             env,
-            learning_rate,
-            buffer_size,
-            learning_starts,
-            batch_size,
-            tau,
-            gamma,
-            train_freq,
-            gradient_steps,
-            action_noise,
-            replay_buffer_class,
-            replay_buffer_kwargs,
-            stats_window_size,
-            tensorboard_log,
-            policy_kwargs,
-            verbose,
-            seed,
-            device,
-            horizon,
-            rho,
-            pretrain_steps,
-            planner,
-            planner_kwargs,
-            n_proposals,
+            learning_rate=(1e-3 if is_small else 3e-4) if learning_rate is None else learning_rate,
+            buffer_size=buffer_size,
+            learning_starts=learning_starts,
+            batch_size=batch_size,
+            tau=(0.03 if is_small else 0.01) if tau is None else tau,
+            gamma=gamma,
+            train_freq=train_freq,
+            gradient_steps=gradient_steps,
+            action_noise=action_noise,
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            horizon=horizon,
+            rho=rho,
+            pretrain_steps=pretrain_steps,
+            planner=planner,
+            planner_kwargs=planner_kwargs,
+            n_proposals=n_proposals,
         )
         self.model_size = model_size
         self.consistency_coef = consistency_coef

@@ -116,6 +116,7 @@ def test_arguments_of_tdmpc(make, changes, message):
         ({"replay_buffer_kwargs": {"n_steps": 3}}, r"replay_buffer_kwargs does not accept \['n_steps'\]"),
         ({"replay_buffer_class": ReplayBuffer}, "must replay sequences, as SequenceReplayBuffer .* got ReplayBuffer"),
         ({"replay_buffer_class": DictReplayBuffer}, "must replay sequences, as SequenceReplayBuffer .* got DictReplayBuffer"),
+        ({"replay_buffer_class": DictSequenceReplayBuffer}, "as SequenceReplayBuffer .* got DictSequenceReplayBuffer"),
         ({"train_freq": "often"}, "train_freq"),
     ],
     ids=first,
@@ -130,6 +131,7 @@ def test_other_arguments(make, kind, changes, message):
     [
         (spaces.Box(-np.inf, np.inf, (2,), np.float32), "Actions are scaled to .*finite bounds.*RescaleAction"),
         (spaces.Box(-1.0, np.inf, (2,), np.float32), "finite bounds"),
+        (spaces.Box(np.float32([-1, 1]), np.float32([1, 1])), "low < high in each dimension"),
         (spaces.Discrete(3), r"plans Box actions, got Discrete\(3\). PETS and Dyna"),
         (spaces.MultiDiscrete([2, 3]), "plans Box actions, got MultiDiscrete"),
         (spaces.MultiBinary(3), "plans Box actions, got MultiBinary"),
@@ -211,5 +213,5 @@ def test_episodes_shorter_than_the_horizon(make, kind):
 def test_networks_that_diverged_are_seen(make, kind, part):
     model = make(kind).learn(21)
     next(getattr(model.model, part).parameters()).data.fill_(th.nan)
-    with pytest.raises(ValueError, match="The networks have diverged: after .*Lower learning_rate|priorities must be finite"):
+    with pytest.raises(ValueError, match="The networks have diverged: after .*Lower learning_rate"):
         model.learn(1, reset_num_timesteps=False)

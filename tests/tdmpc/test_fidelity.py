@@ -266,7 +266,7 @@ def test_targets_of_tdmpc_follow_every_second_update(make):
 
 
 def test_defaults_of_tdmpc2_are_the_papers():
-    paper = {"learning_rate": 3e-4, "batch_size": 256, "buffer_size": 1_000_000, "tau": 0.01, "horizon": 3, "rho": 0.5}
+    paper = {"batch_size": 256, "buffer_size": 1_000_000, "horizon": 3, "rho": 0.5}
     paper |= {"consistency_coef": 20, "reward_coef": 0.1, "value_coef": 0.1, "termination_coef": 1, "entropy_coef": 1e-4}
     paper |= {
         "encoder_lr_scale": 0.3,
@@ -279,11 +279,19 @@ def test_defaults_of_tdmpc2_are_the_papers():
     assert (defaults(TDMPC2)["train_freq"], defaults(TDMPC2)["gradient_steps"]) == (1, -1)
 
 
+@pytest.mark.parametrize(("size", "learning_rate", "tau"), [("small", 1e-3, 0.03), (1, 3e-4, 0.01)])
+def test_how_fast_models_learn(size, learning_rate, tau):
+    model = TDMPC2("MlpPolicy", "LatentSlider-v0", model_size=size, device="cpu", seed=0)
+    assert (model.learning_rate, model.tau) == (learning_rate, tau)
+    own = TDMPC2("MlpPolicy", "LatentSlider-v0", model_size=size, learning_rate=0.5, tau=0.0, device="cpu", seed=0)
+    assert (own.learning_rate, own.tau) == (0.5, 0.0)
+
+
 def test_defaults_of_tdmpc_are_the_papers():
     paper = {"learning_rate": 1e-3, "batch_size": 512, "buffer_size": 1_000_000, "tau": 0.01, "horizon": 5, "rho": 0.5}
     paper |= {"consistency_coef": 2, "reward_coef": 0.5, "value_coef": 0.1, "max_grad_norm": 10, "n_proposals": 25}
     paper |= {"target_update_interval": 2, "priority_exponent": 0.6, "importance_exponent": 0.4, "pretrain_steps": None}
-    paper |= {"horizon_schedule": (0, 25_000, 1, 5), "std_schedule": (0, 25_000, 0.5, 0.05)}
+    paper |= {"horizon_schedule": (0, 25_000, 1, None), "std_schedule": (0, 25_000, 0.5, 0.05)}
     assert {name: defaults(TDMPC)[name] for name in paper} == paper
 
 
@@ -471,9 +479,9 @@ def test_the_last_value_is_that_of_two_random_critics(make):
     assert len(values[:, 0].unique()) > 1 and all(len(row.unique()) == 1 for row in values)
 
 
-def test_all_plans_of_an_environment_are_valued_by_the_same_critics(make):
+def test_all_plans_of_an_environment_are_valued_by_the_same_critics(make, monkeypatch):
     policy = make("tdmpc2").policy
-    policy.objective.piece = 10
+    monkeypatch.setattr(policy.objective, "_rows_at_a_time", lambda: 10)
     for i, critic in enumerate(policy.model.critics):
         critic[-1].bias.data[50 + 5 * i] = 50.0
     generators = [th.Generator().manual_seed(i) for i in range(10)]
@@ -522,6 +530,13 @@ def test_horizon_caps_its_schedule(make):
     model.num_timesteps = 50
     model._follow_schedules()
     assert model.policy.objective.horizon == 2
+
+
+def test_a_longer_horizon_lengthens_plans(make):
+    model = make("tdmpc", horizon=8, horizon_schedule=(0, 10, 1, None))
+    model.num_timesteps = 50
+    model._follow_schedules()
+    assert model.policy.objective.horizon == 8
 
 
 def test_steps_beyond_the_horizon_of_now_are_0(make):

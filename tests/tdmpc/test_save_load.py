@@ -187,10 +187,20 @@ def test_the_policy_alone(trained, tmp_path):
     policy = trained.policy
     policy.save(tmp_path / "policy")
     loaded = type(policy).load(tmp_path / "policy")
-    # The planner of TD-MPC follows its schedules as part of the algorithm
-    loaded.planner.std_bounds, loaded.planner.n_planned = policy.planner.std_bounds, policy.planner.n_planned
-    loaded.objective.horizon = policy.objective.horizon
     np.testing.assert_array_equal(predictions(loaded), predictions(policy))
+
+
+def test_the_policy_alone_in_the_middle_of_schedules(make, tmp_path):
+    """It goes on as the algorithm would if it learned no more."""
+    policy = make("tdmpc").learn(45).policy
+    policy.save(tmp_path / "policy")
+    loaded = type(policy).load(tmp_path / "policy")
+    assert loaded.planner.horizon == policy.planner.n_planned == 2
+    assert loaded.planner.std_bounds == policy.planner.std_bounds
+    policy.plans, policy.max_plan_seconds = False, 5.0
+    policy.save(tmp_path / "policy")
+    loaded = type(policy).load(tmp_path / "policy")
+    assert not loaded.plans and loaded.max_plan_seconds == 5.0
 
 
 @pytest.mark.parametrize("n_envs", [1, 2])

@@ -29,6 +29,7 @@ from stable_baselines3.common.vec_env import (
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_mbrl.common.callbacks import ModelProgressBarCallback
+from sb3_mbrl.common.sequences import SequenceReplayBuffer
 from sb3_mbrl.tdmpc import policies
 from sb3_mbrl.tdmpc.base import effective_rank
 
@@ -281,11 +282,26 @@ def test_evaluates(trained, n_envs):
     assert len(lengths) == 3 and max(lengths) <= 20
 
 
-def test_evaluation_in_training_leaves_no_trace(make, kind):
+@pytest.mark.parametrize("planner", ["mppi", "none"])
+def test_evaluation_in_training_leaves_no_trace(make, kind, planner):
     callback = EvalCallback(make_vec_env("LatentSlider-v0"), eval_freq=10, n_eval_episodes=1, verbose=0)
-    evaluated = make(kind).learn(45, callback)
+    evaluated = make(kind, planner=planner).learn(45, callback)
     assert np.isfinite(callback.best_mean_reward)
-    np.testing.assert_array_equal(stored_actions(evaluated), stored_actions(make(kind).learn(45)))
+    np.testing.assert_array_equal(stored_actions(evaluated), stored_actions(make(kind, planner=planner).learn(45)))
+
+
+def test_a_replay_buffer_of_ones_own(make, kind):
+    class Counting(SequenceReplayBuffer):
+        def __init__(self, *args, start, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.n_added = start
+
+        def add(self, *args):
+            self.n_added += 1
+            super().add(*args)
+
+    model = make(kind, replay_buffer_class=Counting, replay_buffer_kwargs={"start": 100}).learn(30)
+    assert model.replay_buffer.n_added == 130
 
 
 def test_callbacks(make, kind, tmp_path):
