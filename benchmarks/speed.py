@@ -72,10 +72,10 @@ def mbpo(precision: str) -> float:
     return time_updates(with_data(MBPO(env=ENV_ID, device="cpu", seed=0, precision=precision, **hyperparams)))
 
 
-def epoch() -> float:
+def epoch(precision: str) -> float:
     """Seconds of an epoch of the fit, validation included."""
     env, moments = gym.make(ENV_ID), []
-    model = ProbabilisticEnsemble(env.observation_space, env.action_space)
+    model = ProbabilisticEnsemble(env.observation_space, env.action_space, precision=precision)
     model.fit(
         random_transitions(env, int(FIT_ROWS / (1 - VALIDATION_RATIO))),
         max_epochs=11,
@@ -91,7 +91,7 @@ MEASUREMENTS: dict[str, dict[str, Callable[[], float]]] = {
         "sb3_mbrl": lambda: mbpo("float32"),
         "sb3_mbrl, bfloat16": lambda: mbpo("bfloat16"),
     },
-    "epoch": {"sb3_mbrl": epoch},
+    "epoch": {"sb3_mbrl": lambda: epoch("float32"), "sb3_mbrl, bfloat16": lambda: epoch("bfloat16")},
 }
 REFERENCE = {"update": "Stable-Baselines3", "epoch": "mbrl-lib"}
 PEERS = {

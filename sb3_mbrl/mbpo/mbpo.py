@@ -57,7 +57,7 @@ class MBPO(ModelBased, SAC):
     :param dynamics_kwargs: arguments of :class:`~sb3_mbrl.dynamics.ProbabilisticEnsemble` (``ensemble_size``,
         ``n_elites``, ``net_arch``, ...)
     :param fit_kwargs: arguments of :func:`~sb3_mbrl.dynamics.fitting.fit` (``patience``, ``bootstrap``, ...)
-    :param precision: of the products of actor's and critics' hidden layers while they are trained, ``"float32"`` or
+    :param precision: of the products of hidden layers, of actor, critics and model, while they are trained, ``"float32"`` or
         ``"bfloat16"``; parameters, inputs and outputs are float32
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises ValueError: arguments or spaces that are not supported, saying what is

@@ -60,7 +60,7 @@ class ModelBased(LearnsDynamics):
     :param dynamics_kwargs: arguments of :class:`~sb3_mbrl.dynamics.ProbabilisticEnsemble` (``ensemble_size``,
         ``n_elites``, ``net_arch``, ...)
     :param fit_kwargs: arguments of :func:`~sb3_mbrl.dynamics.fitting.fit` (``patience``, ``bootstrap``, ...)
-    :param precision: of the products of actor's and critics' hidden layers while they are trained, ``"float32"`` or
+    :param precision: of the products of hidden layers, of actor, critics and model, while they are trained, ``"float32"`` or
         ``"bfloat16"``; parameters, inputs and outputs are float32
     :param kwargs: the algorithm's own arguments
     :raises ValueError: arguments or spaces that are not supported, saying what is
@@ -121,14 +121,14 @@ class ModelBased(LearnsDynamics):
             # SB3's own choice, read from a zip: SB3 would take it for the user's and warn that n_steps is ignored
             self.replay_buffer_class = None
         super()._setup_model()
-        self._setup_dynamics()
+        self._setup_dynamics(precision=self.precision)
         self.model_buffer = ModelReplayBuffer(
             self._model_buffer_capacity(), self.dynamics.observation_dim, self.dynamics.action_dim, self.device
         )
 
     def _check_arguments(self) -> None:
         _check_spaces(self.observation_space, self.action_space)
-        self._check_dynamics_arguments()
+        self._check_dynamics_arguments("precision")
         check_precision(self.precision, self.device)
         if not 0.0 <= self.real_ratio <= 1.0:
             raise ValueError(f"real_ratio is the share of real transitions in a batch, in [0, 1]; got {self.real_ratio}.")

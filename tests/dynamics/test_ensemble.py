@@ -8,7 +8,7 @@ import torch as th
 from gymnasium import spaces
 from safetensors.torch import save_file
 
-from sb3_mbrl.common import onednn
+from sb3_mbrl.common import accelerated, onednn
 from sb3_mbrl.common.types import Transitions
 from sb3_mbrl.dynamics import ensemble as ensemble_module
 from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble
@@ -113,6 +113,24 @@ def test_gradients_by_onednn_are_pytorchs(monkeypatch, activation, probabilistic
 
     for ours, pytorchs in zip(gradients(onednn.AVAILABLE), gradients(False), strict=True):
         th.testing.assert_close(ours, pytorchs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("available", sorted({False, onednn.AVAILABLE}))
+def test_bfloat16_is_near_while_it_is_fitted_and_exact_afterwards(monkeypatch, available):
+    monkeypatch.setattr(onednn, "AVAILABLE", available)
+    monkeypatch.setattr(accelerated, "_has_bfloat16", lambda: True)
+    x = th.randn(3, 100, OBS_DIM + ACTION_DIM, generator=seeded(1))
+    exact, rounded = shaken(), shaken(precision="bfloat16")
+    difference = (rounded(x)[0] - exact(x)[0]).abs()
+    assert 0 < difference.max() and difference.mean() < 0.02 * exact(x)[0].abs().mean()
+    assert rounded(x)[0].dtype == th.float32
+    with th.no_grad():
+        assert th.equal(rounded(x)[0], exact(x)[0])
+
+
+def test_precisions_are_checked():
+    with pytest.raises(ValueError, match=r"precision must be one of \['float32', 'bfloat16'\], got 'half'"):
+        ensemble(precision="half")
 
 
 @pytest.mark.parametrize("nll_beta", [0.0, 0.5, 1.0])

@@ -181,3 +181,4 @@ def test_mbpo_takes_them(monkeypatch):
     model = MBPO("MlpPolicy", Noise(), learning_starts=20, gradient_steps=2, precision="bfloat16", termination_fn="learned")
     model.learn(24)
     assert trained == [(2, 256, "bfloat16")] * 4
+    assert model.dynamics.precision == "bfloat16"
