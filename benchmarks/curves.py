@@ -7,9 +7,11 @@ Learning curves: one CSV per algorithm, environment and seed in ``benchmarks/res
     python -m benchmarks.curves --algo tdmpc2 --env dmc-walker-walk --seeds 0 --steps 50000 --eval-freq 5000
 
 ``mbpo`` and all that have values in ``sb3_mbrl/zoo`` take them, ``mbcrossq-utd1`` and ``-utd4`` MBCrossQ's with that many
-updates per step, ``tdmpc2-4envs`` TDMPC2's in four environments; ``ppo-zoo`` and ``dqn-zoo`` take RL Zoo's; ``sac`` and
-``dqn`` have their defaults; ``sac-utd`` is SAC with MBPO's update-to-data ratio, warm-up and target entropy: what the model
-adds is the gap between ``mbpo`` and ``sac-utd``.
+updates per step; ``mbpo-adaptive``, ``-published-fits`` and ``-bfloat16`` take MBPO's but for what their names say;
+``tdmpc2-4envs`` takes TDMPC2's, in four environments; ``ppo-zoo`` and ``dqn-zoo`` take RL Zoo's; ``sac`` and ``dqn`` have
+their defaults; ``sac-utd`` is SAC with MBPO's update-to-data ratio, warm-up and target entropy: what the model adds is the
+gap between ``mbpo`` and ``sac-utd``.
+
 Each job is one process with one thread. The steps count everything, random warm-up included; an evaluation is the mean
 over deterministic episodes on an environment of its own. An interrupted run goes on from its last checkpoint, a finished one
 if it is asked for more steps (PPO has no checkpoints and starts anew); one that has as many is left alone.
@@ -69,6 +71,9 @@ class ResumableDQN(ExactCheckpoints, DQN):
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {f"mbcrossq-utd{n}": ("mbcrossq", {"gradient_steps": n}) for n in (1, 4)}
 VARIANTS["tdmpc2-4envs"] = ("tdmpc2", {})
+VARIANTS["mbpo-adaptive"] = ("mbpo", {"rollout_schedule": {"max_length": 15, "tolerance": 0.1}})
+VARIANTS["mbpo-published-fits"] = ("mbpo", {"model_updates_per_step": None, "fit_kwargs": {"patience_steps": 0}})
+VARIANTS["mbpo-bfloat16"] = ("mbpo", {"precision": "bfloat16"})
 """Those values, some of them replaced."""
 
 INNER: dict[str, Any] = {"dyna-ppo": PPO, "dyna-dqn": DQN}

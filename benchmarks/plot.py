@@ -20,6 +20,9 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 FIGURES = pathlib.Path(__file__).parent.parent / "docs" / "_static"
 LABELS = {
     "mbpo": "MBPO",
+    "mbpo-adaptive": "MBPO, adaptive rollouts",
+    "mbpo-published-fits": "MBPO, fits to their end",
+    "mbpo-bfloat16": "MBPO, bfloat16",
     "mbtqc": "MBTQC",
     "mbtd3": "MBTD3",
     "mbcrossq": "MBCrossQ, 2 updates a step",
@@ -42,6 +45,7 @@ PAGES = {
     "": ("mbpo", "pets", "sac", "sac-utd", "dqn"),
     "over": ("mbpo", "mbtqc", "mbtd3", "mbcrossq", "mbcrossq-utd1", "mbcrossq-utd4"),
     "tdmpc": ("tdmpc2", "tdmpc2-4envs", "tdmpc", "mbpo", "sac"),
+    "variants": ("mbpo", "mbpo-adaptive", "mbpo-published-fits", "mbpo-bfloat16"),
     "dyna": ("dyna-ppo", "ppo-zoo", "dyna-dqn", "dqn-zoo"),
 }
 """Figures of an environment, and what each shows. The x-axis of the last is logarithmic."""
