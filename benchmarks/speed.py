@@ -1,8 +1,11 @@
 """
-What one update and one epoch of the model cost, beside other libraries, in turns.
+What one update and one epoch of the model cost, and a step of MBPO, beside other libraries, in turns.
 
     python -m benchmarks.speed --threads 1 --rounds 5 --mbrl-lib /path/to/peer/bin/python --sbx /path/to/sbx/bin/python
+    python -m benchmarks.speed --threads 1 --rounds 1 --mbrl-lib /path/to/peer/bin/python --loop-steps 2000
 
+With ``--loop-steps`` the whole of MBPO is run for so many steps after 5000 random ones, instead of its parts: half an hour
+a round.
 Each measurement is a process of its own: A B C, A B C, ... Quote the ratios, and leave the machine alone meanwhile. The peers
 run under their own Python (``benchmarks/README.md``); without one, ours is compared with Stable-Baselines3 alone.
 """
@@ -93,7 +96,8 @@ MEASUREMENTS: dict[str, dict[str, Callable[[], float]]] = {
     },
     "epoch": {"sb3_mbrl": lambda: epoch("float32"), "sb3_mbrl, bfloat16": lambda: epoch("bfloat16")},
 }
-REFERENCE = {"update": "Stable-Baselines3", "epoch": "mbrl-lib"}
+REFERENCE = {"update": "Stable-Baselines3", "epoch": "mbrl-lib", "loop": "mbrl-lib"}
+PEERS_SCRIPT = str(pathlib.Path(__file__).with_name("peers.py"))
 PEERS = {
     "mbrl-lib": {"update": "seconds_per_sac_update", "epoch": "seconds_per_fit_epoch"},
     "sbx": {"update": "seconds_per_sac_update"},
@@ -116,10 +120,21 @@ def one_round(peers: dict[str, str], threads: int) -> dict[tuple[str, str], floa
             own = [sys.executable, "-m", "benchmarks.speed", "--threads", str(threads), "--only", what, name]
             seconds[what, name] = in_a_process(own, threads)["seconds"]
     for name, python in peers.items():
-        script = str(pathlib.Path(__file__).with_name("peers.py"))
-        measured = in_a_process([python, script, name, "--component", "--threads", str(threads)], threads)
+        measured = in_a_process([python, PEERS_SCRIPT, name, "--component", "--threads", str(threads)], threads)
         seconds |= {(what, name): measured[key] for what, key in PEERS[name].items()}
     return seconds
+
+
+def one_loop(peers: dict[str, str], threads: int, steps: int) -> dict[tuple[str, str], float]:
+    """Seconds of a step of MBPO, evaluations left out."""
+    arguments = ["--steps", str(steps), "--threads", str(threads)]
+    own = [sys.executable, "-m", "benchmarks.step_cost"]
+    commands = {"sb3_mbrl": own, "sb3_mbrl, published fits": [*own, "--published-fits"]}
+    if "mbrl-lib" in peers:
+        commands["mbrl-lib"] = [peers["mbrl-lib"], PEERS_SCRIPT, "mbrl-lib"]
+    return {
+        ("loop", name): in_a_process([*command, *arguments], threads)["seconds_per_step"] for name, command in commands.items()
+    }
 
 
 def main() -> None:
@@ -128,6 +143,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     for name in PEERS:
         parser.add_argument(f"--{name}", metavar="PYTHON", help="the interpreter of its environment")
+    parser.add_argument("--loop-steps", type=int, default=0, help="the whole loop for so many steps; mbrl-lib makes thousands")
     parser.add_argument("--only", nargs=2, metavar=("WHAT", "WHOSE"), help="this measurement, in this process")
     args = parser.parse_args()
     th.set_num_threads(args.threads)
@@ -135,8 +151,12 @@ def main() -> None:
         what, whose = args.only
         print(json.dumps({"seconds": MEASUREMENTS[what][whose]()}))
         return
-    peers = {name: getattr(args, name.replace("-", "_")) for name in PEERS}
-    rounds = [one_round({name: python for name, python in peers.items() if python}, args.threads) for _ in range(args.rounds)]
+    given = {name: getattr(args, name.replace("-", "_")) for name in PEERS}
+    peers = {name: python for name, python in given.items() if python}
+    rounds = [
+        one_loop(peers, args.threads, args.loop_steps) if args.loop_steps else one_round(peers, args.threads)
+        for _ in range(args.rounds)
+    ]
     print(f"{args.threads} threads, {args.rounds} rounds: milliseconds of each round, and ratio of the medians")
     for what, name in rounds[0]:
         of_rounds, reference = ([each.get((what, who), np.nan) for each in rounds] for who in (name, REFERENCE[what]))
