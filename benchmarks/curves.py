@@ -175,6 +175,7 @@ class CurveCallback(BaseCallback):
             return
         self.last = steps
         self._count_seconds()
+        self.eval_env.seed(10_000 + steps)  # also of a run that goes on
         mean, std = evaluate_policy(self.model, self.eval_env, self.n_episodes)
         # The time of evaluations is not the algorithm's
         self.clock = time.perf_counter(), time.process_time()

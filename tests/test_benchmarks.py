@@ -1,0 +1,88 @@
+"""The harness of the curves: it goes on where it stopped, loses nothing, and computes what it says."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import curves, plot
+
+PENDULUM = ["--env", "Pendulum-v1", "--eval-freq", "50", "--eval-episodes", "1", "--checkpoint-freq", "60"]
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """``run(steps, algo="sac")``: the CSV afterwards, as lines."""
+    monkeypatch.setattr(curves, "RESULTS", tmp_path)
+
+    def called(steps, algo="sac"):
+        monkeypatch.setattr(sys, "argv", ["curves", "--algo", algo, "--seeds", "0", "--steps", str(steps), *PENDULUM])
+        curves.main()
+        return (tmp_path / f"{algo}_Pendulum-v1_0.csv").read_text().splitlines()
+
+    return called
+
+
+def returns(lines):
+    return [line.split(",")[3:] for line in lines[2:]]
+
+
+def test_a_run_that_goes_on_is_the_run_in_one_piece(run, tmp_path):
+    first = run(150)
+    longer = run(250)
+    assert longer[2:5] == first[2:]
+    for path in (tmp_path / "checkpoints" / "sac_Pendulum-v1_0").iterdir():
+        assert path.is_dir()
+    (tmp_path / "sac_Pendulum-v1_0.csv").unlink()
+    assert returns(run(250)) == returns(longer)
+
+
+def test_seconds_go_on(run):
+    run(100)
+    seconds = np.array([line.split(",")[1:3] for line in run(200)[2:]], dtype=float)
+    assert (np.diff(seconds, axis=0) >= 0).all() and seconds[-1, 1] > 0
+
+
+def test_a_finished_run_is_left_alone(run):
+    lines = run(100)
+    assert run(100) == run(50) == lines
+
+
+@pytest.mark.parametrize("algo", ["mbpo", "ppo-zoo", "tdmpc2-4envs"])
+def test_other_algorithms(run, algo):
+    assert len(run(100, algo)) >= 2
+
+
+def test_every_variant_has_hyperparameters():
+    for algo in curves.ALGORITHMS:
+        assert curves.hyperparams(algo, "Hopper-v5")["policy"]
+        assert algo in plot.LABELS
+
+
+def test_interquartile_mean_and_interval():
+    """As defined by Agarwal et al. 2021: the middle half of the runs; the interval of three runs reaches from end to end."""
+    np.testing.assert_allclose(plot.interquartile_mean(np.arange(8.0)), 3.5)
+    np.testing.assert_allclose(plot.interquartile_mean(np.array([0.0, 1, 2, 100])), 1.5)
+    low, high = plot.interval(np.array([[1.0], [2.0], [6.0]]))
+    assert (low.item(), high.item()) == (1.0, 6.0)
+    low, high = plot.interval(np.random.default_rng(0).normal(size=(100, 2)))
+    assert (low < 0.1).all() and (high > -0.1).all() and (high - low < 0.6).all()
+
+
+def test_the_table_has_a_row_for_each_algorithm():
+    seed = np.array([[100, 1, 1, 5.0, 0], [200, 120, 120, 7.0, 0]])
+    text = plot.table({"Pendulum-v1": {"mbpo": [seed, seed + np.array([0, 0, 0, 2, 0])], "sac": [seed[:1]]}})
+    assert "| Pendulum-v1 | 200 | MBPO | 8 | 7 to 9 | 7, 9 | 2 |" in text
+    assert "| Pendulum-v1 | 100 | SAC | 5 |  | 5 | 0 |" in text
+
+
+def test_curves_end_where_the_shortest_seed_does():
+    seeds = [np.array([[100, 0, 0, 1.0, 0], [200, 0, 0, 3.0, 0]]), np.array([[150, 0, 0, 2.0, 0]])]
+    steps, values = plot.interpolate(seeds)
+    assert steps.tolist() == [100]
+    assert values.shape == (2, 1)
+
+
+def test_results_are_where_the_docs_look():
+    assert Path(plot.RESULTS).name == "results" and plot.load_curves()
