@@ -43,6 +43,7 @@ import sb3_mbrl
 from benchmarks import dm_control
 from sb3_mbrl import MBPO, MBTD3, MBTQC, PETS, TDMPC, TDMPC2, Dyna, MBCrossQ
 from sb3_mbrl.common.checkpoints import ExactCheckpointCallback, ExactCheckpoints
+from sb3_mbrl.mbpo import sac_updates
 from sb3_mbrl.zoo import load_env_kwargs, load_hyperparams
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -63,6 +64,13 @@ TUNED: dict[str, Any] = {
 
 class ResumableSAC(ExactCheckpoints, SAC):
     """SAC that goes on from checkpoints."""
+
+
+class FasterSAC(ResumableSAC):
+    """SAC's updates as MBPO makes them: the same up to rounding, in half the time."""
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        sac_updates.train(self, gradient_steps, batch_size, "float32")
 
 
 class ResumableDQN(ExactCheckpoints, DQN):
@@ -102,7 +110,7 @@ ALGORITHMS: dict[str, Any] = {
     "ppo-zoo": PPO,
     "dqn-zoo": ResumableDQN,
     "sac": ResumableSAC,
-    "sac-utd": ResumableSAC,
+    "sac-utd": FasterSAC,
     "dqn": ResumableDQN,
 }
 N_ENVS = {"ppo-zoo": 4, "tdmpc2-4envs": 4}

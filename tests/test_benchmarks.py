@@ -49,7 +49,7 @@ def test_a_finished_run_is_left_alone(run):
     assert run(100) == run(50) == lines
 
 
-@pytest.mark.parametrize("algo", ["mbpo", "ppo-zoo", "tdmpc2-4envs"])
+@pytest.mark.parametrize("algo", ["mbpo", "sac-utd", "ppo-zoo", "tdmpc2-4envs"])
 def test_other_algorithms(run, algo):
     assert len(run(100, algo)) >= 2
 
