@@ -77,11 +77,14 @@ class ResumableDQN(ExactCheckpoints, DQN):
     """DQN that goes on from checkpoints."""
 
 
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {f"mbcrossq-utd{n}": ("mbcrossq", {"gradient_steps": n}) for n in (1, 4)}
-VARIANTS["tdmpc2-4envs"] = ("tdmpc2", {})
-VARIANTS["mbpo-adaptive"] = ("mbpo", {"rollout_schedule": {"max_length": 15, "tolerance": 0.1}})
-VARIANTS["mbpo-published-fits"] = ("mbpo", {"model_updates_per_step": None, "fit_kwargs": {"patience_steps": 0}})
-VARIANTS["mbpo-bfloat16"] = ("mbpo", {"precision": "bfloat16"})
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mbcrossq-utd1": ("mbcrossq", {"gradient_steps": 1}),
+    "mbcrossq-utd4": ("mbcrossq", {"gradient_steps": 4}),
+    "mbpo-adaptive": ("mbpo", {"rollout_schedule": {"max_length": 15, "tolerance": 0.1}}),
+    "mbpo-published-fits": ("mbpo", {"model_updates_per_step": None, "fit_kwargs": {"patience_steps": 0}}),
+    "mbpo-bfloat16": ("mbpo", {"precision": "bfloat16"}),
+    "tdmpc2-4envs": ("tdmpc2", {}),
+}
 """Those values, some of them replaced."""
 
 INNER: dict[str, Any] = {"dyna-ppo": PPO, "dyna-dqn": DQN}
