@@ -14,7 +14,8 @@ gap between ``mbpo`` and ``sac-utd``.
 
 Each job is one process with one thread. The steps count everything, random warm-up included; an evaluation is the mean
 over deterministic episodes on an environment of its own. An interrupted run goes on from its last checkpoint, a finished one
-if it is asked for more steps (PPO has no checkpoints and starts anew); one that has as many is left alone.
+if it is asked for more steps; one that has as many is left alone, one without a checkpoint (PPO has none) is refused. A CSV
+begins with how and with what it was run, each time that differed.
 """
 
 import argparse
@@ -70,7 +71,10 @@ class FasterSAC(ResumableSAC):
     """SAC's updates as MBPO makes them: the same up to rounding, in half the time."""
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
-        sac_updates.train(self, gradient_steps, batch_size, "float32")
+        if sac_updates.fits(self):
+            sac_updates.train(self, gradient_steps, batch_size, "float32")
+        else:
+            super().train(gradient_steps, batch_size)
 
 
 class ResumableDQN(ExactCheckpoints, DQN):
@@ -156,19 +160,18 @@ def make_env(env_id: str, seed: int, n_envs: int = 1) -> VecEnv:
 
 class CurveCallback(BaseCallback):
     """
-    Appends an evaluation to the CSV every ``eval_freq`` environment steps. The seconds that training took so far are an
-    attribute of the model, ``seconds_spent``, and as such in its checkpoints.
+    Evaluates every ``eval_freq`` environment steps and writes the CSV. Its lines and the seconds that training took so far are
+    attributes of the model, ``curve`` and ``seconds_spent``, and as such in its checkpoints: a run that goes on has them all.
 
-    :param path: the CSV, header written
+    :param path: the CSV
     :param env_id: environment to evaluate on
     :param eval_freq: environment steps
     :param n_episodes: per evaluation
-    :param last: steps of the last evaluation in the CSV
     """
 
-    def __init__(self, path: pathlib.Path, env_id: str, eval_freq: int, n_episodes: int, last: int):
+    def __init__(self, path: pathlib.Path, env_id: str, eval_freq: int, n_episodes: int):
         super().__init__()
-        self.path, self.eval_freq, self.n_episodes, self.last = path, eval_freq, n_episodes, last
+        self.path, self.eval_freq, self.n_episodes = path, eval_freq, n_episodes
         # Side by side: a planner plans for all of them at once
         self.eval_env = make_env(env_id, seed=10_000, n_envs=n_episodes)
 
@@ -182,17 +185,16 @@ class CurveCallback(BaseCallback):
     def evaluate(self) -> None:
         """Does nothing where no evaluation is due."""
         steps = self.model.num_timesteps
-        if steps == self.last or steps % self.eval_freq:
+        if steps // self.eval_freq == _steps(self.model.curve[-1]) // self.eval_freq:
             return
-        self.last = steps
         self._count_seconds()
         self.eval_env.seed(10_000 + steps)  # also of a run that goes on
         mean, std = evaluate_policy(self.model, self.eval_env, self.n_episodes)
         # The time of evaluations is not the algorithm's
         self.clock = time.perf_counter(), time.process_time()
         wall, cpu = self.model.seconds_spent
-        with open(self.path, "a") as file:
-            file.write(f"{steps},{wall:.1f},{cpu:.1f},{mean:.2f},{std:.2f}\n")
+        self.model.curve = [*self.model.curve, f"{steps},{wall:.1f},{cpu:.1f},{mean:.2f},{std:.2f}"]
+        self.path.write_text("\n".join([*self.model.curve, ""]))
 
     def _on_step(self) -> bool:
         self._count_seconds()
@@ -213,6 +215,7 @@ def header(args: argparse.Namespace) -> str:
         "eval_episodes": args.eval_episodes,
         "processor": _processor(),
         "threads": th.get_num_threads(),
+        "commit": _commit(),
         "python": platform.python_version(),
         "sb3_mbrl": sb3_mbrl.__version__,
         "stable_baselines3": stable_baselines3.__version__,
@@ -220,7 +223,14 @@ def header(args: argparse.Namespace) -> str:
         "gymnasium": gym.__version__,
         "mujoco": mujoco.__version__,
     }
-    return f"# {json.dumps(about)}\n{COLUMNS}\n"
+    return f"# {json.dumps(about)}"
+
+
+def _commit() -> str | None:
+    """Of the code that runs; None outside of a checkout."""
+    here = pathlib.Path(__file__).parent
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
+    return git.stdout.strip() or None
 
 
 def _processor() -> str:
@@ -256,16 +266,18 @@ def run_one(args: argparse.Namespace) -> None:
     env = make_env(args.env, seed, n_envs=N_ENVS.get(args.algo, 1))
     model: BaseAlgorithm
     algorithm = ALGORITHMS[args.algo]
-    if checkpoints.exists() and written:
+    if checkpoints.exists():
         model = algorithm.load_checkpoint(checkpoints, env=env, device="cpu")
-        # Evaluations after the checkpoint will be made again
-        rows = [row for row in written[2:] if _steps(row) <= model.num_timesteps]
+        before = [line for line in model.curve if line.startswith("#")]
+        if header(args) != before[-1]:
+            model.curve = [*before, header(args), *model.curve[len(before) :]]
+    elif written:
+        sys.exit(f"{path} has {_steps(written[-1])} steps, and no checkpoint to go on from. Remove it to begin anew.")
     else:
         model = algorithm(env=env, seed=seed, device="cpu", **hyperparams(args.algo, args.env))
-        rows = []
+        model.curve = [header(args), COLUMNS]
     RESULTS.mkdir(exist_ok=True)
-    path.write_text(header(args) + "".join(f"{row}\n" for row in rows))
-    curve = CurveCallback(path, args.env, args.eval_freq, args.eval_episodes, _steps(rows[-1]) if rows else 0)
+    curve = CurveCallback(path, args.env, args.eval_freq, args.eval_episodes)
     callbacks: list[BaseCallback] = [curve]
     if isinstance(model, ExactCheckpoints):
         callbacks.append(ExactCheckpointCallback(args.checkpoint_freq, checkpoints, verbose=2))

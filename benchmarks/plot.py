@@ -11,6 +11,7 @@ the definitions of rliable). Of three seeds the interquartile mean is the mean.
 import json
 import pathlib
 from collections import defaultdict
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -58,8 +59,18 @@ def load_curves() -> dict[str, dict[str, list[np.ndarray]]]:
     curves: dict[str, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
     for path in sorted(RESULTS.glob("*.csv")):
         algo, env_id, _ = path.stem.split("_")
-        curves[env_id][algo].append(np.genfromtxt(path, delimiter=",", skip_header=2, ndmin=2))
+        curves[env_id][algo].append(read(path)[1])
     return curves
+
+
+def read(path: pathlib.Path) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """
+    :param path: a CSV
+    :return: how it was made, each time that somebody went on with it; its rows
+    """
+    lines = path.read_text().splitlines()
+    about = [json.loads(line.removeprefix("# ")) for line in lines if line.startswith("#")]
+    return about, np.loadtxt([line for line in lines if line[0].isdigit()], delimiter=",", ndmin=2)
 
 
 def interpolate(seeds: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -112,10 +123,10 @@ def plot_offline(env_id: str, paths: list[pathlib.Path]) -> Figure:
     axes = figure.subplots()
     penalties = sorted({path.stem.split("_")[1] for path in paths}, key=float)
     for path in paths:
-        about = json.loads(path.read_text().splitlines()[0].removeprefix("# "))
+        (about,), rows = read(path)
         penalty = path.stem.split("_")[1]
         label = f"penalty {penalty}" if penalty not in {line.get_gid() for line in axes.lines} else None
-        steps, _, returns = np.genfromtxt(path, delimiter=",", skip_header=2, ndmin=2).T
+        steps, _, returns = rows.T
         axes.plot(steps, returns, color=f"C{penalties.index(penalty)}", label=label, gid=penalty)
     axes.axhline(about["behaviour_return"], color="gray", linestyle="--", label="behaviour policy")
     axes.set(xlabel="imagined steps", ylabel="return in the real environment", title=f"{env_id}, offline")
@@ -141,6 +152,19 @@ def table(curves: dict[str, dict[str, list[np.ndarray]]]) -> str:
     return "\n".join(lines)
 
 
+def made_with() -> str:
+    """Hardware and versions of all curves."""
+    about = [each for path in RESULTS.glob("*.csv") for each in read(path)[0]]
+
+    def values(name: str) -> str:
+        return " or ".join(sorted({str(each[name]) for each in about}))
+
+    return (
+        f"{values('processor')}, {values('threads')} thread a run, PyTorch {values('torch')}, Stable-Baselines3 "
+        f"{values('stable_baselines3')}, Gymnasium {values('gymnasium')}, MuJoCo {values('mujoco')}."
+    )
+
+
 def _own(page: str) -> set[str]:
     """What no page before shows."""
     pages = list(PAGES)
@@ -160,12 +184,7 @@ def main() -> None:
     for env_id in sorted({path.stem.split("_")[0] for path in offline}):
         own = [path for path in offline if path.stem.startswith(f"{env_id}_")]
         plot_offline(env_id, own).savefig(FIGURES / f"offline_{env_id}.png", dpi=120)
-    first = next(RESULTS.glob("*.csv")).read_text().splitlines()[0]
-    about = json.loads(first.removeprefix("# "))
-    hardware = (
-        f"{about['processor']}, one thread a run, PyTorch {about['torch']}, Stable-Baselines3 {about['stable_baselines3']}"
-    )
-    (FIGURES / "returns.md").write_text(f"{table(curves)}\n\n{hardware}.\n")
+    (FIGURES / "returns.md").write_text(f"{table(curves)}\n\n{made_with()}\n")
 
 
 if __name__ == "__main__":

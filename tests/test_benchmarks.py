@@ -1,5 +1,7 @@
 """The harness of the curves: it goes on where it stopped, loses nothing, and computes what it says."""
 
+import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -24,23 +26,57 @@ def run(monkeypatch, tmp_path):
     return called
 
 
+def rows(lines):
+    return [line.split(",") for line in lines if line[0].isdigit()]
+
+
 def returns(lines):
-    return [line.split(",")[3:] for line in lines[2:]]
+    return [row[3:] for row in rows(lines)]
 
 
 def test_a_run_that_goes_on_is_the_run_in_one_piece(run, tmp_path):
     first = run(150)
     longer = run(250)
-    assert longer[2:5] == first[2:]
-    for path in (tmp_path / "checkpoints" / "sac_Pendulum-v1_0").iterdir():
-        assert path.is_dir()
+    assert rows(longer)[:3] == rows(first)
+    assert [json.loads(line[2:])["command"].split()[7] for line in longer if line[0] == "#"] == ["150", "250"]
     (tmp_path / "sac_Pendulum-v1_0.csv").unlink()
+    shutil.rmtree(tmp_path / "checkpoints")
     assert returns(run(250)) == returns(longer)
+
+
+def test_a_run_that_was_cut_has_all_its_evaluations(run, tmp_path, monkeypatch):
+    """Whatever has become of the CSV since the last checkpoint, at 120."""
+
+    def cut(self):
+        evaluate(self)
+        if self.model.num_timesteps == 150:
+            raise KeyboardInterrupt
+
+    evaluate = curves.CurveCallback.evaluate
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(curves.CurveCallback, "evaluate", cut)
+        run(200)
+    csv = tmp_path / "sac_Pendulum-v1_0.csv"
+    assert [row[0] for row in rows(csv.read_text().splitlines())] == ["50", "100", "150"]
+    csv.write_text("")
+    whole = run(200)
+    assert [row[0] for row in rows(whole)] == ["50", "100", "150", "200"]
+    csv.unlink()
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert returns(run(200)) == returns(whole)
+
+
+def test_a_curve_is_not_overwritten_for_want_of_its_checkpoint(run, tmp_path):
+    lines = run(100)
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(SystemExit, match="has 100 steps, and no checkpoint to go on from"):
+        run(150)
+    assert run(100) == lines
 
 
 def test_seconds_go_on(run):
     run(100)
-    seconds = np.array([line.split(",")[1:3] for line in run(200)[2:]], dtype=float)
+    seconds = np.array([row[1:3] for row in rows(run(200))], dtype=float)
     assert (np.diff(seconds, axis=0) >= 0).all() and seconds[-1, 1] > 0
 
 
@@ -51,7 +87,8 @@ def test_a_finished_run_is_left_alone(run):
 
 @pytest.mark.parametrize("algo", ["mbpo", "sac-utd", "ppo-zoo", "tdmpc2-4envs"])
 def test_other_algorithms(run, algo):
-    assert len(run(100, algo)) >= 2
+    expected = {"ppo-zoo": ["4096"], "tdmpc2-4envs": ["52", "100"]}  # after a rollout; all environments step at once
+    assert [row[0] for row in rows(run(100, algo))] == expected.get(algo, ["50", "100"])
 
 
 def test_every_variant_has_hyperparameters():

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import compress, zip_longest
 from typing import Any, ClassVar
 
 import torch as th
@@ -50,7 +50,10 @@ def check_precision(precision: str, device: th.device) -> None:
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {list(PRECISIONS)}, got {precision!r}.")
     if precision == "bfloat16" and device.type == "cpu" and not _has_bfloat16():
-        raise ValueError("precision='bfloat16': this processor has no such products and would only be slower. Use 'float32'.")
+        raise ValueError(
+            "precision='bfloat16': this processor has no such products and would only be slower. Use 'float32'; for a model "
+            "saved elsewhere, load(..., precision='float32')."
+        )
 
 
 def _has_bfloat16() -> bool:
@@ -91,6 +94,14 @@ def has_hooks(module: nn.Module) -> bool:
     return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
+def has_gradient_hooks(parameter: th.Tensor) -> bool:
+    """
+    :param parameter: whose gradient autograd will not compute
+    :return: whether somebody waits for that
+    """
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)  # type: ignore[attr-defined]
+
+
 def parameters_and_layout(layers: Iterable[nn.Module], hidden: th.dtype = th.float32) -> tuple[list[th.Tensor], "Layout"]:
     """
     :param layers: of a perceptron
@@ -115,10 +126,7 @@ class MLP(nn.Sequential):
         parameters, layout = parameters_and_layout(self, self.hidden_dtype)
         if input.dim() == 2 and onednn.fits(input, *parameters):
             return perceptron(input, parameters, layout)
-        for weight, bias, dtype, activation in zip_longest(parameters[::2], parameters[1::2], layout.dtypes, list(self)[1::2]):
-            input = F.linear(input.to(dtype), weight.to(dtype), bias.to(dtype))
-            input = input if activation is None else activation(input)
-        return input.float()
+        return differentiable(input, parameters, layout)
 
 
 class HalfMLP(MLP):
@@ -139,6 +147,21 @@ def perceptron(x: th.Tensor, parameters: Sequence[th.Tensor], layout: "Layout") 
     return _Perceptron.apply(x, layout, *parameters)  # type: ignore[no-any-return]
 
 
+def differentiable(x: th.Tensor, parameters: Sequence[th.Tensor], layout: "Layout") -> th.Tensor:
+    """
+    The same by PyTorch, layer by layer, with derivatives of any order.
+
+    :param x: (..., n_in)
+    :param parameters: weight (n_out, n_in) and bias (n_out,) of each layer in turn
+    :param layout: of the layers
+    :return: (..., n_out), float32
+    """
+    for dtype, weight, bias, activation in zip_longest(layout.dtypes, parameters[::2], parameters[1::2], layout.activations):
+        x = F.linear(x.to(dtype), weight.to(dtype), bias.to(dtype))
+        x = x if activation is None else FUNCTIONS[activation](x)
+    return x.float()
+
+
 @dataclass(frozen=True)
 class Layout:
     """
@@ -154,10 +177,11 @@ class Layout:
         """
         :param n_layers: linear ones
         :param activations: after them
-        :param hidden: of the products between hidden layers. The inputs and the outputs, or the features of the heads behind,
-            may be of any magnitude: float32
+        :param hidden: of the products between hidden layers. Inputs and outputs may be of any magnitude: float32
         """
-        dtypes = [hidden if 0 < i < len(activations) else th.float32 for i in range(n_layers)]
+        # What ends in an activation has hidden layers alone, its heads come after it; but a last tanh squashes actions
+        n_hidden = n_layers if len(activations) == n_layers and activations[-1] != "tanh" else n_layers - 1
+        dtypes = [hidden if 0 < i < n_hidden else th.float32 for i in range(n_layers)]
         return cls(tuple(activations), tuple(dtypes))
 
 
@@ -235,6 +259,8 @@ def backward(
 FUSED = ("relu", "tanh")
 """Activations that oneDNN applies to what it has multiplied."""
 
+FUNCTIONS: dict[str, Callable[[th.Tensor], th.Tensor]] = {"relu": F.relu, "tanh": th.tanh, "silu": F.silu}
+
 DERIVATIVES: dict[str, Callable[[th.Tensor, th.Tensor], th.Tensor]] = {
     "relu": lambda gradient, value: th.ops.aten.threshold_backward(gradient, value, 0),
     "tanh": th.ops.aten.tanh_backward,
@@ -248,13 +274,20 @@ class _Perceptron(th.autograd.Function):
     def forward(ctx: Any, x: th.Tensor, layout: Layout, *parameters: th.Tensor) -> th.Tensor:
         output, trace = forward(x, parameters, layout)
         ctx.layout = layout
-        ctx.save_for_backward(*trace.inputs, *trace.weights, *trace.sources)
+        ctx.save_for_backward(*trace.inputs, *trace.weights, *trace.sources, x, *parameters)
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: th.Tensor) -> tuple[th.Tensor | None, ...]:  # type: ignore[override]
         n, saved = len(ctx.layout.dtypes), ctx.saved_tensors
-        trace = Trace(ctx.layout, saved[:n], saved[n : 2 * n], saved[2 * n :])
         of_input, _, *of_parameters = ctx.needs_input_grad
-        in_input, in_parameters = backward(trace, gradients[0], of_input, of_parameters)
+        x, *parameters = saved[-1 - 2 * n :]
+        if th.is_grad_enabled():  # a second derivative will be asked for
+            wanted = compress([x, *parameters], [of_input, *of_parameters])
+            output = differentiable(x, parameters, ctx.layout)
+            found = iter(th.autograd.grad(output, [*wanted], gradients, create_graph=True))
+            in_input, *in_parameters = [next(found) if needed else None for needed in (of_input, *of_parameters)]
+        else:
+            trace = Trace(ctx.layout, saved[:n], saved[n : 2 * n], saved[2 * n : -1 - 2 * n])
+            in_input, in_parameters = backward(trace, gradients[0], of_input, of_parameters)
         return in_input, None, *in_parameters

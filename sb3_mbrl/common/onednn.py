@@ -64,9 +64,11 @@ class _Linear(th.autograd.Function):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         gradient = gradients[0].flatten(0, -2)
+        # A second derivative is asked for where the first one is made with gradients
+        times = F.linear if th.is_grad_enabled() else product
         return (
-            product(gradient, weight.t()).view(x.shape) if needs_x else None,
-            product(gradient.t(), x.flatten(0, -2).t()) if needs_weight else None,
+            times(gradient, weight.t()).view(x.shape) if needs_x else None,
+            times(gradient.t(), x.flatten(0, -2).t()) if needs_weight else None,
             gradient.sum(dim=0) if needs_bias else None,
         )
 

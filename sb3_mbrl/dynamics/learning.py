@@ -166,7 +166,13 @@ class LearnsDynamics(ModelAlgorithm):
         """
         assert self.replay_buffer is not None
         if len(transitions) < self._n_fitted / 2 and not self.replay_buffer.full:
-            return  # loaded without its replay buffer: a refit on the few new transitions would forget the rest
+            # Loaded without its replay buffer: a refit on the few new transitions would forget the rest
+            if self.verbose >= 1:
+                print(
+                    f"Model not refitted at step {self.num_timesteps}: it knows {self._n_fitted} transitions, of which the "
+                    f"replay buffer has {len(transitions)}. load_replay_buffer brings back what was saved of it."
+                )
+            return
         self._n_fitted = len(transitions)
         self._check_auto_termination(transitions)
         budget = {}

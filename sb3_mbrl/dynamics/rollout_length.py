@@ -21,8 +21,8 @@ N_STARTS = 500
 class AdaptiveRolloutLength:
     """
     Length of imagined rollouts from the measured error of the model, instead of a schedule: as many steps as it predicts
-    transitions within ``tolerance`` that it was not fitted to. Rollouts are short while the model is poor, or after the
-    policy has gone where it does not know its way.
+    the latest transitions within ``tolerance``, before it is fitted to them. Rollouts are short while the model is poor, or
+    after the policy has gone where it does not know its way.
 
     :param max_length: imagined steps at most (paper: schedules end at 15 on Hopper, 25 on Ant)
     :param tolerance: error of a predicted state and reward that is accepted, root mean square over outputs, each in standard

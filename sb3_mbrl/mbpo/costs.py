@@ -18,8 +18,11 @@ from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from sb3_mbrl.common.accelerated import accelerated
 from sb3_mbrl.common.buffers import ModelReplayBuffer
 from sb3_mbrl.common.types import Transitions
+from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble
+from sb3_mbrl.dynamics.learned_termination import LearnedTermination
 from sb3_mbrl.dynamics.rollout_length import AdaptiveRolloutLength
 from sb3_mbrl.dynamics.rollouts import branched_rollouts
+from sb3_mbrl.dynamics.termination import NeverTerminates
 
 if TYPE_CHECKING:
     from sb3_mbrl.mbpo.model_based import ModelBased
@@ -54,7 +57,7 @@ def measure(algorithm: "ModelBased") -> Costs:
     :param algorithm: about to learn
     :return: what the work costs
     """
-    with _undone(algorithm):
+    with _undone(algorithm), _without_given_functions(algorithm.dynamics):
         return _measure(algorithm)
 
 
@@ -77,6 +80,19 @@ def _undone(algorithm: Any) -> Iterator[None]:
             recursive_getattr(algorithm, name).data.copy_(value)
         algorithm._generator.set_state(generator)
         algorithm._restore_random_state(random)
+
+
+@contextmanager
+def _without_given_functions(dynamics: ProbabilisticEnsemble) -> Iterator[None]:
+    """They may not take states that were made up, or count their calls."""
+    reward_fn, termination_fn = dynamics.reward_fn, dynamics.termination_fn
+    dynamics.reward_fn = None
+    if not isinstance(termination_fn, LearnedTermination):
+        dynamics.termination_fn = NeverTerminates()
+    try:
+        yield
+    finally:
+        dynamics.reward_fn, dynamics.termination_fn = reward_fn, termination_fn
 
 
 def _measure(algorithm: Any) -> Costs:
@@ -147,11 +163,11 @@ def _synchronize(device: th.device) -> None:
         th.cuda.synchronize(device)
 
 
-def forecast(algorithm: "ModelBased", total_timesteps: int, costs: Costs) -> str | None:
+def forecast(algorithm: "ModelBased", total_timesteps: int, costs: Costs | None = None) -> str | None:
     """
     :param algorithm: that is about to learn
     :param total_timesteps: environment steps at which it will stop
-    :param costs: of its work
+    :param costs: of its work; None: to be measured
     :return: how long it will take, and for what; None: nothing will be learned, or how often is not known
     """
     now, starts = algorithm.num_timesteps, algorithm.learning_starts
@@ -159,6 +175,7 @@ def forecast(algorithm: "ModelBased", total_timesteps: int, costs: Costs) -> str
     per_step = _updates_per_step(algorithm)
     if learned <= 0 or per_step is None:
         return None
+    costs = costs or measure(algorithm)
     n_updates = int(per_step * learned)
     schedule = algorithm._schedule
     if isinstance(schedule, AdaptiveRolloutLength):

@@ -22,7 +22,7 @@ from sb3_mbrl.dynamics.ensemble import check_spaces
 from sb3_mbrl.dynamics.learning import LearnsDynamics
 from sb3_mbrl.dynamics.rollout_length import AdaptiveRolloutLength, make_schedule
 from sb3_mbrl.dynamics.rollouts import RolloutStats, branched_rollouts
-from sb3_mbrl.mbpo.costs import forecast, measure
+from sb3_mbrl.mbpo.costs import forecast
 
 MOST_BATCHES = 100
 """Drawn at once: a few megabytes."""
@@ -93,9 +93,12 @@ class ModelBased(LearnsDynamics):
         _init_setup_model: bool = True,
         **kwargs: Any,
     ):
-        given = inspect.signature(super().__init__).bind_partial(*args, **kwargs)
-        given.arguments = {**self.own_defaults, **given.arguments}
-        super().__init__(*given.args, **given.kwargs, _init_setup_model=False)  # type: ignore[call-arg]
+        signature = inspect.signature(super().__init__)
+        given = signature.bind_partial(*args, **kwargs).arguments
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+        own = {name: value for name, value in self.own_defaults.items() if name in signature.parameters or takes_any}
+        missing = {name: value for name, value in own.items() if name not in given}
+        super().__init__(*args, **{**missing, **kwargs}, _init_setup_model=False)  # type: ignore[call-arg]
         self._store_dynamics_arguments(
             model_train_freq, model_updates_per_step, reward_fn, termination_fn, dynamics_kwargs, fit_kwargs
         )
@@ -173,8 +176,7 @@ class ModelBased(LearnsDynamics):
 
     def _update(self, gradient_steps: int, batch_size: int) -> None:
         """The algorithm's own updates."""
-        critic: th.nn.Module = self.critic  # type: ignore[attr-defined]
-        with accelerated(self.policy, self.precision), _without_weight_gradients_in_the_actor_loss(critic):
+        with accelerated(self.policy, self.precision):
             super().train(gradient_steps, batch_size)
 
     def _steps_since_fit(self) -> int:
@@ -257,7 +259,7 @@ class ModelBased(LearnsDynamics):
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         total_timesteps, callback = super()._setup_learn(*args, **kwargs)
         if self.verbose >= 1 and total_timesteps > self.learning_starts:
-            expected = forecast(self, total_timesteps, measure(self))
+            expected = forecast(self, total_timesteps)
             print(expected or "How long this takes depends on the length of episodes, which train_freq counts.")
         return total_timesteps, callback
 
@@ -311,30 +313,3 @@ def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -
     check_spaces(observation_space, action_space)
     if not isinstance(action_space, spaces.Box):
         raise ValueError(f"Model-based actor-critics support Box actions, got {action_space}. PETS plans with discrete ones.")
-
-
-@contextmanager
-def _without_weight_gradients_in_the_actor_loss(critic: th.nn.Module) -> Iterator[None]:
-    """
-    The actor loss needs the critic's gradient in the actions alone; SB3 computes those in its weights too and throws
-    them away, a tenth of an update. The actions of the actor loss are the ones that require a gradient.
-    """
-    trainable = [parameter for parameter in critic.parameters() if parameter.requires_grad]
-
-    def freeze(module: th.nn.Module, args: tuple[th.Tensor, th.Tensor]) -> None:
-        if args[1].requires_grad:
-            for parameter in trainable:
-                parameter.requires_grad_(False)
-
-    def unfreeze(module: th.nn.Module, args: tuple[th.Tensor, th.Tensor], output: tuple[th.Tensor, ...]) -> None:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-
-    handles = [critic.register_forward_pre_hook(freeze), critic.register_forward_hook(unfreeze)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for parameter in trainable:  # an interrupt may have come between the two hooks
-            parameter.requires_grad_(True)

@@ -15,7 +15,16 @@ from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, Actor, Cont
 from torch import nn
 
 from sb3_mbrl.common import onednn
-from sb3_mbrl.common.accelerated import PRECISIONS, Trace, backward, forward, has_hooks, is_perceptron, parameters_and_layout
+from sb3_mbrl.common.accelerated import (
+    PRECISIONS,
+    Trace,
+    backward,
+    forward,
+    has_gradient_hooks,
+    has_hooks,
+    is_perceptron,
+    parameters_and_layout,
+)
 
 LOG_SQRT_2_PI = 0.5 * float(np.log(2 * np.pi))
 EPSILON = 1e-6
@@ -31,15 +40,17 @@ def fits(agent: SAC) -> bool:
     if agent.device.type != "cpu" or not onednn.AVAILABLE or agent.use_sde:
         return False
     networks = (actor.latent_pi, *(network for critic in critics for network in critic.q_networks))
+    heads = (actor.mu, actor.log_std)
     trained = [*actor.parameters(), *agent.critic.parameters()]
     return (
         type(actor) is Actor
         and all(type(critic) is ContinuousCritic for critic in critics)
         and all(type(each.features_extractor) is FlattenExtractor for each in (actor, *critics))
+        and all(type(head) is nn.Linear and head.bias is not None for head in heads)
         and all(type(network) is nn.Sequential and is_perceptron(list(network)) for network in networks)
         and not any(has_hooks(module) for each in (actor, *critics) for module in each.modules())
         # Hooks on parameters see gradients that autograd computes; these are written into .grad
-        and all(parameter.requires_grad and not parameter._backward_hooks for parameter in trained)
+        and all(parameter.requires_grad and not has_gradient_hooks(parameter) for parameter in trained)
     )
 
 

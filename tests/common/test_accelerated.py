@@ -22,12 +22,13 @@ def network(name):
     return NETWORKS[name]()
 
 
-def value_and_gradients(net, needs_input=True):
+def value_and_gradients(net, needs_input=True, create_graph=False):
     x = th.randn(32, 5, generator=th.Generator().manual_seed(1)).requires_grad_(needs_input)
     output = net(x)
     parameters = [p for p in net.parameters() if p.requires_grad]
     direction = th.randn(output.shape, generator=th.Generator().manual_seed(2))
-    return [output, *th.autograd.grad(output, [x, *parameters] if needs_input else parameters, direction)]
+    wanted = [x, *parameters] if needs_input else parameters
+    return [output, *th.autograd.grad(output, wanted, direction, create_graph=create_graph)]
 
 
 @pytest.mark.parametrize("available", sorted({False, onednn.AVAILABLE}))
@@ -41,6 +42,33 @@ def test_values_and_gradients_are_pytorchs(monkeypatch, available, name):
         given = value_and_gradients(net)
     for ours, pytorchs in zip(given, expected, strict=True):
         assert th.allclose(ours, pytorchs, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, "no activation"])
+def test_second_derivatives_are_pytorchs(name):
+    """As a penalty on the size of gradients asks for."""
+    th.manual_seed(0)
+    net = nn.ModuleList([nn.Linear(5, 2)])[0] if name == "no activation" else network(name)
+
+    def of_the_gradients_size():
+        net.zero_grad()
+        first = value_and_gradients(net, create_graph=True)
+        sum(each.pow(2).sum() for each in first[1:]).backward()
+        return [each.grad for each in net.parameters() if each.grad is not None]
+
+    expected = of_the_gradients_size()
+    with accelerated(net):
+        given = of_the_gradients_size()
+    assert any((each != 0).any() for each in expected)
+    th.testing.assert_close(given, expected, atol=1e-3, rtol=1e-4)
+
+
+def test_bfloat16_leaves_squashed_actions_alone():
+    net = nn.Sequential(nn.Linear(1, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1), nn.Tanh())
+    with th.no_grad(), accelerated(net, "bfloat16"):
+        net[4].bias += 3.0
+        actions = net(th.linspace(0, 1, 500)[:, None])
+    assert len(actions.unique()) > 100  # bfloat16 has four values between 0.98 and 1
 
 
 @pytest.mark.parametrize("available", sorted({False, onednn.AVAILABLE}))

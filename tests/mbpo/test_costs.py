@@ -61,6 +61,21 @@ def test_what_cannot_be_copied_or_saved(tiny, capsys):
     assert "To step 60: about" in capsys.readouterr().out
 
 
+def test_given_functions_see_no_states_that_were_made_up(tiny):
+    rows = []
+
+    def reward(obs, action, next_obs):
+        rows.append(len(obs))
+        return -obs[:, 0].abs()
+
+    def termination(obs, action, next_obs):
+        return reward(obs, action, next_obs) < -100
+
+    model = MBPO("MlpPolicy", "PointMass-v0", **{**tiny, "reward_fn": reward, "termination_fn": termination})
+    assert measure(model).imagine > 0 and rows == []
+    assert model.dynamics.reward_fn is reward and model.dynamics.termination_fn is termination
+
+
 def test_nobody_hears_of_it(make_mbpo):
     epochs = []
     model = make_mbpo(fit_kwargs={"on_epoch": lambda *epoch: epochs.append(epoch)})

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch as th
 from sb3_contrib import TQC, CrossQ
-from stable_baselines3 import DDPG, TD3
+from stable_baselines3 import DDPG, SAC, TD3
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -112,6 +112,47 @@ def test_over_an_algorithm_of_the_user(tiny):
     model = MBDDPG("MlpPolicy", "PointMass-v0", **tiny).learn(100)
     assert model.num_timesteps == 100
     assert len(model.model_buffer) > 0
+
+
+def test_defaults_over_an_algorithm_that_takes_any_arguments(tiny):
+    class Mine(SAC):
+        def __init__(self, *args, mine=1, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.mine = mine
+
+    class MBMine(ModelBased, Mine): ...
+
+    model = MBMine("MlpPolicy", "PointMass-v0", mine=2)
+    assert (model.learning_starts, model.gradient_steps, model.mine) == (1_000, 20, 2)
+    assert MBMine("MlpPolicy", "PointMass-v0", gradient_steps=3).gradient_steps == 3
+    assert len(MBMine("MlpPolicy", "PointMass-v0", **tiny).learn(100).model_buffer) > 0
+
+
+def test_a_penalty_on_the_critics_slope_has_its_gradient(tiny):
+    """In an algorithm of the user, whose own ``train`` asks autograd for what SAC does not."""
+    gradients = {}
+
+    class Penalised(DDPG):
+        def train(self, gradient_steps, batch_size=64):
+            batch = self.replay_buffer.sample(batch_size)
+            actions = batch.actions.requires_grad_()
+            value = self.critic(obs=batch.observations, actions=actions)[0]
+            (slope,) = th.autograd.grad(value.sum(), actions, create_graph=True)
+            self.critic.optimizer.zero_grad()
+            slope.pow(2).sum().backward()
+            gradients.setdefault(type(self).__name__, [each.grad for each in self.critic.parameters()])
+
+    class MBPenalised(ModelBased, Penalised):
+        def _sample_imagined_action(self, obs):
+            return self.actor(obs)
+
+    tiny = {**tiny, "policy_kwargs": {"net_arch": [32, 32], "activation_fn": th.nn.SiLU}}
+    MBPenalised("MlpPolicy", "PointMass-v0", **{**tiny, "real_ratio": 1.0}).learn(60)
+    names = ("policy_kwargs", "learning_starts", "batch_size", "gradient_steps", "seed", "device")
+    alone = {name: tiny[name] for name in names}
+    Penalised("MlpPolicy", "PointMass-v0", **alone).learn(60)
+    for ours, theirs in zip(*gradients.values(), strict=True):
+        th.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

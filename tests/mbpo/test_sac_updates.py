@@ -138,6 +138,18 @@ def clip_gradients(agent):
         parameter.register_hook(lambda gradient: gradient.clamp(-1e-4, 1e-4))
 
 
+def reparametrise(agent):
+    nn.utils.parametrizations.spectral_norm(agent.actor.mu)
+
+
+def head_of_two_layers(agent):
+    agent.actor.mu = nn.Sequential(nn.Linear(256, 8), nn.Linear(8, 2))
+
+
+def after_gradients(agent):
+    agent.critic.qf0[0].weight.register_post_accumulate_grad_hook(lambda _: None)
+
+
 def watch_a_layer(agent):
     agent.critic.qf0[0].register_forward_hook(lambda *_: None)
 
@@ -146,7 +158,9 @@ def watch_the_actor(agent):
     agent.actor.register_forward_pre_hook(lambda *_: None)
 
 
-@pytest.mark.parametrize("change", [freeze, clip_gradients, watch_a_layer, watch_the_actor])
+@pytest.mark.parametrize(
+    "change", [freeze, clip_gradients, reparametrise, head_of_two_layers, after_gradients, watch_a_layer, watch_the_actor]
+)
 def test_what_autograd_would_see_is_left_to_it(change):
     agent = SAC("MlpPolicy", Noise(), device="cpu")
     assert sac_updates.fits(agent)

@@ -326,10 +326,13 @@ class TestReplayBuffer:
         assert loaded._last_fit_timestep == 161
         assert len(loaded.model_buffer) > 0
 
-    def test_without_it_the_model_is_not_refitted_to_a_handful_of_transitions(self, trained, tmp_path):
-        loaded = MBPO.load(saved(trained, tmp_path), env=trained.get_env(), learning_starts=100)
+    def test_without_it_the_model_is_not_refitted_to_a_handful_of_transitions(self, trained, tmp_path, capsys):
+        loaded = MBPO.load(saved(trained, tmp_path), env=trained.get_env(), learning_starts=100, verbose=1)
         before = deepcopy(loaded.dynamics.state_dict())
         loaded.learn(40, reset_num_timesteps=False)
+        assert "Model not refitted at step 142: it knows 91 transitions, of which the replay buffer has 32" in (
+            capsys.readouterr().out
+        )
         assert_equal_states(before, loaded.dynamics.state_dict())
         assert len(loaded.model_buffer) > 0
         loaded.learn(60, reset_num_timesteps=False)
