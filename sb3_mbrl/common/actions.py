@@ -5,6 +5,12 @@ import torch as th
 import torch.nn.functional as F
 from gymnasium import spaces
 
+BOUND_ACTIONS = (
+    "Say how large they may be: gymnasium.wrappers.TransformAction(env, lambda action: action, "
+    "gymnasium.spaces.Box(low, high, dtype=...))."
+)
+"""Advice where a space has no bounds; RescaleAction would refuse it."""
+
 
 def action_dim(action_space: spaces.Space) -> int:
     """

@@ -18,7 +18,7 @@ from torch import nn
 
 from sb3_mbrl.common import onednn
 from sb3_mbrl.common.accelerated import DERIVATIVES, PRECISIONS, Layout, check_precision, perceptron
-from sb3_mbrl.common.actions import action_bounds, action_dim
+from sb3_mbrl.common.actions import BOUND_ACTIONS, action_bounds, action_dim
 from sb3_mbrl.common.files import write_atomically
 from sb3_mbrl.common.random import Generators, randint, randn
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
@@ -620,10 +620,7 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) ->
     if not isinstance(action_space, spaces.Box):
         raise ValueError(f"Learned dynamics support Discrete or Box actions, got {action_space}.")
     if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):
-        raise ValueError(
-            f"Actions are scaled to [-1, 1], which needs finite bounds; got {action_space}. "
-            "Use gymnasium.wrappers.RescaleAction or bound the space."
-        )
+        raise ValueError(f"Actions are scaled to [-1, 1], which needs finite bounds; got {action_space}. {BOUND_ACTIONS}")
 
 
 def _initial_weight(members: int, n_in: int, n_out: int, generator: th.Generator | None) -> nn.Parameter:

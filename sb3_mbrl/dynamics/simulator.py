@@ -21,7 +21,7 @@ from gymnasium.wrappers import (
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_mbrl.common.actions import action_bounds, action_dim, to_environment
+from sb3_mbrl.common.actions import BOUND_ACTIONS, action_bounds, action_dim, to_environment
 from sb3_mbrl.common.random import Generators
 from sb3_mbrl.common.types import RewardFn, TerminationFn
 from sb3_mbrl.dynamics.classic_control import CLASSIC_TASKS, Outcome
@@ -289,7 +289,7 @@ class SimulatorModel:
         if isinstance(self.action_space, gym.spaces.Box) and not self.action_space.is_bounded():
             raise ValueError(
                 f"Action space {self.action_space}: its bounds must be finite, as actions in [-1, 1] are scaled to them. "
-                "Wrap the environment: gymnasium.wrappers.RescaleAction, with bounds of your own."
+                f"{BOUND_ACTIONS}"
             )
         self._low, high = action_bounds(self.action_space)
         self._span = high - self._low

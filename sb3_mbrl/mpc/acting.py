@@ -49,7 +49,7 @@ class ActsByPlanning(ModelAlgorithm):
         plan = self.policy.last_plan
         if plan is not None:
             self.logger.record_mean("planner/value", plan.value.mean().item())
-            self.logger.record_mean("planner/std", plan.std.mean().item())
+            self.logger.record_mean("planner/std", plan.std[:, 0].mean().item())
             self.logger.record_mean("planner/n_iterations", plan.n_iterations)
 
     # ---------------------------------------------------------------- save and load

@@ -95,7 +95,7 @@ class MPCPolicy(BasePolicy):
         begun, and the best plan so far is taken; the first one is always made. Plans then depend on the clock, those of
         ``deterministic=True`` too
     :param vec_normalize: if observations come normalised, by what
-    :param seed: of the planner's samples
+    :param seed: of the planner's samples, where actions are not deterministic
     :raises ValueError: an argument that is not known or does not fit
     """
 
@@ -266,7 +266,7 @@ class MPCPolicy(BasePolicy):
     def _generators(self, n_plans: th.Tensor, deterministic: bool) -> list[th.Generator]:
         """One for each environment; of a deterministic plan, seeded by how many were made before it."""
         if deterministic:
-            seeds = (n_plans + (self.seed or 0)).tolist()
+            seeds = n_plans.tolist()
         else:
             seeds = th.randint(2**62, (len(n_plans),), generator=self.generator).tolist()
         return [th.Generator(device=self.device).manual_seed(seed) for seed in seeds]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
@@ -21,12 +21,17 @@ from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
+from sb3_mbrl.common.actions import BOUND_ACTIONS
 from sb3_mbrl.common.sequences import DictSequenceReplayBuffer, SequenceReplayBuffer, SequenceSamples
 from sb3_mbrl.envs.experience import time_limit
 from sb3_mbrl.mpc import ActsByPlanning
 from sb3_mbrl.planning import MPPI
 from sb3_mbrl.tdmpc.latent_model import LatentModel
 from sb3_mbrl.tdmpc.policies import CnnPolicy, LatentPolicy, MlpPolicy, MultiInputPolicy
+from sb3_mbrl.tdmpc.told import ToldSizes
+from sb3_mbrl.tdmpc.world_model import Sizes
+
+SizesT = TypeVar("SizesT", Sizes, ToldSizes)
 
 
 class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
@@ -224,6 +229,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         if self.num_timesteps < learning_starts or self._n_updates == 0:
+            self._planner_state = None  # random actions are no part of a plan that an earlier learn() made
             return super()._sample_action(self.num_timesteps + 1, action_noise, n_envs)
         return self._with_noise(self._planned_actions(), action_noise)
 
@@ -340,9 +346,10 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
     def _log_latents(self, batch: SequenceSamples) -> None:
         self.policy.set_training_mode(False)
         reached, predicted = self._encode_later(batch, self.model.encode), self._roll_out(batch)
-        errors = (batch.valid * (predicted[1:] - reached).pow(2).mean(dim=2)).sum(dim=1) / batch.valid.sum(dim=1).clamp(min=1)
+        errors = (batch.valid * (predicted[1:] - reached).pow(2).mean(dim=2)).sum(dim=1) / batch.valid.sum(dim=1)
         for step, error in enumerate(errors.tolist(), start=1):
-            self.logger.record(f"latent/error_step_{step}", error)
+            if batch.valid[step - 1].any():  # not all episodes last as long
+                self.logger.record(f"latent/error_step_{step}", error)
         self.logger.record("latent/effective_rank", effective_rank(predicted[0]))
 
     # ---------------------------------------------------------------- learn, save and load
@@ -418,6 +425,24 @@ def check_keywords(name: str, given: Mapping[str, Any], function: Callable | Non
         raise ValueError(f"{name} does not accept {refused}; it accepts {accepted}.")
 
 
+def choose_sizes(given: Any, named: Mapping[Any, SizesT], kind: type[SizesT]) -> SizesT:
+    """
+    :param given: a name, or all numbers as a mapping
+    :param named: sizes by name
+    :param kind: a named tuple of integers
+    :return: the sizes
+    :raises ValueError: it is neither
+    """
+    if isinstance(given, Mapping):
+        names = kind._fields
+        if set(given) != set(names) or not all(isinstance(each, Integral) and int(each) > 0 for each in given.values()):
+            raise ValueError(f"model_size as a mapping has {list(names)}, each an integer of at least 1; got {dict(given)}.")
+        return kind(**given)
+    if given not in list(named):
+        raise ValueError(f"model_size must be one of {list(named)}, or a mapping of {list(kind._fields)}; got {given!r}.")
+    return named[given]
+
+
 def check_actions(space: spaces.Space) -> None:
     """
     :raises ValueError: it is no Box with finite bounds, the lower ones below the higher
@@ -427,10 +452,7 @@ def check_actions(space: spaces.Space) -> None:
     if not (space.low < space.high).all():
         raise ValueError(f"Actions are scaled to [-1, 1], which needs low < high in each dimension; got {space}.")
     if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-        raise ValueError(
-            f"Actions are scaled to [-1, 1], which needs finite bounds; got {space}. Wrap the environment, for instance with "
-            "gymnasium.wrappers.RescaleAction, or bound the space."
-        )
+        raise ValueError(f"Actions are scaled to [-1, 1], which needs finite bounds; got {space}. {BOUND_ACTIONS}")
 
 
 def discount_for(episode_length: int) -> float:

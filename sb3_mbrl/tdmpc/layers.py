@@ -9,6 +9,9 @@ from torch import nn
 
 from sb3_mbrl.common.onednn import Linear
 
+GROUP_SIZE = 8
+"""Entries of a group of a latent state."""
+
 
 class SimNorm(nn.Module):
     """
@@ -17,7 +20,7 @@ class SimNorm(nn.Module):
     :param group_size: V, entries of a group (TD-MPC2: 8)
     """
 
-    def __init__(self, group_size: int = 8):
+    def __init__(self, group_size: int = GROUP_SIZE):
         super().__init__()
         self.group_size = group_size
 

@@ -43,15 +43,19 @@ class PixelExtractor(BaseFeaturesExtractor):
     :param observation_space: images, (C, H, W), at least 39 pixels wide and high
     :param n_channels: of each layer
     :param pad: of :class:`RandomShift`, in pixels
+    :param normalized_image: whether images are already in [0, 1], channels first (with ``normalize_images=False``, as for
+        SB3's ``NatureCNN``)
     :raises ValueError: no images, or too small ones
     """
 
-    def __init__(self, observation_space: spaces.Space, n_channels: int = 32, pad: int = 3):
+    def __init__(self, observation_space: spaces.Space, n_channels: int = 32, pad: int = 3, normalized_image: bool = False):
         shape = observation_space.shape or ()
-        if not is_image_space(observation_space, check_channels=False) or min(shape[1:]) < MIN_PIXELS:
+        is_image = is_image_space(observation_space, check_channels=False, normalized_image=normalized_image)
+        if not is_image or min(shape[1:]) < MIN_PIXELS:
             raise ValueError(
                 f"CnnPolicy takes images of at least {MIN_PIXELS} x {MIN_PIXELS} pixels, uint8 in [0, 255]; got "
-                f"{observation_space}. MlpPolicy takes flat observations."
+                f"{observation_space}. Where they are in [0, 1] already, pass policy_kwargs={{'normalize_images': False, "
+                "'features_extractor_kwargs': {'normalized_image': True}}. MlpPolicy takes flat observations."
             )
         super().__init__(observation_space, features_dim=1)
         shapes = [(shape[0], 7, 2), (n_channels, 5, 2), (n_channels, 3, 2), (n_channels, 3, 1)]

@@ -173,6 +173,7 @@ class LatentPolicy(MPCPolicy):
         if self.plans:
             self.planner.explores = not deterministic
             return super().predict(observation, state, episode_start, deterministic)
+        self.last_plan = None
         check_observation(observation)
         obs, vectorized = self.obs_to_tensor(observation)
         actions = to_environment(self._predict(obs, deterministic), self.action_space)

@@ -14,9 +14,9 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import polyak_update
 
 from sb3_mbrl.common.sequences import SequenceSamples
-from sb3_mbrl.tdmpc.base import LatentAlgorithm, check_number
+from sb3_mbrl.tdmpc.base import LatentAlgorithm, check_number, choose_sizes
 from sb3_mbrl.tdmpc.policies import LatentPolicy
-from sb3_mbrl.tdmpc.told import TOLD, TOLD_SIZES
+from sb3_mbrl.tdmpc.told import TOLD, TOLD_SIZES, ToldSizes
 
 PLANNER: dict[str, Any] = {
     "population_size": 512,  # and 25 proposals of the policy
@@ -61,7 +61,8 @@ class TDMPC(LatentAlgorithm):
     :param verbose: Verbosity level
     :param seed: Seed for the pseudo random generators
     :param device: Device on which the code should run
-    :param model_size: ``"default"`` (paper), or ``"small"``, for processors
+    :param model_size: ``"default"`` (paper); ``"small"``, for processors; or units and
+        entries: ``{"encoder": 256, "mlp": 512, "latent": 100}`` (the paper's for dogs and humanoids)
     :param horizon: transitions of a replayed sequence, and steps of the longest plan
     :param rho: weight of a loss one step later, relative to one step earlier
     :param consistency_coef: weight of the latent consistency loss
@@ -71,7 +72,7 @@ class TDMPC(LatentAlgorithm):
     :param max_grad_norm: gradients are clipped to it, those of the model and of the policy apart
     :param target_update_interval: updates between two of the targets
     :param horizon_schedule: ``(start, end, first, last)``: steps of a plan, linear in environment steps; None as the last:
-        ``horizon``, which they never exceed
+        ``horizon``, which they never exceed. Begins anew where ``learn`` resets ``num_timesteps``, as all schedules do
     :param std_schedule: ``(start, end, first, last)``: least standard deviation of plans; the policy's noise always has the
         last
     :param priority_exponent: alpha of prioritised replay; 0: uniform
@@ -111,7 +112,7 @@ class TDMPC(LatentAlgorithm):
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
-        model_size: str = "small",
+        model_size: str | Mapping[str, int] = "small",
         horizon: int = 5,
         rho: float = 0.5,
         consistency_coef: float = 2.0,
@@ -180,8 +181,7 @@ class TDMPC(LatentAlgorithm):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        if self.model_size not in list(TOLD_SIZES):
-            raise ValueError(f"model_size must be one of {list(TOLD_SIZES)}, got {self.model_size!r}.")
+        choose_sizes(self.model_size, TOLD_SIZES, ToldSizes)
         _check_schedule("horizon_schedule", self._plan_lengths(), 1, math.inf)
         _check_schedule("std_schedule", self.std_schedule, 0, MAX_STD)
         check_number("target_update_interval", self.target_update_interval, lowest=1, integer=True)
@@ -192,7 +192,8 @@ class TDMPC(LatentAlgorithm):
         return {"priority_exponent": self.priority_exponent, "importance_exponent": self.importance_exponent}
 
     def _model_arguments(self) -> dict[str, Any]:
-        return {"model_class": TOLD, "model_kwargs": {"sizes": TOLD_SIZES[self.model_size], "noise_std": self.std_schedule[3]}}
+        sizes = choose_sizes(self.model_size, TOLD_SIZES, ToldSizes)
+        return {"model_class": TOLD, "model_kwargs": {"sizes": sizes, "noise_std": self.std_schedule[3]}}
 
     def _planner_arguments(self) -> dict[str, Any]:
         return {"horizon": self.horizon, "std_bounds": (MIN_STD, MAX_STD), **PLANNER, **(self.planner_kwargs or {})}

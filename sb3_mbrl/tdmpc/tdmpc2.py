@@ -12,9 +12,10 @@ from stable_baselines3.common.utils import polyak_update
 
 from sb3_mbrl.common.actions import action_dim
 from sb3_mbrl.common.sequences import SequenceSamples
-from sb3_mbrl.tdmpc.base import LatentAlgorithm
+from sb3_mbrl.tdmpc.base import LatentAlgorithm, choose_sizes
+from sb3_mbrl.tdmpc.layers import GROUP_SIZE
 from sb3_mbrl.tdmpc.policies import LatentPolicy
-from sb3_mbrl.tdmpc.world_model import SIZES, WorldModel
+from sb3_mbrl.tdmpc.world_model import SIZES, Sizes, WorldModel
 
 PLANNER: dict[str, Any] = {
     "population_size": 488,  # and 24 proposals of the prior
@@ -55,7 +56,8 @@ class TDMPC2(LatentAlgorithm):
     :param verbose: Verbosity level
     :param seed: Seed for the pseudo random generators
     :param device: Device on which the code should run
-    :param model_size: millions of parameters, 1, 5 (paper's default), 19, 48 or 317; or ``"small"``, for processors
+    :param model_size: millions of parameters, 1, 5 (paper's default), 19, 48 or 317; ``"small"``, for processors; or units,
+        entries, layers and critics: ``{"encoder": 256, "mlp": 512, "latent": 512, "encoder_layers": 2, "n_critics": 5}``
     :param horizon: steps of a plan, and transitions of a replayed sequence
     :param rho: weight of a loss one step later, relative to one step earlier
     :param consistency_coef: weight of the latent consistency loss
@@ -106,7 +108,7 @@ class TDMPC2(LatentAlgorithm):
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
-        model_size: str | int = "small",
+        model_size: str | int | Mapping[str, int] = "small",
         horizon: int = 3,
         rho: float = 0.5,
         consistency_coef: float = 20.0,
@@ -166,13 +168,14 @@ class TDMPC2(LatentAlgorithm):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        if self.model_size not in list(SIZES):
-            raise ValueError(f"model_size must be one of {list(SIZES)} (millions of parameters), got {self.model_size!r}.")
+        latent = choose_sizes(self.model_size, SIZES, Sizes).latent
+        if latent % GROUP_SIZE:
+            raise ValueError(f"model_size['latent'] must be a multiple of {GROUP_SIZE}, got {latent}.")
 
     def _model_arguments(self) -> dict[str, Any]:
         return {
             "model_class": WorldModel,
-            "model_kwargs": {"sizes": SIZES[self.model_size]},
+            "model_kwargs": {"sizes": choose_sizes(self.model_size, SIZES, Sizes)},
             "encoder_lr_scale": self.encoder_lr_scale,
             "prior_eps": 1e-5,  # of its code
         }

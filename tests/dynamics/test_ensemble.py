@@ -611,8 +611,8 @@ def test_an_observation_space_that_is_not_supported_is_refused_with_advice(obs_s
     ("action_space", "advice"),
     [
         (spaces.MultiDiscrete([2, 3]), "Discrete or Box actions"),
-        (spaces.Box(-np.inf, np.inf, (2,)), "RescaleAction"),
-        (spaces.Box(np.array([-1.0, -np.inf], np.float32), 1.0, (2,)), "RescaleAction"),
+        (spaces.Box(-np.inf, np.inf, (2,)), "TransformAction"),
+        (spaces.Box(np.array([-1.0, -np.inf], np.float32), 1.0, (2,)), "TransformAction"),
     ],
 )
 def test_an_action_space_that_is_not_supported_is_refused_with_advice(action_space, advice):

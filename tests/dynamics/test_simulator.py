@@ -462,7 +462,7 @@ class Several(Corridor):
     "make, arguments, message",
     [
         (Uncopyable, {}, "cannot be copied .TypeError: cannot pickle 'socket' object.*ProbabilisticEnsemble"),
-        (Unbounded, {}, "bounds must be finite.*RescaleAction"),
+        (Unbounded, {}, "bounds must be finite.*TransformAction"),
         (Several, {}, "expected Box or Discrete"),
         (lambda: FrameStackObservation(Corridor(), 2), {}, "needs a flat Box.*FlattenObservation"),
         (lambda: "Pusher-v5", {}, "'Pusher-v5' is no task .* Pass the environment"),

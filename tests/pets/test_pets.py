@@ -477,7 +477,7 @@ FLAT = spaces.Box(-1.0, 1.0, (2,), np.float32)
         (spaces.Box(0, 255, (3, 36, 36), np.uint8), FLAT, "images are not supported"),
         (spaces.Discrete(3), FLAT, "continuous observation"),
         (FLAT, spaces.MultiDiscrete([2, 3]), "Discrete or Box actions, got MultiDiscrete"),
-        (FLAT, spaces.Box(-np.inf, np.inf, (2,), np.float32), "finite bounds.*RescaleAction"),
+        (FLAT, spaces.Box(-np.inf, np.inf, (2,), np.float32), "finite bounds.*TransformAction"),
     ],
     ids=["dict", "image", "discrete", "multi discrete", "unbounded"],
 )

@@ -10,8 +10,6 @@ from gymnasium import spaces
 from gymnasium.envs.registration import register, registry
 
 from sb3_mbrl import TDMPC, TDMPC2
-from sb3_mbrl.tdmpc.told import TOLD_SIZES, ToldSizes
-from sb3_mbrl.tdmpc.world_model import SIZES, Sizes
 
 CLASSES = {"tdmpc": TDMPC, "tdmpc2": TDMPC2}
 
@@ -76,17 +74,11 @@ def slider_ids():
         registry.pop(env_id)
 
 
-@pytest.fixture(autouse=True, scope="session")
-def tiny_sizes():
-    """``model_size="tiny"``."""
-    SIZES["tiny"] = Sizes(16, 16, 16, 2, 3)
-    TOLD_SIZES["tiny"] = ToldSizes(16, 16, 8)
-    yield
-    del SIZES["tiny"], TOLD_SIZES["tiny"]
-
-
+SIZES = {
+    "tdmpc": {"encoder": 16, "mlp": 16, "latent": 8},
+    "tdmpc2": {"encoder": 16, "mlp": 16, "latent": 16, "encoder_layers": 2, "n_critics": 3},
+}
 TINY = {
-    "model_size": "tiny",
     "learning_starts": 20,
     "pretrain_steps": 2,
     "buffer_size": 1_000,
@@ -106,7 +98,7 @@ def make():
 
     def made(kind, env="LatentSlider-v0", policy="MlpPolicy", **changes):
         own = SHORT if kind == "tdmpc" else {}
-        return CLASSES[kind](policy, env, **{**deepcopy(TINY), **own, **changes})
+        return CLASSES[kind](policy, env, **{"model_size": SIZES[kind], **deepcopy(TINY), **own, **changes})
 
     return made
 
@@ -118,10 +110,10 @@ def kind(request):
 
 
 @pytest.fixture(scope="session", params=CLASSES)
-def trained(request, slider_ids, tiny_sizes):
+def trained(request, slider_ids):
     """Either, after a few episodes that may end early; not to be trained further."""
     own = SHORT if request.param == "tdmpc" else {}
-    return CLASSES[request.param]("MlpPolicy", "Cliff-v0", **deepcopy(TINY), **own).learn(60)
+    return CLASSES[request.param]("MlpPolicy", "Cliff-v0", model_size=SIZES[request.param], **deepcopy(TINY), **own).learn(60)
 
 
 @pytest.fixture

@@ -72,6 +72,11 @@ def test_the_networks_of_tdmpc2():
     th.testing.assert_close(groups, th.ones(3, 64))
 
 
+def test_small_sizes_are_128_units_wide():
+    """Four times fewer than the paper's."""
+    assert SIZES["small"] == (128, 128, 64, 2, 5) and TOLD_SIZES["small"] == (128, 128, 50)
+
+
 def test_larger_encoders_are_deeper():
     assert [len(linears(world_model(size, "meta").encoder)) for size in (1, 5, 19, 48, 317)] == [2, 2, 3, 4, 5]
 
@@ -265,17 +270,18 @@ def test_targets_of_tdmpc_follow_every_second_update(make):
 # ---------------------------------------------------------------- clocks
 
 
-def test_defaults_of_tdmpc2_are_the_papers():
-    paper = {"batch_size": 256, "buffer_size": 1_000_000, "horizon": 3, "rho": 0.5}
-    paper |= {"consistency_coef": 20, "reward_coef": 0.1, "value_coef": 0.1, "termination_coef": 1, "entropy_coef": 1e-4}
-    paper |= {
+def test_defaults_of_tdmpc2():
+    expected = {"batch_size": 256, "buffer_size": 1_000_000, "horizon": 3, "rho": 0.5}
+    expected |= {"consistency_coef": 20, "reward_coef": 0.1, "value_coef": 0.1, "termination_coef": 1, "entropy_coef": 1e-4}
+    expected |= {
         "encoder_lr_scale": 0.3,
         "max_grad_norm": 20,
         "n_proposals": 24,
         "learning_starts": 1_000,
         "pretrain_steps": None,
+        "model_size": "small",
     }
-    assert {name: defaults(TDMPC2)[name] for name in paper} == paper
+    assert {name: defaults(TDMPC2)[name] for name in expected} == expected
     assert (defaults(TDMPC2)["train_freq"], defaults(TDMPC2)["gradient_steps"]) == (1, -1)
 
 
@@ -287,12 +293,13 @@ def test_how_fast_models_learn(size, learning_rate, tau):
     assert (own.learning_rate, own.tau) == (0.5, 0.0)
 
 
-def test_defaults_of_tdmpc_are_the_papers():
-    paper = {"learning_rate": 1e-3, "batch_size": 512, "buffer_size": 1_000_000, "tau": 0.01, "horizon": 5, "rho": 0.5}
-    paper |= {"consistency_coef": 2, "reward_coef": 0.5, "value_coef": 0.1, "max_grad_norm": 10, "n_proposals": 25}
-    paper |= {"target_update_interval": 2, "priority_exponent": 0.6, "importance_exponent": 0.4, "pretrain_steps": None}
-    paper |= {"horizon_schedule": (0, 25_000, 1, None), "std_schedule": (0, 25_000, 0.5, 0.05)}
-    assert {name: defaults(TDMPC)[name] for name in paper} == paper
+def test_defaults_of_tdmpc():
+    expected = {"learning_rate": 1e-3, "batch_size": 512, "buffer_size": 1_000_000, "tau": 0.01, "horizon": 5, "rho": 0.5}
+    expected |= {"consistency_coef": 2, "reward_coef": 0.5, "value_coef": 0.1, "max_grad_norm": 10, "n_proposals": 25}
+    expected |= {"target_update_interval": 2, "priority_exponent": 0.6, "importance_exponent": 0.4, "pretrain_steps": None}
+    expected |= {"learning_starts": 1_000, "model_size": "small", "termination_coef": 1}
+    expected |= {"horizon_schedule": (0, 25_000, 1, None), "std_schedule": (0, 25_000, 0.5, 0.05)}
+    assert {name: defaults(TDMPC)[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(

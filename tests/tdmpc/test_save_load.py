@@ -112,6 +112,18 @@ def test_a_loaded_model_learns_on_in_another_number_of_environments(trained, tmp
     assert loaded._n_updates > trained._n_updates
 
 
+def test_a_second_run_does_not_go_on_from_the_plan_of_the_first(make, kind, tmp_path, monkeypatch):
+    """Its random actions come in between; and its environments may be others."""
+    model = make(kind).learn(30)
+    path, states = saved(model, tmp_path), []
+    predict = model.policy.predict
+    monkeypatch.setattr(model.policy, "predict", lambda *args, **kwargs: (states.append(args[1]), predict(*args, **kwargs))[1])
+    model.learn(30)
+    assert states[0] is None and states[1] is not None
+    loaded = type(model).load(path, env=make_vec_env("LatentSlider-v0", 3)).learn(90)
+    assert len(loaded._planner_state[0]) == 3
+
+
 def test_arguments_are_kept_as_given_and_can_be_replaced(make, kind, tmp_path):
     given = {"replay_buffer_kwargs": {"handle_timeout_termination": True}, "policy_kwargs": {"max_plan_seconds": 9.0}}
     model = make(kind, **deepcopy(given))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from gymnasium.wrappers import TransformObservation
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     CheckpointCallback,
@@ -390,6 +391,30 @@ def test_the_latent_errors_are_those_of_predictions_without_looking(trained):
             counts = batch.valid[step] == 1
             error = (z - model.encode(batch.observations[step + 1])).pow(2)[counts].mean().item()
             assert trained.logger.name_to_value[f"latent/error_step_{step + 1}"] == pytest.approx(error, rel=1e-4)
+
+
+def test_what_was_not_measured_is_not_logged(make, kind):
+    """Steps that no episode lasts; plans of a policy that does not plan any more."""
+    env = gym.make("LatentSlider-v0", max_episode_steps=1)
+    model = make(kind, env, gamma=0.9)
+    model.learn(30)
+    model._log_latents(model._last_batch)
+    logged = model.logger.name_to_value
+    assert "latent/error_step_1" in logged and "latent/error_step_2" not in logged
+    assert model.policy.last_plan is not None
+    model.policy.plans = False
+    model.learn(30, reset_num_timesteps=False)
+    assert model.policy.last_plan is None
+
+
+def test_images_that_are_normalised_already(make, kind):
+    space = spaces.Box(0, 1, (1, 40, 40), np.float32)
+    env = TransformObservation(gym.make("SliderImage-v0"), lambda image: np.float32(image.transpose(2, 0, 1) / 255), space)
+    given = {"normalize_images": False, "features_extractor_kwargs": {"normalized_image": True}}
+    model = make(kind, env, "CnnPolicy", policy_kwargs=given).learn(25)
+    plain = make(kind, "SliderImage-v0", "CnnPolicy").learn(25)
+    for ours, theirs in zip(model.policy.parameters(), plain.policy.parameters(), strict=True):
+        th.testing.assert_close(ours, theirs)
 
 
 def test_the_effective_rank_counts_directions():
