@@ -161,8 +161,8 @@ def test_the_standard_deviation_of_the_prior_is_bounded():
     th.testing.assert_close(log_std[:, 3:], th.full((50, 3), -10.0))
 
 
-def test_pixels(make):
-    model = make("tdmpc2", "SliderImage-v0", "CnnPolicy").model
+def test_pixels(make, kind):
+    model = make(kind, "SliderImage-v0", "CnnPolicy").model
     convolutions = [layer for layer in model.features_extractor.modules() if isinstance(layer, nn.Conv2d)]
     assert [(each.out_channels, each.kernel_size[0], each.stride[0]) for each in convolutions] == [
         (32, 7, 2),
