@@ -48,7 +48,7 @@ class TDMPC(LatentAlgorithm):
     :param buffer_size: transitions of the replay buffer
     :param learning_starts: environment steps of uniform random actions first (paper: 5000)
     :param batch_size: sequences per update (paper: 512; 256 for pixels)
-    :param tau: of the targets
+    :param tau: of the targets, every ``target_update_interval`` updates; None: 0.01 (paper), for the small model 0.05
     :param gamma: discount; None: from the time limit, as ``TDMPC2`` has it
     :param train_freq: environment steps between two calls of ``train``
     :param gradient_steps: updates in it; -1: as many as environment steps were made (paper: one for each)
@@ -99,7 +99,7 @@ class TDMPC(LatentAlgorithm):
         buffer_size: int = 1_000_000,
         learning_starts: int = 1_000,
         batch_size: int = 512,
-        tau: float = 0.01,
+        tau: float | None = None,
         gamma: float | None = None,
         train_freq: int | tuple[int, str] = 1,
         gradient_steps: int = -1,
@@ -138,7 +138,7 @@ class TDMPC(LatentAlgorithm):
             buffer_size=buffer_size,
             learning_starts=learning_starts,
             batch_size=batch_size,
-            tau=tau,
+            tau=(0.05 if model_size == "small" else 0.01) if tau is None else tau,
             gamma=gamma,
             train_freq=train_freq,
             gradient_steps=gradient_steps,

@@ -285,16 +285,19 @@ def test_defaults_of_tdmpc2():
     assert (defaults(TDMPC2)["train_freq"], defaults(TDMPC2)["gradient_steps"]) == (1, -1)
 
 
-@pytest.mark.parametrize(("size", "learning_rate", "tau"), [("small", 1e-3, 0.03), (1, 3e-4, 0.01)])
-def test_how_fast_models_learn(size, learning_rate, tau):
-    model = TDMPC2("MlpPolicy", "LatentSlider-v0", model_size=size, device="cpu", seed=0)
+@pytest.mark.parametrize(
+    ("algorithm", "size", "learning_rate", "tau"),
+    [(TDMPC2, "small", 1e-3, 0.03), (TDMPC2, 1, 3e-4, 0.01), (TDMPC, "small", 1e-3, 0.05), (TDMPC, "default", 1e-3, 0.01)],
+)
+def test_how_fast_models_learn(algorithm, size, learning_rate, tau):
+    model = algorithm("MlpPolicy", "LatentSlider-v0", model_size=size, device="cpu", seed=0)
     assert (model.learning_rate, model.tau) == (learning_rate, tau)
-    own = TDMPC2("MlpPolicy", "LatentSlider-v0", model_size=size, learning_rate=0.5, tau=0.0, device="cpu", seed=0)
+    own = algorithm("MlpPolicy", "LatentSlider-v0", model_size=size, learning_rate=0.5, tau=0.0, device="cpu", seed=0)
     assert (own.learning_rate, own.tau) == (0.5, 0.0)
 
 
 def test_defaults_of_tdmpc():
-    expected = {"learning_rate": 1e-3, "batch_size": 512, "buffer_size": 1_000_000, "tau": 0.01, "horizon": 5, "rho": 0.5}
+    expected = {"learning_rate": 1e-3, "batch_size": 512, "buffer_size": 1_000_000, "horizon": 5, "rho": 0.5}
     expected |= {"consistency_coef": 2, "reward_coef": 0.5, "value_coef": 0.1, "max_grad_norm": 10, "n_proposals": 25}
     expected |= {"target_update_interval": 2, "priority_exponent": 0.6, "importance_exponent": 0.4, "pretrain_steps": None}
     expected |= {"learning_starts": 1_000, "model_size": "small", "termination_coef": 1}
