@@ -266,16 +266,17 @@ def run_one(args: argparse.Namespace) -> None:
     env = make_env(args.env, seed, n_envs=N_ENVS.get(args.algo, 1))
     model: BaseAlgorithm
     algorithm = ALGORITHMS[args.algo]
+    about = header(args)
     if checkpoints.exists():
         model = algorithm.load_checkpoint(checkpoints, env=env, device="cpu")
         before = [line for line in model.curve if line.startswith("#")]
-        if header(args) != before[-1]:
-            model.curve = [*before, header(args), *model.curve[len(before) :]]
+        if about != before[-1]:
+            model.curve = [*before, about, *model.curve[len(before) :]]
     elif written:
         sys.exit(f"{path} has {_steps(written[-1])} steps, and no checkpoint to go on from. Remove it to begin anew.")
     else:
         model = algorithm(env=env, seed=seed, device="cpu", **hyperparams(args.algo, args.env))
-        model.curve = [header(args), COLUMNS]
+        model.curve = [about, COLUMNS]
     RESULTS.mkdir(exist_ok=True)
     curve = CurveCallback(path, args.env, args.eval_freq, args.eval_episodes)
     callbacks: list[BaseCallback] = [curve]

@@ -96,8 +96,11 @@ class ModelBased(LearnsDynamics):
         signature = inspect.signature(super().__init__)
         given = signature.bind_partial(*args, **kwargs).arguments
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
-        own = {name: value for name, value in self.own_defaults.items() if name in signature.parameters or takes_any}
-        missing = {name: value for name, value in own.items() if name not in given}
+        missing = {
+            name: value
+            for name, value in self.own_defaults.items()
+            if name not in given and (name in signature.parameters or takes_any)
+        }
         super().__init__(*args, **{**missing, **kwargs}, _init_setup_model=False)  # type: ignore[call-arg]
         self._store_dynamics_arguments(
             model_train_freq, model_updates_per_step, reward_fn, termination_fn, dynamics_kwargs, fit_kwargs
