@@ -1,12 +1,12 @@
 """Algorithms of Stable-Baselines3 and sb3-contrib train in a model as they are. Warnings are errors."""
 
-import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.wrappers import TimeLimit
 from sb3_contrib import TQC, CrossQ, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize, sync_envs_normalization
@@ -102,12 +102,20 @@ def test_an_imagined_policy_goes_to_the_real_environment(drift, drift_model):
 
 @pytest.mark.slow
 def test_what_is_learned_in_the_model_holds_outside():
-    dynamics = {"ensemble_size": 3, "n_elites": 2, "net_arch": [64, 64]}
-    env = LearnedModelVecEnv.from_env(
-        "CartPole-v1", n_envs=32, n_steps=1_000, seed=1, device="cpu", dynamics_kwargs=dynamics, fit_kwargs={"max_epochs": 40}
-    )
-    model = PPO("MlpPolicy", env, n_steps=64, batch_size=256, n_epochs=5, learning_rate=1e-3, seed=1, device="cpu")
-    real = Monitor(gym.make("CartPole-v1"))
-    before, _ = evaluate_policy(model, real, n_eval_episodes=5)
-    after, _ = evaluate_policy(model.learn(30_000), real, n_eval_episodes=5)
-    assert before < 100 and after > 150
+    # A mean of three seeds, since machines round differently and one policy may well end at half another's return
+    returns = []
+    for seed in range(3):
+        dynamics = {"ensemble_size": 3, "n_elites": 2, "net_arch": [64, 64]}
+        env = LearnedModelVecEnv.from_env(
+            "CartPole-v1",
+            n_envs=32,
+            n_steps=4_000,
+            seed=seed,
+            device="cpu",
+            dynamics_kwargs=dynamics,
+            fit_kwargs={"max_epochs": 40},
+        )
+        model = PPO("MlpPolicy", env, n_steps=64, batch_size=256, n_epochs=5, learning_rate=1e-3, seed=seed, device="cpu")
+        real = make_vec_env("CartPole-v1", seed=seed)
+        returns.append(evaluate_policy(model.learn(20_000), real)[0])
+    assert np.mean(returns) > 150  # Random actions: 22 on average, 72 at best in a hundred episodes
