@@ -34,9 +34,9 @@ def transitions(model):
 @pytest.mark.slow
 @pytest.mark.parametrize("env_id", ["Slider-v0", "DiscreteSlider-v0"])
 def test_learns(make_pets, env_id):
-    model = make_pets(env_id, fit_kwargs={}, planner_kwargs={}, horizon=8, learning_starts=100)
+    model = make_pets(env_id, fit_kwargs={}, planner_kwargs={}, horizon=8, learning_starts=200)
     untrained = np.mean([make_pets(env_id).learn(50).ep_info_buffer[i]["r"] for i in range(2)])
-    mean, _ = evaluate_policy(model.learn(150), make_vec_env(env_id, seed=1), n_eval_episodes=3)
+    mean, _ = evaluate_policy(model.learn(250), make_vec_env(env_id, seed=1), n_eval_episodes=3)
     assert mean > 20 > untrained
 
 
