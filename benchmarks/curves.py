@@ -10,12 +10,13 @@ Learning curves: one CSV per algorithm, environment and seed in ``benchmarks/res
 updates per step; ``mbpo-adaptive``, ``-published-fits`` and ``-bfloat16`` take MBPO's but for what their names say;
 ``tdmpc2-4envs`` takes TDMPC2's, in four environments; ``ppo-zoo`` and ``dqn-zoo`` take RL Zoo's; ``sac`` and ``dqn`` have
 their defaults; ``sac-utd`` is SAC with MBPO's update-to-data ratio, warm-up and target entropy: what the model adds is the
-gap between ``mbpo`` and ``sac-utd``.
+gap between ``mbpo`` and ``sac-utd``. SAC makes its updates here as MBPO does, the same up to rounding in half the time.
 
-Each job is one process with one thread. The steps count everything, random warm-up included; an evaluation is the mean
-over deterministic episodes on an environment of its own. An interrupted run goes on from its last checkpoint, a finished one
-if it is asked for more steps; one that has as many is left alone, one without a checkpoint (PPO has none) is refused. A CSV
-begins with how and with what it was run, each time that differed.
+Each job is one process. The steps count everything, random warm-up included; an evaluation is the mean over deterministic
+episodes on an environment of its own, whose start states are drawn anew for each seed and evaluation. An interrupted run goes
+on from its last checkpoint, a finished one if it is asked for more steps (DQN then explores anew, as its schedule follows the
+progress); one that has as many is left alone, one without a checkpoint (PPO has none) or with other hyperparameters than
+today's is refused. A CSV begins with how and with what it was run, each time that differed.
 """
 
 import argparse
@@ -44,6 +45,7 @@ import sb3_mbrl
 from benchmarks import dm_control
 from sb3_mbrl import MBPO, MBTD3, MBTQC, PETS, TDMPC, TDMPC2, Dyna, MBCrossQ
 from sb3_mbrl.common.checkpoints import ExactCheckpointCallback, ExactCheckpoints
+from sb3_mbrl.common.files import write_atomically
 from sb3_mbrl.mbpo import sac_updates
 from sb3_mbrl.zoo import load_env_kwargs, load_hyperparams
 
@@ -64,11 +66,7 @@ TUNED: dict[str, Any] = {
 
 
 class ResumableSAC(ExactCheckpoints, SAC):
-    """SAC that goes on from checkpoints."""
-
-
-class FasterSAC(ResumableSAC):
-    """SAC's updates as MBPO makes them: the same up to rounding, in half the time."""
+    """SAC that goes on from checkpoints, with its updates as MBPO makes them."""
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         if sac_updates.fits(self):
@@ -117,7 +115,7 @@ ALGORITHMS: dict[str, Any] = {
     "ppo-zoo": PPO,
     "dqn-zoo": ResumableDQN,
     "sac": ResumableSAC,
-    "sac-utd": FasterSAC,
+    "sac-utd": ResumableSAC,
     "dqn": ResumableDQN,
 }
 N_ENVS = {"ppo-zoo": 4, "tdmpc2-4envs": 4}
@@ -167,13 +165,15 @@ class CurveCallback(BaseCallback):
     :param env_id: environment to evaluate on
     :param eval_freq: environment steps
     :param n_episodes: per evaluation
+    :param seed: of the run
     """
 
-    def __init__(self, path: pathlib.Path, env_id: str, eval_freq: int, n_episodes: int):
+    def __init__(self, path: pathlib.Path, env_id: str, eval_freq: int, n_episodes: int, seed: int):
         super().__init__()
         self.path, self.eval_freq, self.n_episodes = path, eval_freq, n_episodes
+        self.first_seed = 10_000_000 * (1 + seed)
         # Side by side: a planner plans for all of them at once
-        self.eval_env = make_env(env_id, seed=10_000, n_envs=n_episodes)
+        self.eval_env = make_env(env_id, seed=self.first_seed, n_envs=n_episodes)
 
     def _on_training_start(self) -> None:
         self.clock = time.perf_counter(), time.process_time()
@@ -188,13 +188,13 @@ class CurveCallback(BaseCallback):
         if steps // self.eval_freq == _steps(self.model.curve[-1]) // self.eval_freq:
             return
         self._count_seconds()
-        self.eval_env.seed(10_000 + steps)  # also of a run that goes on
+        self.eval_env.seed(self.first_seed + steps)  # also of a run that goes on
         mean, std = evaluate_policy(self.model, self.eval_env, self.n_episodes)
         # The time of evaluations is not the algorithm's
         self.clock = time.perf_counter(), time.process_time()
         wall, cpu = self.model.seconds_spent
         self.model.curve = [*self.model.curve, f"{steps},{wall:.1f},{cpu:.1f},{mean:.2f},{std:.2f}"]
-        self.path.write_text("\n".join([*self.model.curve, ""]))
+        write_atomically(self.path, "\n".join([*self.model.curve, ""]).encode())
 
     def _on_step(self) -> bool:
         self._count_seconds()
@@ -245,7 +245,7 @@ def _arguments(args: argparse.Namespace, seed: int) -> list[str]:
     """Of a run of one seed."""
     arguments = ["--algo", args.algo, "--env", args.env, "--seeds", str(seed), "--steps", str(args.steps)]
     arguments += ["--eval-freq", str(args.eval_freq), "--eval-episodes", str(args.eval_episodes)]
-    return [*arguments, "--checkpoint-freq", str(args.checkpoint_freq)]
+    return [*arguments, "--checkpoint-freq", str(args.checkpoint_freq), "--threads", str(args.threads)]
 
 
 def _steps(row: str) -> int:
@@ -254,8 +254,8 @@ def _steps(row: str) -> int:
 
 
 def run_one(args: argparse.Namespace) -> None:
-    """One curve, in this process, with one thread; goes on where an earlier one stopped."""
-    th.set_num_threads(1)
+    """One curve, in this process; goes on where an earlier one stopped."""
+    th.set_num_threads(args.threads)
     seed = args.seeds[0]
     name = f"{args.algo}_{args.env}_{seed}"
     path, checkpoints = RESULTS / f"{name}.csv", RESULTS / "checkpoints" / name
@@ -267,9 +267,12 @@ def run_one(args: argparse.Namespace) -> None:
     model: BaseAlgorithm
     algorithm = ALGORITHMS[args.algo]
     about = header(args)
-    if checkpoints.exists():
+    if any(checkpoints.glob("checkpoint-*")):
         model = algorithm.load_checkpoint(checkpoints, env=env, device="cpu")
         before = [line for line in model.curve if line.startswith("#")]
+        began, now = (json.loads(line[2:])["hyperparams"] for line in (before[0], about))
+        if began != now:
+            sys.exit(f"{path} was made with {began}, today's hyperparameters are {now}. Remove its checkpoint to begin anew.")
         if about != before[-1]:
             model.curve = [*before, about, *model.curve[len(before) :]]
     elif written:
@@ -278,7 +281,7 @@ def run_one(args: argparse.Namespace) -> None:
         model = algorithm(env=env, seed=seed, device="cpu", **hyperparams(args.algo, args.env))
         model.curve = [about, COLUMNS]
     RESULTS.mkdir(exist_ok=True)
-    curve = CurveCallback(path, args.env, args.eval_freq, args.eval_episodes)
+    curve = CurveCallback(path, args.env, args.eval_freq, args.eval_episodes, seed)
     callbacks: list[BaseCallback] = [curve]
     if isinstance(model, ExactCheckpoints):
         callbacks.append(ExactCheckpointCallback(args.checkpoint_freq, checkpoints, verbose=2))
@@ -299,14 +302,15 @@ def main() -> None:
     parser.add_argument("--eval-freq", type=int, default=500)
     parser.add_argument("--eval-episodes", type=int, default=5)
     parser.add_argument("--checkpoint-freq", type=int, default=1_000)
-    parser.add_argument("--jobs", type=int, default=1, help="processes at a time, one thread each")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
     args = parser.parse_args()
     if len(args.seeds) == 1:
         run_one(args)
         return
 
     def run(seed: int) -> int:
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        env = {**os.environ, **dict.fromkeys(["OMP_NUM_THREADS", "MKL_NUM_THREADS"], str(args.threads))}
         return subprocess.run([sys.executable, "-m", "benchmarks.curves", *_arguments(args, seed)], env=env).returncode
 
     with ThreadPoolExecutor(args.jobs) as jobs:

@@ -11,6 +11,7 @@ the definitions of rliable). Of three seeds the interquartile mean is the mean.
 import json
 import pathlib
 from collections import defaultdict
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,9 @@ LABELS = {
     "tdmpc": "TD-MPC",
     "pets": "PETS",
     "dyna-ppo": "Dyna(PPO)",
-    "ppo-zoo": "PPO",
+    "ppo-zoo": "PPO, RL Zoo's values",
     "dyna-dqn": "Dyna(DQN)",
-    "dqn-zoo": "DQN",
+    "dqn-zoo": "DQN, RL Zoo's values",
     "sac": "SAC",
     "sac-utd": "SAC at MBPO's update-to-data ratio",
     "dqn": "DQN",
@@ -73,11 +74,10 @@ def read(path: pathlib.Path) -> tuple[list[dict[str, Any]], np.ndarray]:
     return about, np.loadtxt([line for line in lines if line[0].isdigit()], delimiter=",", ndmin=2)
 
 
-def interpolate(seeds: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Steps that every seed reached, and the returns there, (seeds, steps)."""
-    steps = seeds[0][:, 0]
-    steps = steps[steps <= min(seed[-1, 0] for seed in seeds)]
-    return steps, np.array([np.interp(steps, seed[:, 0], seed[:, 3]) for seed in seeds])
+def in_common(seeds: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps at which every seed was evaluated, and the rows there, (seeds, steps, columns)."""
+    steps = reduce(np.intersect1d, [seed[:, 0] for seed in seeds])
+    return steps, np.array([seed[np.isin(seed[:, 0], steps)] for seed in seeds])
 
 
 def interquartile_mean(returns: np.ndarray, axis: int = 0) -> np.ndarray:
@@ -99,7 +99,8 @@ def plot(env_id: str, algos: dict[str, list[np.ndarray]], logarithmic: bool) -> 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for color, algo in enumerate(label for label in LABELS if label in algos):
-        steps, returns = interpolate(algos[algo])
+        steps, rows = in_common(algos[algo])
+        returns = rows[:, :, 3]
         label = f"{LABELS[algo]} ({_count(len(returns))})"
         axes.plot(steps, interquartile_mean(returns), color=f"C{color}", label=label)
         if len(returns) > 1:
@@ -142,11 +143,11 @@ def table(curves: dict[str, dict[str, list[np.ndarray]]]) -> str:
     ]
     for env_id, algos in curves.items():
         for algo in (label for label in LABELS if label in algos):
-            steps, returns = interpolate(algos[algo])
-            last = returns[:, -1:]
+            steps, rows = in_common(algos[algo])
+            last = rows[:, -1:, 3]
             between = " to ".join(f"{bound.item():.0f}" for bound in interval(last)) if len(last) > 1 else ""
             each = ", ".join(f"{value:.0f}" for value in last[:, 0])
-            minutes = np.mean([np.interp(steps[-1], seed[:, 0], seed[:, 2]) for seed in algos[algo]]) / 60
+            minutes = rows[:, -1, 2].mean() / 60
             iqm = interquartile_mean(last).item()
             lines.append(f"| {env_id} | {steps[-1]:.0f} | {LABELS[algo]} | {iqm:.0f} | {between} | {each} | {minutes:.0f} |")
     return "\n".join(lines)

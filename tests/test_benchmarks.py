@@ -74,6 +74,19 @@ def test_a_curve_is_not_overwritten_for_want_of_its_checkpoint(run, tmp_path):
     assert run(100) == lines
 
 
+def test_a_run_does_not_go_on_with_other_hyperparameters(run, monkeypatch):
+    lines = run(100)
+    monkeypatch.setattr(curves, "hyperparams", lambda *_: {"policy": "MlpPolicy", "learning_starts": 50})
+    with pytest.raises(SystemExit, match="Remove its checkpoint to begin anew"):
+        run(150)
+    assert run(100) == lines
+
+
+def test_a_run_that_was_cut_before_its_first_checkpoint_begins_anew(run, tmp_path):
+    (tmp_path / "checkpoints" / "sac_Pendulum-v1_0" / ".saving").mkdir(parents=True)
+    assert len(rows(run(100))) == 2
+
+
 def test_seconds_go_on(run):
     run(100)
     seconds = np.array([row[1:3] for row in rows(run(200))], dtype=float)
@@ -114,11 +127,11 @@ def test_the_table_has_a_row_for_each_algorithm():
     assert "| Pendulum-v1 | 100 | SAC | 5 |  | 5 | 0 |" in text
 
 
-def test_curves_end_where_the_shortest_seed_does():
-    seeds = [np.array([[100, 0, 0, 1.0, 0], [200, 0, 0, 3.0, 0]]), np.array([[150, 0, 0, 2.0, 0]])]
-    steps, values = plot.interpolate(seeds)
+def test_seeds_are_compared_where_all_of_them_were_evaluated():
+    seeds = [np.array([[100, 0, 0, 1.0, 0], [200, 0, 0, 3.0, 0]]), np.array([[50, 0, 0, 9.0, 0], [100, 0, 0, 2.0, 0]])]
+    steps, values = plot.in_common(seeds)
     assert steps.tolist() == [100]
-    assert values.shape == (2, 1)
+    assert values[:, :, 3].tolist() == [[1.0], [2.0]]
 
 
 def test_results_are_where_the_docs_look():
