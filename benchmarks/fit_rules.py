@@ -23,15 +23,21 @@ from sb3_mbrl.common.buffers import real_transitions
 from sb3_mbrl.dynamics import ProbabilisticEnsemble, known_termination
 from sb3_mbrl.dynamics.diagnostics import concatenate, one_step_error, open_loop_error, over_outputs, trajectories_from_buffer
 
-RULES: dict[str, tuple[int, float | None, dict[str, Any]]] = {
-    "published: every 250 steps, until no member improves": (250, None, {"patience_steps": 0}),
-    "the same, at least 100 gradient steps without improvement": (250, None, {}),
-    "every 250 steps, 4 gradient steps a step": (250, 4.0, {}),
-    "every 250 steps, 2 gradient steps a step (default)": (250, 2.0, {}),
-    "every 250 steps, 1 gradient step a step": (250, 1.0, {}),
-    "every 1000 steps, 2 gradient steps a step": (1_000, 2.0, {}),
+PUBLISHED = {"patience_steps": 0}
+RULES: dict[str, tuple[int, float | None, dict[str, Any], dict[str, Any]]] = {
+    "published, raw targets and plain likelihood too": (250, None, PUBLISHED, {"normalize_targets": False, "nll_beta": 0.0}),
+    "published, plain likelihood too": (250, None, PUBLISHED, {"nll_beta": 0.0}),
+    "published: every 250 steps, until no member improves": (250, None, PUBLISHED, {}),
+    "the same, at least 100 gradient steps without improvement": (250, None, {}, {}),
+    "every 250 steps, 4 gradient steps a step": (250, 4.0, {}, {}),
+    "every 250 steps, 2 gradient steps a step (default)": (250, 2.0, {}, {}),
+    "every 250 steps, 1 gradient step a step": (250, 1.0, {}, {}),
+    "every 1000 steps, 2 gradient steps a step": (1_000, 2.0, {}, {}),
 }
-"""Environment steps between two fits, gradient steps of the model for each of them (None: no limit), arguments of ``fit``."""
+"""
+Environment steps between two fits, gradient steps of the model for each of them (None: no limit), arguments of ``fit`` and of
+the ensemble.
+"""
 
 HORIZON = 10
 
@@ -50,7 +56,8 @@ def follow(
     random_steps: int,
     train_freq: int,
     per_step: float | None,
-    kwargs: dict[str, Any],
+    fit_kwargs: dict[str, Any],
+    dynamics_kwargs: dict[str, Any],
     seed: int,
 ) -> tuple[list[float], list[float], int, float]:
     """
@@ -63,6 +70,7 @@ def follow(
         buffer.action_space,
         termination_fn=known_termination(make_env(env_id, seed)),
         generator=generator,
+        **dynamics_kwargs,
     )
     everything = real_transitions(buffer, "cpu")
     one_step, later, n_gradient_steps, seconds = [], [], 0, 0.0
@@ -71,7 +79,7 @@ def follow(
             due = now if now == random_steps else train_freq
             budget = {} if per_step is None else {"max_gradient_steps": int(per_step * due)}
             start = time.perf_counter()
-            report = dynamics.fit(everything[:now], generator, **kwargs, **budget)
+            report = dynamics.fit(everything[:now], generator, **fit_kwargs, **budget)
             seconds += time.perf_counter() - start
             n_gradient_steps += report.n_gradient_steps
         pieces = unseen(buffer, now, now + 250)
@@ -105,8 +113,8 @@ def main() -> None:
     print(f"{args.env}, {args.steps} steps, {args.random_steps} of them random, one thread\n")
     print(f"| rule | gradient steps | seconds | error of one step | of {HORIZON} steps | in the last quarter | |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    for name, (train_freq, per_step, kwargs) in RULES.items():
-        one_step, later, n, seconds = follow(buffer, args.env, args.random_steps, train_freq, per_step, kwargs, args.seed)
+    for name, rule in RULES.items():
+        one_step, later, n, seconds = follow(buffer, args.env, args.random_steps, *rule, args.seed)
         quarter = len(one_step) // 4
         means = [np.mean(one_step), np.mean(later), np.mean(one_step[-quarter:]), np.mean(later[-quarter:])]
         print(f"| {name} | {n} | {seconds:.0f} | " + " | ".join(f"{mean:.3f}" for mean in means) + " |", flush=True)

@@ -16,6 +16,9 @@ from sb3_mbrl.dynamics.model import SteppableModel
 N_STARTS = 500
 """Of the predictions that are measured, at most."""
 
+LEAST_STARTS = 0.1
+"""Part of all transitions: a single long episode among short ones does not speak for them."""
+
 
 @dataclass(frozen=True)
 class AdaptiveRolloutLength:
@@ -51,10 +54,13 @@ class AdaptiveRolloutLength:
         :param trajectories: unbroken pieces of real transitions, best ones that the model was not fitted to
         :param generator: source of starts, members and noise
         :param scale: standard deviations of next observations and reward, (O + 1,); None: those of ``trajectories``
-        :return: error after 1, 2, ... steps, (``max_length`` or the length of the longest piece,)
+        :return: error after 1, 2, ... steps, (H,). H is ``max_length``, or as many steps as a tenth of the transitions are
+            followed by in their pieces
         :raises ValueError: there are no transitions
         """
-        horizon = min(self.max_length, max(map(len, trajectories), default=0))
+        lengths = np.array([len(piece) for piece in trajectories])
+        n_starts = np.array([np.maximum(lengths - steps, 0).sum() for steps in range(self.max_length)])
+        horizon = int((n_starts >= max(1, LEAST_STARTS * lengths.sum())).sum())
         result = open_loop_error(dynamics, trajectories, horizon, N_STARTS, generator, n_samples=1, scale=scale)
         return over_outputs(result.fan).numpy()
 

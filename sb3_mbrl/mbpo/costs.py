@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 N_TRANSITIONS = 2_048
 """A fit is measured on, and are imagined."""
 
-N_REPEATS = 10
-"""Updates, and gradient steps of the model."""
+N_UPDATES = 10
+N_GRADIENT_STEPS = 40
+"""Of the model; what a fit costs besides, at its beginning and end, is a step or two."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Costs:
 
 def measure(algorithm: "ModelBased") -> Costs:
     """
-    Let the algorithm do each kind of work on random data, which takes about a second, and undo it: networks, optimisers,
+    Let the algorithm do each kind of work on random data, which takes a second or two, and undo it: networks, optimisers,
     random streams, the log and the data are afterwards what they were.
 
     :param algorithm: about to learn
@@ -102,7 +103,7 @@ def _measure(algorithm: Any) -> Costs:
     dynamics = algorithm.dynamics
     algorithm.model_buffer = ModelReplayBuffer(N_TRANSITIONS, dynamics.observation_dim, dynamics.action_dim, algorithm.device)
     algorithm._logger = Logger(folder=None, output_formats=[])
-    fit_kwargs = {**algorithm.fit_kwargs, "max_gradient_steps": N_REPEATS, "on_epoch": None}
+    fit_kwargs = {**algorithm.fit_kwargs, "max_gradient_steps": N_GRADIENT_STEPS, "on_epoch": None}
 
     def imagine() -> None:
         with accelerated(algorithm.policy):
@@ -116,14 +117,14 @@ def _measure(algorithm: Any) -> Costs:
             )
 
     def update() -> None:
-        with algorithm._mixed_batches(N_REPEATS):
-            algorithm._update(N_REPEATS, algorithm.batch_size)
+        with algorithm._mixed_batches(N_UPDATES):
+            algorithm._update(N_UPDATES, algorithm.batch_size)
 
     fit = _seconds(lambda: dynamics.fit(data, algorithm._generator, **fit_kwargs), algorithm.device)
     return Costs(
-        fit=fit / N_REPEATS,
+        fit=fit / N_GRADIENT_STEPS,
         imagine=_seconds(imagine, algorithm.device) / N_TRANSITIONS,
-        update=_seconds(update, algorithm.device) / N_REPEATS,
+        update=_seconds(update, algorithm.device) / N_UPDATES,
     )
 
 
@@ -190,7 +191,7 @@ def forecast(algorithm: "ModelBased", total_timesteps: int, costs: Costs | None 
         # The budget of the first fit goes back to the beginning
         n_fits = int(algorithm.model_updates_per_step * (total_timesteps - (now if algorithm.dynamics.is_fitted else 0)))
         seconds += n_fits * costs.fit
-        fits = f"{n_fits} gradient steps of the model of {costs.fit * 1e3:.1f} ms"
+        fits = f"at most {n_fits} gradient steps of the model of {costs.fit * 1e3:.1f} ms"
     return (
         f"To step {total_timesteps}: about {_in_words(seconds)} beside the environment's own steps. {n_updates} updates of "
         f"{costs.update * 1e3:.1f} ms, {at_most}{n_imagined} imagined transitions of {costs.imagine * 1e6:.1f} us, {fits}."

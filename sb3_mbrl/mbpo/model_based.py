@@ -261,7 +261,7 @@ class ModelBased(LearnsDynamics):
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         total_timesteps, callback = super()._setup_learn(*args, **kwargs)
-        if self.verbose >= 1 and total_timesteps > self.learning_starts:
+        if self.verbose >= 1 and total_timesteps > max(self.num_timesteps, self.learning_starts):
             expected = forecast(self, total_timesteps)
             print(expected or "How long this takes depends on the length of episodes, which train_freq counts.")
         return total_timesteps, callback

@@ -68,7 +68,9 @@ def test_noise_that_imagination_will_draw_counts():
 
 def test_short_episodes_bound_the_length():
     rule = AdaptiveRolloutLength(max_length=12)
-    assert rule.choose(rule.errors(Drift(), [walk(4), walk(7)])) == 7
+    assert rule.choose(rule.errors(Drift(), [walk(4), walk(7)])) == 6
+    assert rule.choose(rule.errors(Drift(), [walk(3)] * 90 + [walk(12)])) == 3
+    assert rule.choose(rule.errors(Drift(), [walk(1)])) == 1
 
 
 def test_without_transitions():

@@ -88,7 +88,7 @@ def test_forecast_counts(make_mbpo):
     model = make_mbpo(gradient_steps=3, model_updates_per_step=2.0)
     said = forecast(model, 1_040, COSTS)
     assert "3000 updates of 1000.0 ms" in said
-    assert "2080 gradient steps of the model of 10.0 ms" in said  # of the first fit, since the beginning
+    assert "at most 2080 gradient steps of the model of 10.0 ms" in said  # of the first fit, since the beginning
     assert "10000 imagined transitions of 100.0 us" in said
     assert "about 50.4 minutes" in said  # 3000 + 20.8 + 1 seconds
 
@@ -127,6 +127,10 @@ def test_episodes_have_no_known_length(make_mbpo, capsys):
     assert "depends on the length of episodes" in capsys.readouterr().out
 
 
-def test_random_steps_alone_are_silent(make_mbpo, capsys):
-    make_mbpo(verbose=1).learn(30)
+def test_steps_without_learning_are_silent(make_mbpo, capsys):
+    model = make_mbpo(verbose=1).learn(30)
+    assert not re.search("To step|depends on", capsys.readouterr().out)
+    model.learn(60, reset_num_timesteps=False)
+    assert "To step 90" in capsys.readouterr().out
+    model.learn(0, reset_num_timesteps=False)
     assert not re.search("To step|depends on", capsys.readouterr().out)
