@@ -115,7 +115,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|", flush=True)
     for name, rule in RULES.items():
         one_step, later, n, seconds = follow(buffer, args.env, args.random_steps, *rule, args.seed)
-        quarter = len(one_step) // 4
+        quarter = max(1, len(one_step) // 4)
         means = [np.mean(one_step), np.mean(later), np.mean(one_step[-quarter:]), np.mean(later[-quarter:])]
         print(f"| {name} | {n} | {seconds:.0f} | " + " | ".join(f"{mean:.3f}" for mean in means) + " |", flush=True)
 

@@ -1,5 +1,5 @@
 """
-Plots and a table, ``docs/_static/returns.md``, from the CSVs of ``benchmarks/results/``, for the docs.
+Plots and two tables, ``docs/_static/returns.md`` and ``steps.md``, from the CSVs of ``benchmarks/results/``, for the docs.
 
     pip install -c constraints.txt -e .[benchmarks]
     python -m benchmarks.plot
@@ -51,6 +51,10 @@ PAGES = {
     "dyna": ("dyna-ppo", "ppo-zoo", "dyna-dqn", "dqn-zoo"),
 }
 """Figures of an environment, and what each shows. The x-axis of the last is logarithmic."""
+
+
+TARGETS = {"Pendulum-v1": -200, "InvertedPendulum-v5": 1_000, "Hopper-v5": 1_800, "HalfCheetah-v5": 3_500}
+"""Returns of which the second table says when they were reached."""
 
 
 def load_curves() -> dict[str, dict[str, list[np.ndarray]]]:
@@ -136,7 +140,10 @@ def plot_offline(env_id: str, paths: list[pathlib.Path]) -> Figure:
 
 
 def table(curves: dict[str, dict[str, list[np.ndarray]]]) -> str:
-    """Markdown: the last common evaluation of each algorithm on each environment, a number a seed."""
+    """
+    Markdown: the last common evaluation of each algorithm on each environment, a number a seed; before it the one where MBPO's
+    curve ends, of those that go on.
+    """
     lines = [
         "| environment | steps | algorithm | IQM | 95 % interval | each seed | CPU minutes |",
         "|---|---|---|---|---|---|---|",
@@ -144,13 +151,33 @@ def table(curves: dict[str, dict[str, list[np.ndarray]]]) -> str:
     for env_id, algos in curves.items():
         for algo in (label for label in LABELS if label in algos):
             steps, rows = in_common(algos[algo])
-            last = rows[:, -1:, 3]
-            between = " to ".join(f"{bound.item():.0f}" for bound in interval(last)) if len(last) > 1 else ""
-            each = ", ".join(f"{value:.0f}" for value in last[:, 0])
-            minutes = rows[:, -1, 2].mean() / 60
-            iqm = interquartile_mean(last).item()
-            lines.append(f"| {env_id} | {steps[-1]:.0f} | {LABELS[algo]} | {iqm:.0f} | {between} | {each} | {minutes:.0f} |")
+            where_mbpo_ends = in_common(algos["mbpo"])[0][-1] if "mbpo" in algos else steps[-1]
+            for index in np.flatnonzero((steps == where_mbpo_ends) | (steps == steps[-1])):
+                last = rows[:, [index], 3]
+                between = " to ".join(f"{bound.item():.0f}" for bound in interval(last)) if len(last) > 1 else ""
+                each = ", ".join(f"{value:.0f}" for value in last[:, 0])
+                minutes = rows[:, index, 2].mean() / 60
+                iqm = interquartile_mean(last).item()
+                lines.append(
+                    f"| {env_id} | {steps[index]:.0f} | {LABELS[algo]} | {iqm:.0f} | {between} | {each} | {minutes:.0f} |"
+                )
     return "\n".join(lines)
+
+
+def steps_to_targets(curves: dict[str, dict[str, list[np.ndarray]]]) -> str:
+    """Markdown: the first evaluation of each seed that reaches the target of its environment."""
+    lines = ["| environment | return | algorithm | steps, each seed |", "|---|---|---|---|"]
+    for env_id, target in TARGETS.items():
+        algos = curves.get(env_id, {})
+        for algo in (label for label in LABELS if label in algos):
+            each = ", ".join(_first(seed, target) for seed in algos[algo])
+            lines.append(f"| {env_id} | {target} | {LABELS[algo]} | {each} |")
+    return "\n".join(lines)
+
+
+def _first(seed: np.ndarray, target: float) -> str:
+    reached = seed[seed[:, 3] >= target, 0]
+    return f"{reached[0]:.0f}" if len(reached) > 0 else f"not by {seed[-1, 0]:.0f}"
 
 
 def made_with() -> str:
@@ -186,6 +213,7 @@ def main() -> None:
         own = [path for path in offline if path.stem.startswith(f"{env_id}_")]
         plot_offline(env_id, own).savefig(FIGURES / f"offline_{env_id}.png", dpi=120)
     (FIGURES / "returns.md").write_text(f"{table(curves)}\n\n{made_with()}\n")
+    (FIGURES / "steps.md").write_text(f"{steps_to_targets(curves)}\n")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import curves, plot
+from benchmarks import curves, fit_rules, plot, speed, step_cost
+from sb3_mbrl.zoo import load_hyperparams
 
 PENDULUM = ["--env", "Pendulum-v1", "--eval-freq", "50", "--eval-episodes", "1", "--checkpoint-freq", "60"]
 
@@ -125,6 +126,17 @@ def test_the_table_has_a_row_for_each_algorithm():
     text = plot.table({"Pendulum-v1": {"mbpo": [seed, seed + np.array([0, 0, 0, 2, 0])], "sac": [seed[:1]]}})
     assert "| Pendulum-v1 | 200 | MBPO | 8 | 7 to 9 | 7, 9 | 2 |" in text
     assert "| Pendulum-v1 | 100 | SAC | 5 |  | 5 | 0 |" in text
+    longer = np.vstack([seed, [300, 180, 180, 11.0, 0]])
+    text = plot.table({"Pendulum-v1": {"mbpo": [seed], "sac": [longer]}})
+    assert text.count("SAC") == 2
+    assert "| 200 | SAC | 7 |  | 7 | 2 |" in text and "| 300 | SAC | 11 |  | 11 | 3 |" in text
+
+
+def test_the_first_evaluation_that_reaches_the_target():
+    seeds = [np.array([[100, 0, 0, -300.0, 0], [200, 0, 0, -150.0, 0], [300, 0, 0, last, 0]]) for last in (-400.0, -100.0)]
+    never = np.array([[100, 0, 0, -201.0, 0]])
+    text = plot.steps_to_targets({"Pendulum-v1": {"mbpo": [*seeds, never]}, "Other-v0": {"mbpo": seeds}})
+    assert text.splitlines()[2:] == ["| Pendulum-v1 | -200 | MBPO | 200, 200, not by 100 |"]
 
 
 def test_seeds_are_compared_where_all_of_them_were_evaluated():
@@ -136,3 +148,35 @@ def test_seeds_are_compared_where_all_of_them_were_evaluated():
 
 def test_results_are_where_the_docs_look():
     assert Path(plot.RESULTS).name == "results" and plot.load_curves()
+
+
+def printed(monkeypatch, capsys, module, arguments):
+    """What a benchmark prints last."""
+    monkeypatch.setattr(sys, "argv", [module.__name__, *arguments])
+    module.main()
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_cost_of_a_step_is_of_the_steps_that_learn(monkeypatch, capsys):
+    arguments = ["--env", "Pendulum-v1", "--random-steps", "60", "--steps", "20", "--threads", "1"]
+    measured = json.loads(printed(monkeypatch, capsys, step_cost, arguments))
+    assert measured["sac_updates"] == 20 * load_hyperparams("mbpo", "Pendulum-v1")["gradient_steps"]
+    parts = measured["fitting_seconds"] + measured["imagining_seconds"] + measured["updating_seconds"]
+    assert 0 < parts <= measured["seconds"] + 0.2  # each is rounded to a tenth
+
+
+def test_an_update_has_a_duration(monkeypatch, capsys):
+    monkeypatch.setattr(speed, "UPDATES", 1)
+    monkeypatch.setattr(speed, "IMAGINED_ROWS", 1_000)
+    measured = json.loads(printed(monkeypatch, capsys, speed, ["--only", "update", "sb3_mbrl"]))
+    assert 0 < measured["seconds"] < 1
+
+
+def test_rules_are_judged_on_what_they_have_not_seen(monkeypatch, capsys):
+    """A stream of 500 steps, half of them random: one fit, judged once."""
+    small = {"ensemble_size": 2, "n_elites": 1, "net_arch": [16]}
+    monkeypatch.setattr(fit_rules, "RULES", {"a rule": (250, 0.4, {}, small)})
+    row = printed(monkeypatch, capsys, fit_rules, ["--env", "Pendulum-v1", "--random-steps", "250", "--steps", "500"])
+    name, n_gradient_steps, _, *errors = row.strip("| ").split(" | ")
+    assert (name, n_gradient_steps) == ("a rule", "100")
+    assert all(0 < float(error) < 3 for error in errors)
