@@ -171,7 +171,7 @@ class CurveCallback(BaseCallback):
     def __init__(self, path: pathlib.Path, env_id: str, eval_freq: int, n_episodes: int, seed: int):
         super().__init__()
         self.path, self.eval_freq, self.n_episodes = path, eval_freq, n_episodes
-        self.first_seed = 10_000_000 * (1 + seed)
+        self.first_seed = 10_000_000 * (1 + seed)  # far from those of training and of other runs
         # Side by side: a planner plans for all of them at once
         self.eval_env = make_env(env_id, seed=self.first_seed, n_envs=n_episodes)
 

@@ -169,7 +169,7 @@ def test_an_update_has_a_duration(monkeypatch, capsys):
     monkeypatch.setattr(speed, "UPDATES", 1)
     monkeypatch.setattr(speed, "IMAGINED_ROWS", 1_000)
     measured = json.loads(printed(monkeypatch, capsys, speed, ["--only", "update", "sb3_mbrl"]))
-    assert 0 < measured["seconds"] < 1
+    assert measured["seconds"] > 0  # how many is the machine's affair
 
 
 def test_rules_are_judged_on_what_they_have_not_seen(monkeypatch, capsys):
