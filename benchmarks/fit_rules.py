@@ -10,7 +10,10 @@ deviations of the data. Prints a Markdown table, means over the stream.
 """
 
 import argparse
+import math
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,21 +26,45 @@ from sb3_mbrl.common.buffers import real_transitions
 from sb3_mbrl.dynamics import ProbabilisticEnsemble, known_termination
 from sb3_mbrl.dynamics.diagnostics import concatenate, one_step_error, open_loop_error, over_outputs, trajectories_from_buffer
 
+PIECE = 250
+"""Transitions that a model is judged on before a rule may show them to it."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """
+    :param updates_per_step: gradient steps of the model for each environment step; None: no limit
+    :param train_freq: environment steps between two fits
+    :param surprise: a fit is left out while the squared error on the newest ``PIECE`` transitions is at most so many times
+        that on the last fit's holdout; its gradient steps are the next one's
+    :param newest: fitted to these many newest transitions and as many of the others; None: to all
+    :param fit_kwargs: of ``fit``
+    :param dynamics_kwargs: of the ensemble
+    """
+
+    updates_per_step: float | None
+    train_freq: int = PIECE
+    surprise: float = 0.0
+    newest: int | None = None
+    fit_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    dynamics_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
 PUBLISHED = {"patience_steps": 0}
-RULES: dict[str, tuple[int, float | None, dict[str, Any], dict[str, Any]]] = {
-    "published, raw targets and plain likelihood too": (250, None, PUBLISHED, {"normalize_targets": False, "nll_beta": 0.0}),
-    "published, plain likelihood too": (250, None, PUBLISHED, {"nll_beta": 0.0}),
-    "published: every 250 steps, until no member improves": (250, None, PUBLISHED, {}),
-    "the same, at least 100 gradient steps without improvement": (250, None, {}, {}),
-    "every 250 steps, 4 gradient steps a step": (250, 4.0, {}, {}),
-    "every 250 steps, 2 gradient steps a step (default)": (250, 2.0, {}, {}),
-    "every 250 steps, 1 gradient step a step": (250, 1.0, {}, {}),
-    "every 1000 steps, 2 gradient steps a step": (1_000, 2.0, {}, {}),
+RULES = {
+    "published, raw targets and plain likelihood too": Rule(
+        None, fit_kwargs=PUBLISHED, dynamics_kwargs={"normalize_targets": False, "nll_beta": 0.0}
+    ),
+    "published, plain likelihood too": Rule(None, fit_kwargs=PUBLISHED, dynamics_kwargs={"nll_beta": 0.0}),
+    "published: every 250 steps, until no member improves": Rule(None, fit_kwargs=PUBLISHED),
+    "the same, at least 100 gradient steps without improvement": Rule(None),
+    "every 250 steps, 4 gradient steps a step": Rule(4.0),
+    "every 250 steps, 2 gradient steps a step (default)": Rule(2.0),
+    "every 250 steps, 1 gradient step a step": Rule(1.0),
+    "every 1000 steps, 2 gradient steps a step": Rule(2.0, train_freq=1_000),
+    "the default, half of the rows from the newest 2500": Rule(2.0, newest=2_500),
+    "the default, where new transitions are twice as wrong as the holdout": Rule(2.0, surprise=2.0),
 }
-"""
-Environment steps between two fits, gradient steps of the model for each of them (None: no limit), arguments of ``fit`` and of
-the ensemble.
-"""
 
 HORIZON = 10
 
@@ -51,18 +78,11 @@ def stream(env_id: str, random_steps: int, steps: int, seed: int) -> ReplayBuffe
 
 
 def follow(
-    buffer: ReplayBuffer,
-    env_id: str,
-    random_steps: int,
-    train_freq: int,
-    per_step: float | None,
-    fit_kwargs: dict[str, Any],
-    dynamics_kwargs: dict[str, Any],
-    seed: int,
+    buffer: ReplayBuffer, env_id: str, random_steps: int, rule: Rule, seed: int
 ) -> tuple[list[float], list[float], int, float]:
     """
-    :return: errors one and ``HORIZON`` steps ahead on each stretch of 250 transitions that the model has not seen, gradient
-        steps, seconds of fitting
+    :return: errors one and ``HORIZON`` steps ahead on each piece of the stream that the model has not seen, gradient steps,
+        seconds of fitting
     """
     generator = th.Generator().manual_seed(seed)
     dynamics = ProbabilisticEnsemble(
@@ -70,23 +90,34 @@ def follow(
         buffer.action_space,
         termination_fn=known_termination(make_env(env_id, seed)),
         generator=generator,
-        **dynamics_kwargs,
+        **rule.dynamics_kwargs,
     )
     everything = real_transitions(buffer, "cpu")
-    one_step, later, n_gradient_steps, seconds = [], [], 0, 0.0
-    for now in range(random_steps, len(everything), 250):
-        if (now - random_steps) % train_freq == 0:
-            due = now if now == random_steps else train_freq
-            budget = {} if per_step is None else {"max_gradient_steps": int(per_step * due)}
+    one_step, later, n_gradient_steps, seconds, fitted, surprise = [], [], 0, 0.0, 0, math.inf
+    for now in range(random_steps, len(everything), PIECE):
+        due = now - fitted
+        if fitted == 0 or (due >= rule.train_freq and surprise > rule.surprise):
+            budget = {} if rule.updates_per_step is None else {"max_gradient_steps": int(rule.updates_per_step * due)}
+            rows = chosen(now, rule.newest, generator)
             start = time.perf_counter()
-            report = dynamics.fit(everything[:now], generator, **fit_kwargs, **budget)
+            report = dynamics.fit(everything[rows], generator, **rule.fit_kwargs, **budget)
             seconds += time.perf_counter() - start
-            n_gradient_steps += report.n_gradient_steps
-        pieces = unseen(buffer, now, now + 250)
-        one_step.append(one_step_error(dynamics, concatenate(pieces)).summary()["one_step_error"])
+            n_gradient_steps, fitted = n_gradient_steps + report.n_gradient_steps, now
+        pieces = unseen(buffer, now, now + PIECE)
+        error = one_step_error(dynamics, concatenate(pieces))
+        one_step.append(error.summary()["one_step_error"])
+        surprise = float(((error.rmse / dynamics.target_normalizer.std) ** 2).mean() / report.holdout_mse)
         errors = open_loop_error(dynamics, pieces, HORIZON, generator=generator, n_samples=1)
         later.append(over_outputs(errors.expectation)[-1].item())
     return one_step, later, n_gradient_steps, seconds
+
+
+def chosen(now: int, newest: int | None, generator: th.Generator) -> th.Tensor:
+    """Rows to fit to, of the first ``now``."""
+    if newest is None or now <= 2 * newest:
+        return th.arange(now)
+    others = th.randperm(now - newest, generator=generator)[:newest]
+    return th.cat([others, th.arange(now - newest, now)])
 
 
 def unseen(buffer: ReplayBuffer, start: int, end: int) -> list:
@@ -114,7 +145,7 @@ def main() -> None:
     print(f"| rule | gradient steps | seconds | error of one step | of {HORIZON} steps | in the last quarter | |")
     print("|---|---|---|---|---|---|---|", flush=True)
     for name, rule in RULES.items():
-        one_step, later, n, seconds = follow(buffer, args.env, args.random_steps, *rule, args.seed)
+        one_step, later, n, seconds = follow(buffer, args.env, args.random_steps, rule, args.seed)
         quarter = max(1, len(one_step) // 4)
         means = [np.mean(one_step), np.mean(later), np.mean(one_step[-quarter:]), np.mean(later[-quarter:])]
         print(f"| {name} | {n} | {seconds:.0f} | " + " | ".join(f"{mean:.3f}" for mean in means) + " |", flush=True)

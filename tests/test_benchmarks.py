@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch as th
 
 from benchmarks import curves, fit_rules, plot, speed, step_cost
 from sb3_mbrl.zoo import load_hyperparams
@@ -172,11 +173,32 @@ def test_an_update_has_a_duration(monkeypatch, capsys):
     assert measured["seconds"] > 0  # how many is the machine's affair
 
 
+SMALL = {"ensemble_size": 2, "n_elites": 1, "net_arch": [16]}
+
+
 def test_rules_are_judged_on_what_they_have_not_seen(monkeypatch, capsys):
     """A stream of 500 steps, half of them random: one fit, judged once."""
-    small = {"ensemble_size": 2, "n_elites": 1, "net_arch": [16]}
-    monkeypatch.setattr(fit_rules, "RULES", {"a rule": (250, 0.4, {}, small)})
+    monkeypatch.setattr(fit_rules, "RULES", {"a rule": fit_rules.Rule(0.4, dynamics_kwargs=SMALL)})
     row = printed(monkeypatch, capsys, fit_rules, ["--env", "Pendulum-v1", "--random-steps", "250", "--steps", "500"])
     name, n_gradient_steps, _, *errors = row.strip("| ").split(" | ")
     assert (name, n_gradient_steps) == ("a rule", "100")
     assert all(0 < float(error) < 3 for error in errors)
+
+
+@pytest.mark.parametrize(
+    "when, n_pieces_of_fitting",
+    [({}, 3), ({"newest": 100}, 3), ({"train_freq": 500}, 3), ({"train_freq": 750}, 1), ({"surprise": 1e9}, 1)],
+)
+def test_when_rules_fit(when, n_pieces_of_fitting):
+    """Three times 250 transitions come in, each pays for a hundred gradient steps as soon as there is a fit."""
+    buffer = fit_rules.stream("Pendulum-v1", random_steps=1000, steps=1000, seed=0)
+    rule = fit_rules.Rule(0.4, dynamics_kwargs=SMALL, **when)
+    one_step, later, n_gradient_steps, _ = fit_rules.follow(buffer, "Pendulum-v1", 250, rule, seed=0)
+    assert n_gradient_steps == 100 * n_pieces_of_fitting
+    assert len(one_step) == len(later) == 3
+
+
+def test_half_of_the_rows_are_the_newest():
+    rows = fit_rules.chosen(100, 10, th.Generator().manual_seed(0))
+    assert len(rows.unique()) == 20 and set(range(90, 100)) <= set(rows.tolist())
+    assert fit_rules.chosen(15, 10, th.Generator()).tolist() == list(range(15))
