@@ -25,6 +25,7 @@ from sb3_mbrl.common.accelerated import (
     is_perceptron,
     parameters_and_layout,
 )
+from sb3_mbrl.common.adam import adam_step
 
 LOG_SQRT_2_PI = 0.5 * float(np.log(2 * np.pi))
 EPSILON = 1e-6
@@ -93,6 +94,8 @@ class SACUpdates:
         self.mean, self.log_std = _Network([actor.mu]), _Network([actor.log_std])
         self.critics = [_Network(network, hidden) for network in critics]
         self.targets = [_Network(network, hidden) for network in targets]
+        self.step_actor, self.step_critics = adam_step(agent.actor.optimizer), adam_step(agent.critic.optimizer)
+        self.step_entropy_coefficient = None if agent.ent_coef_optimizer is None else adam_step(agent.ent_coef_optimizer)
 
     @th.no_grad()
     def update(self, batch: ReplayBufferSamples, targets_follow: bool = True) -> dict[str, th.Tensor]:
@@ -138,13 +141,13 @@ class SACUpdates:
     def _update_entropy_coefficient(self, log_prob: th.Tensor) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         """The coefficient before the update, and what is logged."""
         agent = self.agent
-        if agent.ent_coef_optimizer is None:
+        if self.step_entropy_coefficient is None:
             return agent.ent_coef_tensor, {"ent_coef": agent.ent_coef_tensor}
         assert agent.log_ent_coef is not None
         ent_coef, missing = agent.log_ent_coef.exp(), log_prob.mean() + float(agent.target_entropy)
         loss = -agent.log_ent_coef * missing
         agent.log_ent_coef.grad = -missing.expand_as(agent.log_ent_coef)
-        agent.ent_coef_optimizer.step()
+        self.step_entropy_coefficient()
         return ent_coef, {"ent_coef": ent_coef, "ent_coef_loss": loss}
 
     def _update_critics(self, pairs: th.Tensor, target: th.Tensor) -> th.Tensor:
@@ -154,7 +157,7 @@ class SACUpdates:
             error = value - target
             critic.set_gradients(backward(trace, error / len(error), of_input=False)[1])
             loss = loss + 0.5 * (error**2).mean()
-        self.agent.critic.optimizer.step()
+        self.step_critics()
         return loss
 
     def _update_actor(self, obs: th.Tensor, sample: Sample, ent_coef: th.Tensor) -> th.Tensor:
@@ -176,7 +179,7 @@ class SACUpdates:
         self.mean.set_gradients(of_mean)
         self.log_std.set_gradients(of_log_std)
         self.features.set_gradients(backward(features_trace, by_mean + by_log_std, of_input=False)[1])
-        self.agent.actor.optimizer.step()
+        self.step_actor()
         return (ent_coef * sample.log_prob - value).mean()
 
     @staticmethod

@@ -78,11 +78,13 @@ def test_updates_are_sb3s(variant):
     assert sac_updates.fits(ours)
     np.random.seed(1)
     th.manual_seed(1)
-    sac_updates.train(ours, 10, 64, "float32")
+    for _ in range(2):  # Adam's later steps are made otherwise than its first
+        sac_updates.train(ours, 5, 64, "float32")
     drawn = th.get_rng_state(), np.random.get_state()[1]
     np.random.seed(1)
     th.manual_seed(1)
-    theirs.train(10, 64)
+    for _ in range(2):
+        theirs.train(5, 64)
     assert th.equal(th.get_rng_state(), drawn[0]) and (np.random.get_state()[1] == drawn[1]).all()
     for mine, sb3s in zip(state(ours), state(theirs), strict=True):
         th.testing.assert_close(mine, sb3s, atol=2e-5, rtol=2e-3)
