@@ -1,5 +1,7 @@
-"""Products of float32 matrices by oneDNN. PyTorch takes MKL, which leaves AMD's processors at half their speed."""
+"""Products of float32 matrices by oneDNN. PyTorch takes MKL, which leaves AMD's processors since Zen 5 at half their speed."""
 
+import pathlib
+import re
 from typing import Any
 
 import torch as th
@@ -28,6 +30,22 @@ def _works() -> bool:
 
 
 AVAILABLE = _works()
+
+
+def _mkl_is_slow(cpuinfo: str = "/proc/cpuinfo") -> bool:
+    """Not measured: the same run on the same machine must round in the same way."""
+    try:
+        info = pathlib.Path(cpuinfo).read_text()
+    except OSError:  # not Linux
+        return False
+    family = re.search(r"^cpu family\s*:\s*(\d+)", info, re.MULTILINE)
+    return "AuthenticAMD" in info and family is not None and int(family[1]) >= ZEN_5
+
+
+ZEN_5 = 26
+"""The first family of AMD's processors that multiply 512 bits at a time, where MKL's products for AMD have 256."""
+MKL_IS_SLOW = _mkl_is_slow()
+"""Whether single products by oneDNN are faster than the batched ones that PyTorch makes of several by MKL."""
 
 
 def fits(*tensors: th.Tensor) -> bool:

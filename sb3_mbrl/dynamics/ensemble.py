@@ -228,11 +228,11 @@ class ProbabilisticEnsemble(nn.Module):
         :return: mean and log-variance of the normalised change of the observation and reward, (members, B, O + 1) each
         """
         hidden_dtype = PRECISIONS[self.precision] if th.is_grad_enabled() else th.float32
-        layout = Layout.of(len(self.weights), [self.activation] * (len(self.weights) - 1), hidden_dtype)
-        # Several threads share out the members of a batched product, and wait for each other less often
-        pays = inputs.shape[1] >= PADDING and (th.get_num_threads() == 1 or hidden_dtype != th.float32)
+        # Several threads share out the members of a batched product, and wait for each other less often. Those in bfloat16 are
+        # oneDNN's anyway
+        pays = onednn.MKL_IS_SLOW and th.get_num_threads() == 1 and hidden_dtype == th.float32 and inputs.shape[1] >= PADDING
         if pays and self.activation in DERIVATIVES and onednn.fits(inputs, self.weights[0]):
-            return self._split_head(th.stack(self._forward_each(inputs, layout)))
+            return self._split_head(th.stack(self._forward_each(inputs)))
         hidden = inputs
         for i, (weight, bias) in enumerate(zip(self.weights[:-1], self.biases[:-1], strict=True)):
             if i > 0 and hidden_dtype != th.float32:
@@ -242,8 +242,9 @@ class ProbabilisticEnsemble(nn.Module):
             hidden = hidden.float()
         return self._split_head(th.baddbmm(self.biases[-1], hidden, self.weights[-1]))
 
-    def _forward_each(self, inputs: th.Tensor, layout: Layout) -> list[th.Tensor]:
+    def _forward_each(self, inputs: th.Tensor) -> list[th.Tensor]:
         """What the last layer gives, of each member, by oneDNN."""
+        layout = Layout.of(len(self.weights), [self.activation] * (len(self.weights) - 1))
         layers = zip(self.weights, self.biases, strict=True)
         parameters = [each.unbind() for weight, bias in layers for each in (weight.mT, bias.squeeze(1))]
         return [perceptron(rows, member, layout) for rows, *member in zip(inputs, *parameters, strict=True)]

@@ -48,3 +48,19 @@ def test_the_layer_is_pytorchs():
     assert isinstance(layer, th.nn.Linear)
     x = problem((7,))[0]
     assert th.allclose(layer(x), F.linear(x, layer.weight, layer.bias), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "vendor, family, slow",
+    [("AuthenticAMD", 26, True), ("AuthenticAMD", 25, False), ("GenuineIntel", 6, False), ("GenuineIntel", 30, False)],
+)
+def test_mkl_is_slow_on_amds_newer_processors(tmp_path, vendor, family, slow):
+    one = f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: 17\n\n"
+    (tmp_path / "cpuinfo").write_text(one + one.replace(": 0", ": 1"))
+    assert onednn._mkl_is_slow(str(tmp_path / "cpuinfo")) is slow
+
+
+def test_elsewhere_nobody_knows(tmp_path):
+    (tmp_path / "cpuinfo").write_text("Processor: ARMv8")
+    assert not onednn._mkl_is_slow(str(tmp_path / "cpuinfo"))
+    assert not onednn._mkl_is_slow(str(tmp_path / "missing"))
