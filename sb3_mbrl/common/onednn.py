@@ -32,6 +32,10 @@ def _works() -> bool:
 AVAILABLE = _works()
 
 
+ZEN_5 = 26
+"""The first family of AMD's processors that multiply 512 bits at a time, where MKL's products for AMD have 256."""
+
+
 def _mkl_is_slow(cpuinfo: str = "/proc/cpuinfo") -> bool:
     """Not measured: the same run on the same machine must round in the same way."""
     try:
@@ -42,8 +46,6 @@ def _mkl_is_slow(cpuinfo: str = "/proc/cpuinfo") -> bool:
     return "AuthenticAMD" in info and family is not None and int(family[1]) >= ZEN_5
 
 
-ZEN_5 = 26
-"""The first family of AMD's processors that multiply 512 bits at a time, where MKL's products for AMD have 256."""
 MKL_IS_SLOW = _mkl_is_slow()
 """Whether single products by oneDNN are faster than the batched ones that PyTorch makes of several by MKL."""
 
