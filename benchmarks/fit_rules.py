@@ -90,6 +90,7 @@ def follow(
         buffer.action_space,
         termination_fn=known_termination(make_env(env_id, seed)),
         generator=generator,
+        device="cpu",
         **rule.dynamics_kwargs,
     )
     everything = real_transitions(buffer, "cpu")

@@ -78,7 +78,7 @@ def mbpo(precision: str) -> float:
 def epoch(precision: str) -> float:
     """Seconds of an epoch of the fit, validation included."""
     env, moments = gym.make(ENV_ID), []
-    model = ProbabilisticEnsemble(env.observation_space, env.action_space, precision=precision)
+    model = ProbabilisticEnsemble(env.observation_space, env.action_space, precision=precision, device="cpu")
     model.fit(
         random_transitions(env, int(FIT_ROWS / (1 - VALIDATION_RATIO))),
         max_epochs=11,

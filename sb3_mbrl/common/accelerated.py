@@ -49,18 +49,24 @@ def check_precision(precision: str, device: th.device) -> None:
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {list(PRECISIONS)}, got {precision!r}.")
-    if precision == "bfloat16" and device.type == "cpu" and not _has_bfloat16():
+    if precision == "bfloat16" and device.type == "cpu" and not HAS_BFLOAT16:
         raise ValueError(
-            "precision='bfloat16': this processor has no such products and would only be slower. Use 'float32'; for a model "
-            "saved elsewhere, load(..., precision='float32')."
+            "precision='bfloat16': this processor has no such products (AVX512-BF16 or AMX) and would only be slower. Use "
+            "'float32'; for a model saved elsewhere, load(..., precision='float32')."
         )
 
 
 def _has_bfloat16() -> bool:
     try:
-        return bool(th.ops.mkldnn._is_mkldnn_bf16_supported())
+        # oneDNN supports more processors: those it emulates them on, three times slower than float32
+        has_them = th.cpu._is_avx512_bf16_supported() or th.cpu._is_amx_tile_supported()
+        return bool(has_them and th.ops.mkldnn._is_mkldnn_bf16_supported())
     except AttributeError:  # PyTorch's own business
         return False
+
+
+HAS_BFLOAT16 = _has_bfloat16()
+"""Whether this processor multiplies such numbers itself."""
 
 
 def _faster(module: nn.Module, precision: str) -> type[nn.Module] | None:

@@ -22,7 +22,7 @@ from sb3_mbrl.common.actions import BOUND_ACTIONS, action_bounds, action_dim
 from sb3_mbrl.common.files import write_atomically
 from sb3_mbrl.common.random import Generators, randint, randn
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
-from sb3_mbrl.dynamics.fitting import FitReport, fit
+from sb3_mbrl.dynamics.fitting import FitReport, check_fit_arguments, fit
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination
 from sb3_mbrl.dynamics.model import Members, ModelStep
 from sb3_mbrl.dynamics.normalizer import Normalizer
@@ -350,8 +350,9 @@ class ProbabilisticEnsemble(nn.Module):
         :param transitions: every real transition so far
         :param generator: source of the holdout split, the bootstrap and the shuffling
         :return: errors and cost of this fit
-        :raises ValueError: non-finite data, or terminations that nothing can predict
+        :raises ValueError: an argument out of its range, non-finite data, or terminations that nothing can predict
         """
+        check_fit_arguments(kwargs)
         if isinstance(self.termination_fn, LearnedTermination):
             report = fit(self, transitions, generator, **kwargs)
             scores = self.termination_fn.fit(self._in_env_scale(transitions), generator)

@@ -1,12 +1,13 @@
 """Fitting an ensemble: holdout, bootstrap, early stopping, per-member restore, elites."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch as th
 
+from sb3_mbrl.common.arguments import check_number
 from sb3_mbrl.common.types import Transitions
 
 if TYPE_CHECKING:
@@ -153,6 +154,21 @@ def fit(
         train_loss=loss.item(),
         **errors,
     )
+
+
+def check_fit_arguments(arguments: Mapping[str, Any]) -> None:
+    """
+    :param arguments: of :func:`fit`, some of them
+    :raises ValueError: a number is out of its range
+    """
+    lowest = {"batch_size": 1, "max_holdout": 1, "patience": 0, "patience_steps": 0, "max_epochs": 1, "max_gradient_steps": 1}
+    for name, value in arguments.items():
+        if name in lowest and not (value is None and name in ("max_epochs", "max_gradient_steps")):
+            check_number(name, value, lowest[name], integer=True)
+    for name in ("holdout_ratio", "min_improvement"):
+        ratio = arguments.get(name, 0.0)
+        if not 0 <= ratio < 1:
+            raise ValueError(f"{name} must lie in [0, 1), got {ratio!r}.")
 
 
 class _Snapshot:

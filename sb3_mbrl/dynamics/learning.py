@@ -12,9 +12,10 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbrl.common.algorithm import ModelAlgorithm
+from sb3_mbrl.common.arguments import check_number
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
 from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble, check_spaces
-from sb3_mbrl.dynamics.fitting import FitReport, fit
+from sb3_mbrl.dynamics.fitting import FitReport, check_fit_arguments, fit
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination, check_termination_fn, make_termination
 from sb3_mbrl.dynamics.termination import known_termination, termination_from_json, termination_to_json
 
@@ -79,8 +80,7 @@ class LearnsDynamics(ModelAlgorithm):
         :param set_by_the_algorithm: arguments of the ensemble and its fit that follow from the algorithm's own
         :raises ValueError: saying what is accepted
         """
-        if self.model_train_freq < 1:
-            raise ValueError(f"model_train_freq must be at least 1, got {self.model_train_freq}.")
+        check_number("model_train_freq", self.model_train_freq, lowest=1, integer=True)
         if self.model_updates_per_step is not None and not 0 < self.model_updates_per_step < np.inf:
             raise ValueError(
                 f"model_updates_per_step must be positive, or None for no limit; got {self.model_updates_per_step}."
@@ -96,6 +96,7 @@ class LearnsDynamics(ModelAlgorithm):
                     f"{name} does not accept {refused} (what follows from {type(self).__name__}'s own arguments is set "
                     f"there); it accepts {accepted}."
                 )
+        check_fit_arguments(self.fit_kwargs)
         if self.optimize_memory_usage:
             raise ValueError(
                 "optimize_memory_usage=True loses the last observation of each episode, from which the model would learn "

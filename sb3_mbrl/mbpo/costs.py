@@ -103,7 +103,8 @@ def _measure(algorithm: Any) -> Costs:
     dynamics = algorithm.dynamics
     algorithm.model_buffer = ModelReplayBuffer(N_TRANSITIONS, dynamics.observation_dim, dynamics.action_dim, algorithm.device)
     algorithm._logger = Logger(folder=None, output_formats=[])
-    fit_kwargs = {**algorithm.fit_kwargs, "max_gradient_steps": N_GRADIENT_STEPS, "on_epoch": None}
+    to_the_end = {"max_gradient_steps": N_GRADIENT_STEPS, "max_epochs": None, "patience": N_GRADIENT_STEPS}
+    fit_kwargs = {**algorithm.fit_kwargs, **to_the_end, "on_epoch": None}
 
     def imagine() -> None:
         with accelerated(algorithm.policy):
@@ -187,15 +188,29 @@ def forecast(algorithm: "ModelBased", total_timesteps: int, costs: Costs | None 
     n_imagined = int(algorithm.rollouts_per_step * learned * length)
     seconds = n_updates * costs.update + n_imagined * costs.imagine
     fits = "fits of the model to their end, which are not counted"
-    if algorithm.model_updates_per_step is not None:
-        # The budget of the first fit goes back to the beginning
-        n_fits = int(algorithm.model_updates_per_step * (total_timesteps - (now if algorithm.dynamics.is_fitted else 0)))
-        seconds += n_fits * costs.fit
-        fits = f"at most {n_fits} gradient steps of the model of {costs.fit * 1e3:.1f} ms"
+    n_gradient_steps = _gradient_steps_of_fits(algorithm, total_timesteps)
+    if n_gradient_steps is not None:
+        seconds += n_gradient_steps * costs.fit
+        fits = f"at most {n_gradient_steps} gradient steps of the model of {costs.fit * 1e3:.1f} ms"
+    if isinstance(algorithm.dynamics.termination_fn, LearnedTermination):
+        fits += ", those of the learned termination not counted"
     return (
         f"To step {total_timesteps}: about {_in_words(seconds)} beside the environment's own steps. {n_updates} updates of "
         f"{costs.update * 1e3:.1f} ms, {at_most}{n_imagined} imagined transitions of {costs.imagine * 1e6:.1f} us, {fits}."
     )
+
+
+def _gradient_steps_of_fits(algorithm: "ModelBased", total_timesteps: int) -> int | None:
+    """At most; None: there is no limit."""
+    now, starts = algorithm.num_timesteps, algorithm.learning_starts
+    if "max_gradient_steps" in algorithm.fit_kwargs:  # of each fit
+        n_fits = 1 + (total_timesteps - max(now, starts)) // algorithm.model_train_freq
+        per_fit = algorithm.fit_kwargs["max_gradient_steps"]
+        return None if per_fit is None else n_fits * per_fit
+    if algorithm.model_updates_per_step is None:
+        return None
+    # The budget of the first fit goes back to the beginning
+    return int(algorithm.model_updates_per_step * (total_timesteps - (now if algorithm.dynamics.is_fitted else 0)))
 
 
 def _updates_per_step(algorithm: "ModelBased") -> float | None:

@@ -15,6 +15,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbrl.common.accelerated import accelerated, check_precision
+from sb3_mbrl.common.arguments import check_number
 from sb3_mbrl.common.buffers import MixedReplayBuffer, ModelReplayBuffer, initial_rows, normalize_obs, real_transitions
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
 from sb3_mbrl.dynamics.diagnostics import standard_deviations, trajectories_from_buffer
@@ -145,8 +146,7 @@ class ModelBased(LearnsDynamics):
                 "imagined transitions alone."
             )
         for name in ("rollouts_per_step", "model_retain_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+            check_number(name, getattr(self, name), lowest=1, integer=True)
         if self.branch_from not in ("all", "initial"):
             raise ValueError(f"branch_from must be 'all' or 'initial', got {self.branch_from!r}.")
 
@@ -204,6 +204,12 @@ class ModelBased(LearnsDynamics):
                 self.deterministic_rollout,
                 self.one_member_per_branch,
             )
+        if stats.n_transitions == 0:
+            raise ValueError(
+                f"Not one of {n_branches} imagined transitions is finite. Look at "
+                + ("the learned model's errors, dynamics/ in the log" if self.reward_fn is None else "what reward_fn returns")
+                + ", and at the range of observations and rewards."
+            )
         self._log_imagination(stats, length, starts[:1024])
 
     def _rollout_length(self, num_timesteps: int) -> int:
@@ -214,9 +220,7 @@ class ModelBased(LearnsDynamics):
         if not isinstance(self._schedule, AdaptiveRolloutLength) or not self.dynamics.is_fitted:
             return
         assert self.replay_buffer is not None
-        # Many environments may not have made as many steps each
-        n_rows = max(self._steps_since_fit(), 2 * self._schedule.max_length * self.n_envs)
-        latest = trajectories_from_buffer(self.replay_buffer, self.device, n_rows)
+        latest = trajectories_from_buffer(self.replay_buffer, self.device, self._steps_since_fit())
         scale = standard_deviations(transitions)
         errors = self._schedule.errors(self.dynamics, latest, self._generator, scale)
         self._adapted_length = self._schedule.choose(errors)

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from sb3_mbrl.common.actions import BOUND_ACTIONS
+from sb3_mbrl.common.arguments import check_number
 from sb3_mbrl.common.sequences import DictSequenceReplayBuffer, SequenceReplayBuffer, SequenceSamples
 from sb3_mbrl.envs.experience import time_limit
 from sb3_mbrl.mpc import ActsByPlanning
@@ -384,25 +385,6 @@ _OF_THE_POLICY = {
     **dict.fromkeys(["planner", "planner_kwargs", "n_proposals", "seed", "encoder_lr_scale"], "the argument of this name"),
     **{"lr_schedule": "learning_rate", "discount": "gamma", "prior_eps": "optimizer_kwargs"},
 }
-
-
-def check_number(
-    name: str, value: Any, lowest: float, highest: float = math.inf, above: bool = False, integer: bool = False
-) -> None:
-    """
-    :param name: of an argument
-    :param value: its value
-    :param lowest: that is accepted
-    :param highest: that is accepted
-    :param above: ``lowest`` is not accepted itself
-    :param integer: nothing but integers is accepted
-    :raises ValueError: it is not accepted
-    """
-    fits = isinstance(value, Integral if integer else Real) and math.isfinite(value) and lowest <= float(value) <= highest
-    if not fits or (above and value == lowest):
-        kind = "an integer" if integer else "a number"
-        bounds = f"{'above' if above else 'of at least'} {lowest}" + (f" and at most {highest}" if highest < math.inf else "")
-        raise ValueError(f"{name} must be {kind} {bounds}, got {value!r}.")
 
 
 def check_keywords(name: str, given: Mapping[str, Any], function: Callable | None, elsewhere: Mapping[str, str]) -> None:

@@ -13,8 +13,9 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import polyak_update
 
+from sb3_mbrl.common.arguments import check_number
 from sb3_mbrl.common.sequences import SequenceSamples
-from sb3_mbrl.tdmpc.base import LatentAlgorithm, check_number, choose_sizes
+from sb3_mbrl.tdmpc.base import LatentAlgorithm, choose_sizes
 from sb3_mbrl.tdmpc.policies import LatentPolicy
 from sb3_mbrl.tdmpc.told import TOLD, TOLD_SIZES, ToldSizes
 

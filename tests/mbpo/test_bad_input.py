@@ -81,8 +81,18 @@ def test_policy_names(tiny, name):
         ({"dynamics_kwargs": {"weight_decay": [1e-4, 1e-4]}}, "weight_decay lists 2 values for 5 layers"),
         ({"fit_kwargs": {"epochs": 3}}, r"fit_kwargs does not accept \['epochs'\].*max_epochs"),
         ({"fit_kwargs": {"generator": None}}, r"fit_kwargs does not accept \['generator'\]"),
-        *[({name: 0}, f"{name} must be at least 1, got 0") for name in ("model_train_freq", "rollouts_per_step")],
-        ({"model_retain_steps": -5}, "model_retain_steps must be at least 1, got -5"),
+        *[
+            ({name: 0}, f"{name} must be an integer of at least 1, got 0")
+            for name in ("model_train_freq", "rollouts_per_step")
+        ],
+        ({"rollouts_per_step": 1.5}, "rollouts_per_step must be an integer of at least 1, got 1.5"),
+        ({"model_retain_steps": -5}, "model_retain_steps must be an integer of at least 1, got -5"),
+        ({"model_retain_steps": 100.0}, "model_retain_steps must be an integer of at least 1, got 100.0"),
+        ({"fit_kwargs": {"batch_size": 0}}, "batch_size must be an integer of at least 1, got 0"),
+        ({"fit_kwargs": {"max_gradient_steps": 0}}, "max_gradient_steps must be an integer of at least 1, got 0"),
+        ({"fit_kwargs": {"max_holdout": 0.5}}, "max_holdout must be an integer of at least 1, got 0.5"),
+        ({"fit_kwargs": {"patience": -1}}, "patience must be an integer of at least 0, got -1"),
+        *[({"fit_kwargs": {"holdout_ratio": r}}, rf"holdout_ratio must lie in \[0, 1\), got {r}") for r in (-0.5, 1.0, NAN)],
         *[
             ({"model_updates_per_step": budget}, f"model_updates_per_step must be positive.*None.*got {budget}")
             for budget in (-1.0, 0.0, NAN, INF)
@@ -206,6 +216,10 @@ class TestTermination:
     def test_reward_of_another_shape(self, make_mbpo):
         with pytest.raises(ValueError, match="reward_fn must return shape"):
             make_mbpo(reward_fn=lambda o, a, n: n).learn(100)
+
+    def test_reward_that_is_no_number(self, make_mbpo):
+        with pytest.raises(ValueError, match="Not one of 500 imagined transitions is finite.*reward_fn"):
+            make_mbpo(reward_fn=lambda o, a, n: n[:, 0] * NAN).learn(100)
 
     def test_known_task_with_other_rules(self, make_mbpo):
         pytest.importorskip("mujoco")

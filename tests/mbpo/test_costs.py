@@ -10,7 +10,7 @@ import torch as th
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_mbrl import MBPO, MBTD3, MBTQC, MBCrossQ
-from sb3_mbrl.mbpo.costs import Costs, forecast, measure
+from sb3_mbrl.mbpo.costs import N_GRADIENT_STEPS, Costs, forecast, measure
 
 COSTS = Costs(update=1.0, fit=0.01, imagine=0.0001)
 
@@ -30,7 +30,7 @@ def test_other_algorithms(tiny, algorithm, capsys):
 
 
 def test_larger_networks_cost_more(make_mbpo):
-    large = {"policy_kwargs": {"net_arch": [1024, 1024]}, "dynamics_kwargs": {"net_arch": [1024, 1024]}}
+    large = {"policy_kwargs": {"net_arch": [512, 512]}, "dynamics_kwargs": {"net_arch": [256, 256]}}
     small, large = measure(make_mbpo()), measure(make_mbpo(**large))
     assert large.update > small.update and large.fit > small.fit and large.imagine > small.imagine > 0
 
@@ -120,6 +120,30 @@ def test_forecast_of_several_environments(make_mbpo):
 def test_fits_without_a_budget_are_not_counted(make_mbpo):
     said = forecast(make_mbpo(model_updates_per_step=None), 140, COSTS)
     assert "fits of the model to their end, which are not counted" in said
+
+
+def test_limits_of_single_fits(make_mbpo):
+    # Fits are due at 41, 91 and so on
+    said = forecast(make_mbpo(fit_kwargs={"max_gradient_steps": 10}), 140, COSTS)
+    assert "at most 30 gradient steps" in said
+    said = forecast(make_mbpo(fit_kwargs={"max_gradient_steps": None}), 140, COSTS)
+    assert "fits of the model to their end, which are not counted" in said
+
+
+@pytest.mark.parametrize(
+    "fit_kwargs", [{"max_epochs": 1}, {"patience": 0, "patience_steps": 0}, {"max_gradient_steps": 3}], ids=str
+)
+def test_fits_that_end_early_cost_as_much_a_step(make_mbpo, monkeypatch, fit_kwargs):
+    model, reports = make_mbpo(fit_kwargs=fit_kwargs), []
+    fit = model.dynamics.fit
+    monkeypatch.setattr(model.dynamics, "fit", lambda *args, **kwargs: reports.append(fit(*args, **kwargs)))
+    measure(model)
+    assert {report.n_gradient_steps for report in reports} == {N_GRADIENT_STEPS}
+
+
+def test_fits_of_a_learned_termination_are_not_counted(make_mbpo):
+    assert "learned termination not counted" in forecast(make_mbpo(termination_fn="learned"), 140, COSTS)
+    assert "learned termination" not in forecast(make_mbpo(termination_fn=None), 140, COSTS)
 
 
 def test_episodes_have_no_known_length(make_mbpo, capsys):

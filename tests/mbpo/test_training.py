@@ -247,6 +247,19 @@ class TestModelOptions:
         assert max(length for _, length in seen) > 1
         assert model.model_buffer.capacity == 10 * 1_000 * seen[-1][1]
 
+    def test_adaptive_length_of_many_environments_follows_what_is_new(self, make_mbpo):
+        seen = []
+
+        class Watched(AdaptiveRolloutLength):
+            def errors(self, dynamics, trajectories, generator=None, scale=None):
+                errors = super().errors(dynamics, trajectories, generator, scale)
+                seen.append((sum(map(len, trajectories)), len(errors)))
+                return errors
+
+        make_mbpo(make_vec_env("PointMass-v0", 10), rollout_schedule=Watched(15, tolerance=1e6)).learn(200)
+        # Five steps of each environment since the last fit
+        assert seen == [(50, 5)] * 3
+
     def test_old_imagination_is_forgotten(self, make_mbpo):
         model = make_mbpo(model_retain_steps=60).learn(240)
         assert len(model.model_buffer) == model.model_buffer.capacity == 10 * 60

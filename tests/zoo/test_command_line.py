@@ -148,8 +148,6 @@ def test_training_goes_on_with_its_replay_buffer(tmp_path: Path) -> None:
 
 
 def test_record(tmp_path: Path) -> None:
-    if importlib.util.find_spec("moviepy") is None:
-        pytest.skip("needs moviepy")
     env = "InvertedPendulum-v5"
     render = f"import gymnasium; env = gymnasium.make('{env}', render_mode='rgb_array'); env.reset(); env.render()"
     backends = [name for name in ("egl", "osmesa") if python(tmp_path, "-c", render, MUJOCO_GL=name).returncode == 0]
