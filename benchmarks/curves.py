@@ -10,7 +10,7 @@ Learning curves: one CSV per algorithm, environment and seed in ``benchmarks/res
 updates per step; ``mbpo-adaptive``, ``-published-fits`` and ``-bfloat16`` take MBPO's but for what their names say;
 ``tdmpc2-4envs`` takes TDMPC2's, in four environments; ``ppo-zoo`` and ``dqn-zoo`` take RL Zoo's; ``sac`` and ``dqn`` have
 their defaults; ``sac-utd`` is SAC with MBPO's update-to-data ratio, warm-up and target entropy: what the model adds is the
-gap between ``mbpo`` and ``sac-utd``. SAC makes its updates here as MBPO does, the same up to rounding in half the time.
+gap between ``mbpo`` and ``sac-utd``. SAC makes its updates here as MBPO does, the same up to rounding in less time.
 
 Each job is one process. The steps count everything, random warm-up included; an evaluation is the mean over deterministic
 episodes on an environment of its own, whose start states are drawn anew for each seed and evaluation. An interrupted run goes

@@ -1,5 +1,5 @@
 """
-SAC's updates with their gradients written out: what ``stable_baselines3.SAC.train`` computes, in half the time on a processor.
+SAC's updates with their gradients written out: what ``stable_baselines3.SAC.train`` computes, faster on a processor.
 """
 
 from collections.abc import Iterable, Sequence
