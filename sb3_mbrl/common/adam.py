@@ -1,6 +1,7 @@
 """Adam's step without its ceremony: of small networks that is most of it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch as th
 
@@ -16,7 +17,17 @@ def adam_step(optimizer: th.optim.Optimizer) -> Callable[[], object]:
     """
     if not _is_usual(optimizer):
         return optimizer.step
-    (group,) = optimizer.param_groups
+    steps = [_fused_step(optimizer, group) for group in optimizer.param_groups]
+
+    @th.no_grad()
+    def step() -> None:
+        for each in steps:
+            each()
+
+    return step
+
+
+def _fused_step(optimizer: th.optim.Optimizer, group: dict[str, Any]) -> Callable[[], None]:
     parameters: list[th.Tensor] = group["params"]
     means, squares, counts = ([optimizer.state[p][key] for p in parameters] for key in ("exp_avg", "exp_avg_sq", "step"))
     beta1, beta2 = group["betas"]
@@ -32,14 +43,18 @@ def adam_step(optimizer: th.optim.Optimizer) -> Callable[[], object]:
 
 def _is_usual(optimizer: th.optim.Optimizer) -> bool:
     # Not isinstance: subclasses may compute something else. A step of its own is what learning rate schedulers leave behind
-    if type(optimizer) is not th.optim.Adam or len(optimizer.param_groups) > 1 or "step" in vars(optimizer):
+    if type(optimizer) is not th.optim.Adam or "step" in vars(optimizer):
         return False
-    (group,) = optimizer.param_groups
+    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    return (
+        not hooks and hasattr(th, "_fused_adam_") and all(_is_usual_group(optimizer, each) for each in optimizer.param_groups)
+    )
+
+
+def _is_usual_group(optimizer: th.optim.Optimizer, group: dict[str, Any]) -> bool:
+    """Whose parameters are all trained on a processor, and have been."""
     return (
         not any(group.get(option) for option in UNUSUAL)
         and isinstance(group["lr"], float)
-        and not optimizer._optimizer_step_pre_hooks
-        and not optimizer._optimizer_step_post_hooks
-        and all(p in optimizer.state and p.device.type == "cpu" for p in group["params"])
-        and hasattr(th, "_fused_adam_")  # PyTorch's own business
+        and all(p.requires_grad and p in optimizer.state and p.device.type == "cpu" for p in group["params"])
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch as th
 
+from sb3_mbrl.common.adam import adam_step
 from sb3_mbrl.common.arguments import check_number
 from sb3_mbrl.common.types import Transitions
 
@@ -114,11 +115,12 @@ def fit(
     epoch, n_gradient_steps, last_gain, loss = 0, 0, (0, 0), th.zeros(())
     while True:
         rows = _shuffle_each(rows, generator)
+        step = adam_step(model.optimizer)
         for batch in rows.split(batch_size, dim=1):
             loss = model.loss(inputs[batch], targets[batch])
             model.optimizer.zero_grad()
             loss.backward()
-            model.optimizer.step()
+            step()
             n_gradient_steps += 1
             if n_gradient_steps == max_gradient_steps:
                 break

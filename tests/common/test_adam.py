@@ -53,6 +53,23 @@ def test_it_is_the_same_step(kwargs):
     th.testing.assert_close(ours.state_dict()["state"], theirs.state_dict()["state"])
 
 
+@th.no_grad()
+def test_groups_keep_their_own_options():
+    def in_groups():
+        groups = [{"params": parameters((2, 3)), "weight_decay": 0.1}, {"params": parameters((3,), ()), "lr": 0.01}]
+        optimizer = th.optim.Adam(groups, lr=0.1)
+        with_gradients(optimizer, 0).step()
+        return with_gradients(optimizer, 1)
+
+    ours, theirs = in_groups(), in_groups()
+    step = adam_step(ours)
+    assert step != ours.step
+    step()
+    theirs.step()
+    for mine, other in zip(ours.param_groups, theirs.param_groups, strict=True):
+        th.testing.assert_close(mine["params"], other["params"])
+
+
 def test_the_learning_rate_is_todays():
     optimizer = after_a_step(lr=0.1)
     optimizer.param_groups[0]["lr"] = 0.0
@@ -74,9 +91,9 @@ def hooked():
     return optimizer
 
 
-def two_groups():
-    optimizer = th.optim.Adam([{"params": parameters((2,))}, {"params": parameters((3,))}])
-    with_gradients(optimizer, 0).step()
+def partly_frozen():
+    optimizer = after_a_step()
+    optimizer.param_groups[0]["params"][0].requires_grad_(False)
     return optimizer
 
 
@@ -91,7 +108,7 @@ def two_groups():
         lambda: after_a_step(th.optim.SGD),
         scheduled,
         hooked,
-        two_groups,
+        partly_frozen,
     ],
     ids=[
         "the first step",
@@ -102,7 +119,7 @@ def two_groups():
         "SGD",
         "a scheduler",
         "a hook",
-        "two groups",
+        "a frozen parameter",
     ],
 )
 def test_what_is_unusual_is_left_to_pytorch(optimizer):
