@@ -254,7 +254,7 @@ def backward(
         if i < len(trace.sources):
             gradient = DERIVATIVES[trace.layout.activations[i]](gradient, trace.sources[i])
         if needed[2 * i]:
-            gradients[2 * i] = onednn.product(gradient.t(), trace.inputs[i].t()).float()
+            gradients[2 * i] = onednn.weight_gradient(gradient, trace.inputs[i]).float()
         if needed[2 * i + 1]:
             gradients[2 * i + 1] = gradient.sum(dim=0, dtype=th.float32)
         if i > 0 or of_input:

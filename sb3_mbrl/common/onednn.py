@@ -8,6 +8,9 @@ import torch as th
 import torch.nn.functional as F
 from torch import nn
 
+NARROW = 16
+"""Columns of a matrix for which oneDNN takes longer to begin than to multiply."""
+
 
 def product(rows: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None, activation: str = "none") -> th.Tensor:
     """
@@ -17,6 +20,30 @@ def product(rows: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None, a
     :param activation: ``"swish"``, ``"relu"`` or ``"tanh"``, applied to what was just multiplied; ``"none"``
     :return: ``activation(F.linear(rows, weight, bias))``, (B, n_out), without a gradient
     """
+    n_out, n_in = weight.shape
+    narrow = n_in <= NARROW or n_out == 1
+    if narrow and activation in ("none", "relu") and not MKL_IS_SLOW and rows.dtype == th.float32:
+        multiplied = F.linear(rows, weight, bias)
+        return multiplied.relu_() if activation == "relu" else multiplied
+    return _pointwise(rows, weight, bias, activation)
+
+
+def weight_gradient(gradient: th.Tensor, rows: th.Tensor) -> th.Tensor:
+    """
+    :param gradient: in the output of a linear layer, (B, n_out)
+    :param rows: its input, (B, n_in)
+    :return: ``gradient.t() @ rows``, (n_out, n_in), without a gradient
+    """
+    n_in, n_out = rows.shape[1], gradient.shape[1]
+    # Rows that are transposed are copied: better the narrow ones
+    if n_in <= NARROW < n_out:
+        return product(rows.t(), gradient.t()).t().contiguous()
+    if rows.dtype == th.bfloat16:  # PyTorch leaves it to oneDNN itself, without that copy
+        return th.mm(gradient.t(), rows)
+    return product(gradient.t(), rows.t())
+
+
+def _pointwise(rows: th.Tensor, weight: th.Tensor, bias: th.Tensor | None, activation: str) -> th.Tensor:
     return th.ops.mkldnn._linear_pointwise(rows, weight, bias, activation, [], "")  # type: ignore[no-any-return]
 
 
@@ -24,7 +51,7 @@ def _works() -> bool:
     """The operator is PyTorch's own business: another version may not have it, or call it otherwise."""
     try:
         with th.no_grad():
-            return bool((product(th.ones(1, 3), th.ones(2, 3), th.ones(2), "relu") == 4).all())
+            return bool((_pointwise(th.ones(1, 3), th.ones(2, 3), th.ones(2), "relu") == 4).all())
     except Exception:
         return False
 
@@ -83,14 +110,11 @@ class _Linear(th.autograd.Function):
     def backward(ctx: Any, *gradients: th.Tensor) -> tuple[th.Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        gradient = gradients[0].flatten(0, -2)
-        # A second derivative is asked for where the first one is made with gradients
-        times = F.linear if th.is_grad_enabled() else product
-        return (
-            times(gradient, weight.t()).view(x.shape) if needs_x else None,
-            times(gradient.t(), x.flatten(0, -2).t()) if needs_weight else None,
-            gradient.sum(dim=0) if needs_bias else None,
-        )
+        gradient, rows = gradients[0].flatten(0, -2), x.flatten(0, -2)
+        again = th.is_grad_enabled()  # a second derivative will be asked for
+        in_x = (gradient @ weight if again else product(gradient, weight.t())).view(x.shape) if needs_x else None
+        in_weight = (gradient.t() @ rows if again else weight_gradient(gradient, rows)) if needs_weight else None
+        return in_x, in_weight, gradient.sum(dim=0) if needs_bias else None
 
 
 class Linear(nn.Linear):

@@ -93,6 +93,7 @@ def test_bfloat16_is_near(monkeypatch, available, name):
 def test_only_gradients_that_are_needed_are_computed(monkeypatch):
     net = network("critic")
     products = []
+    monkeypatch.setattr(onednn, "MKL_IS_SLOW", True)  # the product that is counted makes all of them
     product = onednn.product
     monkeypatch.setattr(onednn, "product", lambda *args: products.append(args) or product(*args))
     if not onednn.AVAILABLE:

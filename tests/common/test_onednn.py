@@ -29,6 +29,24 @@ def test_value_and_gradients_are_pytorchs(monkeypatch, available, shape):
         assert th.allclose(linear(x, weight, bias), expected, atol=1e-6)
 
 
+@pytest.mark.skipif(not onednn.AVAILABLE, reason="no oneDNN")
+@pytest.mark.parametrize("mkl_is_slow", [False, True])
+@pytest.mark.parametrize("n_in, n_out", [(5, 3), (5, 40), (40, 1), (1, 40), (40, 3), (40, 40), (16, 17), (17, 16)])
+def test_products_of_all_widths(monkeypatch, mkl_is_slow, n_in, n_out):
+    monkeypatch.setattr(onednn, "MKL_IS_SLOW", mkl_is_slow)
+    generator = th.Generator().manual_seed(0)
+    rows, weight, bias, gradient = (
+        th.randn(*size, generator=generator) for size in ((30, n_in), (n_out, n_in), (n_out,), (30, n_out))
+    )
+    expected = F.linear(rows, weight, bias)
+    for activation, function in (("none", lambda x: x), ("relu", th.relu), ("tanh", th.tanh), ("swish", F.silu)):
+        th.testing.assert_close(onednn.product(rows, weight, bias, activation), function(expected), atol=1e-4, rtol=1e-4)
+    th.testing.assert_close(onednn.product(gradient, weight.t()), gradient @ weight, atol=1e-4, rtol=1e-4)
+    in_weight = onednn.weight_gradient(gradient, rows)
+    th.testing.assert_close(in_weight, gradient.t() @ rows, atol=1e-4, rtol=1e-4)
+    assert in_weight.is_contiguous()
+
+
 def test_a_gradient_that_nobody_needs_is_not_computed():
     x, weight, bias = problem((7,))
     weight.requires_grad_(False)
