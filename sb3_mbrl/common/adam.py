@@ -30,11 +30,16 @@ def adam_step(optimizer: th.optim.Optimizer) -> Callable[[], object]:
 def _fused_step(optimizer: th.optim.Optimizer, group: dict[str, Any]) -> Callable[[], None]:
     parameters: list[th.Tensor] = group["params"]
     means, squares, counts = ([optimizer.state[p][key] for p in parameters] for key in ("exp_avg", "exp_avg_sq", "step"))
+    # One addition counts for all of them
+    all_counts = th.stack(counts)
+    counts = list(all_counts.unbind())
+    for parameter, count in zip(parameters, counts, strict=True):
+        optimizer.state[parameter]["step"] = count
     beta1, beta2 = group["betas"]
     options = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "weight_decay": group["weight_decay"], "eps": group["eps"]}
 
     def step() -> None:
-        th._foreach_add_(counts, 1)
+        all_counts.add_(1)
         gradients = [parameter.grad for parameter in parameters]
         th._fused_adam_(parameters, gradients, means, squares, [], counts, **options, amsgrad=False, maximize=False)  # type: ignore[arg-type]
 

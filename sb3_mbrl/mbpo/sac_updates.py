@@ -94,6 +94,7 @@ class SACUpdates:
         self.mean, self.log_std = _Network([actor.mu]), _Network([actor.log_std])
         self.critics = [_Network(network, hidden) for network in critics]
         self.targets = [_Network(network, hidden) for network in targets]
+        self.of_critics, self.of_targets = [*agent.critic.parameters()], [*agent.critic_target.parameters()]
         self.step_actor, self.step_critics = adam_step(agent.actor.optimizer), adam_step(agent.critic.optimizer)
         self.step_entropy_coefficient = None if agent.ent_coef_optimizer is None else adam_step(agent.ent_coef_optimizer)
 
@@ -118,7 +119,7 @@ class SACUpdates:
         logged["critic_loss"] = self._update_critics(th.cat([obs, batch.actions], dim=1), target)
         logged["actor_loss"] = self._update_actor(obs, now, ent_coef)
         if targets_follow:
-            th._foreach_lerp_([*agent.critic_target.parameters()], [*agent.critic.parameters()], agent.tau)
+            th._foreach_lerp_(self.of_targets, self.of_critics, agent.tau)
         return logged
 
     def _sample(self, obs: th.Tensor, n: int) -> tuple[Sample, Sample]:
