@@ -6,8 +6,9 @@ What one update and one epoch of the model cost, and a step of MBPO, beside othe
 
 With ``--loop-steps`` the whole of MBPO is run for so many steps after 5000 random ones, instead of its parts: half an hour
 a round.
-Each measurement is a process of its own: A B C, A B C, ... Quote the ratios, and leave the machine alone meanwhile. The peers
-run under their own Python (``benchmarks/README.md``); without one, ours is compared with Stable-Baselines3 alone.
+Ours and Stable-Baselines3's updates are made in one process, twenty at a time in turns; the peers have processes of their
+own, A B C, A B C, ... under their own Python (``benchmarks/README.md``). Quote the ratios, and leave the machine alone
+meanwhile.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import torch as th
 from stable_baselines3 import SAC
 
 from sb3_mbrl import MBPO
+from sb3_mbrl.common.accelerated import HAS_BFLOAT16
 from sb3_mbrl.common.types import Transitions
 from sb3_mbrl.dynamics import ProbabilisticEnsemble
 from sb3_mbrl.zoo import load_hyperparams
@@ -60,23 +62,24 @@ def with_data(model: SAC) -> SAC:
     return model
 
 
-def time_updates(model: SAC) -> float:
-    """Seconds of one update, median of fifteen calls of ``train``."""
-    seconds = []
+def updates() -> dict[str, float]:
+    """Seconds of one update, medians of fifteen calls of ``train``, in turns."""
+    ours = {"env": ENV_ID, "device": "cpu", "seed": 0, **load_hyperparams("mbpo", ENV_ID)}
+    models: dict[str, SAC] = {"Stable-Baselines3": SAC("MlpPolicy", ENV_ID, device="cpu", seed=0)}
+    models |= {name: MBPO(precision=precision, **ours) for name, precision in OURS.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for model in models.values():
+        with_data(model)
     for _ in range(18):
-        start = time.perf_counter()
-        model.train(UPDATES, batch_size=256)
-        seconds.append((time.perf_counter() - start) / UPDATES)
-    return statistics.median(seconds[3:])
-
-
-def mbpo(precision: str) -> float:
-    hyperparams = load_hyperparams("mbpo", ENV_ID)
-    return time_updates(with_data(MBPO(env=ENV_ID, device="cpu", seed=0, precision=precision, **hyperparams)))
+        for name, model in models.items():
+            start = time.perf_counter()
+            model.train(UPDATES, batch_size=256)
+            seconds[name].append((time.perf_counter() - start) / UPDATES)
+    return {name: statistics.median(each[3:]) for name, each in seconds.items()}
 
 
 def epoch(precision: str) -> float:
-    """Seconds of an epoch of the fit, validation included."""
+    """Seconds of an epoch of the fit, validation included, median of ten."""
     env, moments = gym.make(ENV_ID), []
     model = ProbabilisticEnsemble(env.observation_space, env.action_space, precision=precision, device="cpu")
     model.fit(
@@ -88,13 +91,10 @@ def epoch(precision: str) -> float:
     return statistics.median(np.diff(moments).tolist())
 
 
-MEASUREMENTS: dict[str, dict[str, Callable[[], float]]] = {
-    "update": {
-        "Stable-Baselines3": lambda: time_updates(with_data(SAC("MlpPolicy", ENV_ID, device="cpu", seed=0))),
-        "sb3_mbrl": lambda: mbpo("float32"),
-        "sb3_mbrl, bfloat16": lambda: mbpo("bfloat16"),
-    },
-    "epoch": {"sb3_mbrl": lambda: epoch("float32"), "sb3_mbrl, bfloat16": lambda: epoch("bfloat16")},
+OURS = {"sb3_mbrl": "float32"} | ({"sb3_mbrl, bfloat16": "bfloat16"} if HAS_BFLOAT16 else {})
+MEASUREMENTS: dict[str, Callable[[], dict[str, float]]] = {
+    "update": updates,
+    "epoch": lambda: {name: epoch(precision) for name, precision in OURS.items()},
 }
 REFERENCE = {"update": "Stable-Baselines3", "epoch": "mbrl-lib", "loop": "mbrl-lib"}
 PEERS_SCRIPT = str(pathlib.Path(__file__).with_name("peers.py"))
@@ -114,11 +114,10 @@ def in_a_process(command: list[str], threads: int) -> dict[str, float]:
 
 def one_round(peers: dict[str, str], threads: int) -> dict[tuple[str, str], float]:
     """Seconds by what is measured and whose it is."""
-    seconds = {}
-    for what, contenders in MEASUREMENTS.items():
-        for name in contenders:
-            own = [sys.executable, "-m", "benchmarks.speed", "--threads", str(threads), "--only", what, name]
-            seconds[what, name] = in_a_process(own, threads)["seconds"]
+    seconds: dict[tuple[str, str], float] = {}
+    for what in MEASUREMENTS:
+        own = [sys.executable, "-m", "benchmarks.speed", "--threads", str(threads), "--only", what]
+        seconds |= {(what, name): each for name, each in in_a_process(own, threads).items()}
     for name, python in peers.items():
         measured = in_a_process([python, PEERS_SCRIPT, name, "--component", "--threads", str(threads)], threads)
         seconds |= {(what, name): measured[key] for what, key in PEERS[name].items()}
@@ -144,12 +143,11 @@ def main() -> None:
     for name in PEERS:
         parser.add_argument(f"--{name}", metavar="PYTHON", help="the interpreter of its environment")
     parser.add_argument("--loop-steps", type=int, default=0, help="the whole loop for so many steps; mbrl-lib makes thousands")
-    parser.add_argument("--only", nargs=2, metavar=("WHAT", "WHOSE"), help="this measurement, in this process")
+    parser.add_argument("--only", choices=sorted(MEASUREMENTS), help="this measurement, in this process")
     args = parser.parse_args()
     th.set_num_threads(args.threads)
     if args.only:
-        what, whose = args.only
-        print(json.dumps({"seconds": MEASUREMENTS[what][whose]()}))
+        print(json.dumps(MEASUREMENTS[args.only]()))
         return
     given = {name: getattr(args, name.replace("-", "_")) for name in PEERS}
     peers = {name: python for name, python in given.items() if python}

@@ -94,7 +94,8 @@ class SACUpdates:
         self.mean, self.log_std = _Network([actor.mu]), _Network([actor.log_std])
         self.critics = [_Network(network, hidden) for network in critics]
         self.targets = [_Network(network, hidden) for network in targets]
-        self.of_critics, self.of_targets = [*agent.critic.parameters()], [*agent.critic_target.parameters()]
+        self.of_critics: list[th.Tensor] = [*agent.critic.parameters()]
+        self.of_targets: list[th.Tensor] = [*agent.critic_target.parameters()]
         self.step_actor, self.step_critics = adam_step(agent.actor.optimizer), adam_step(agent.critic.optimizer)
         self.step_entropy_coefficient = None if agent.ent_coef_optimizer is None else adam_step(agent.ent_coef_optimizer)
 
