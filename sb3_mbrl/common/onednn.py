@@ -1,4 +1,4 @@
-"""Products of float32 matrices by oneDNN. PyTorch takes MKL, which leaves AMD's processors since Zen 5 at half their speed."""
+"""Products of matrices by oneDNN. PyTorch takes MKL, which leaves AMD's processors since Zen 5 at half their speed."""
 
 import pathlib
 import re
@@ -7,6 +7,23 @@ from typing import Any
 import torch as th
 import torch.nn.functional as F
 from torch import nn
+
+ZEN_5 = 26
+"""The first family of AMD's processors that multiply 512 bits at a time, where MKL's products for AMD have 256."""
+
+
+def _mkl_is_slow(cpuinfo: str = "/proc/cpuinfo") -> bool:
+    """Not measured: the same run on the same machine must round in the same way."""
+    try:
+        info = pathlib.Path(cpuinfo).read_text()
+    except OSError:  # not Linux
+        return False
+    family = re.search(r"^cpu family\s*:\s*(\d+)", info, re.MULTILINE)
+    return "AuthenticAMD" in info and family is not None and int(family[1]) >= ZEN_5
+
+
+MKL_IS_SLOW = _mkl_is_slow()
+"""Then oneDNN makes all products, elsewhere PyTorch the batched ones of an ensemble's fit, and narrow ones."""
 
 NARROW = 16
 """Columns of a matrix for which oneDNN takes longer to begin than to multiply."""
@@ -57,24 +74,6 @@ def _works() -> bool:
 
 
 AVAILABLE = _works()
-
-
-ZEN_5 = 26
-"""The first family of AMD's processors that multiply 512 bits at a time, where MKL's products for AMD have 256."""
-
-
-def _mkl_is_slow(cpuinfo: str = "/proc/cpuinfo") -> bool:
-    """Not measured: the same run on the same machine must round in the same way."""
-    try:
-        info = pathlib.Path(cpuinfo).read_text()
-    except OSError:  # not Linux
-        return False
-    family = re.search(r"^cpu family\s*:\s*(\d+)", info, re.MULTILINE)
-    return "AuthenticAMD" in info and family is not None and int(family[1]) >= ZEN_5
-
-
-MKL_IS_SLOW = _mkl_is_slow()
-"""Whether single products by oneDNN are faster than the batched ones that PyTorch makes of several by MKL."""
 
 
 def fits(*tensors: th.Tensor) -> bool:

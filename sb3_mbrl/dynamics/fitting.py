@@ -165,12 +165,12 @@ def check_fit_arguments(arguments: Mapping[str, Any]) -> None:
     """
     lowest = {"batch_size": 1, "max_holdout": 1, "patience": 0, "patience_steps": 0, "max_epochs": 1, "max_gradient_steps": 1}
     for name, value in arguments.items():
-        if name in lowest and not (value is None and name in ("max_epochs", "max_gradient_steps")):
+        if value is None and name in ("max_epochs", "max_gradient_steps"):
+            continue  # no limit
+        if name in lowest:
             check_number(name, value, lowest[name], integer=True)
-    for name in ("holdout_ratio", "min_improvement"):
-        ratio = arguments.get(name, 0.0)
-        if not 0 <= ratio < 1:
-            raise ValueError(f"{name} must lie in [0, 1), got {ratio!r}.")
+        if name in ("holdout_ratio", "min_improvement") and not 0 <= value < 1:
+            raise ValueError(f"{name} must lie in [0, 1), got {value!r}.")
 
 
 class _Snapshot:

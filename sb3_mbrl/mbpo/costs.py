@@ -103,8 +103,9 @@ def _measure(algorithm: Any) -> Costs:
     dynamics = algorithm.dynamics
     algorithm.model_buffer = ModelReplayBuffer(N_TRANSITIONS, dynamics.observation_dim, dynamics.action_dim, algorithm.device)
     algorithm._logger = Logger(folder=None, output_formats=[])
-    to_the_end = {"max_gradient_steps": N_GRADIENT_STEPS, "max_epochs": None, "patience": N_GRADIENT_STEPS}
-    fit_kwargs = {**algorithm.fit_kwargs, **to_the_end, "on_epoch": None}
+    # Nothing else ends it
+    this_long = {"max_gradient_steps": N_GRADIENT_STEPS, "max_epochs": None, "patience": N_GRADIENT_STEPS}
+    fit_kwargs = {**algorithm.fit_kwargs, **this_long, "on_epoch": None}
 
     def imagine() -> None:
         with accelerated(algorithm.policy):

@@ -204,13 +204,16 @@ class ModelBased(LearnsDynamics):
                 self.deterministic_rollout,
                 self.one_member_per_branch,
             )
+        self._check_imagination(stats)
+        self._log_imagination(stats, length, starts[:1024])
+
+    def _check_imagination(self, stats: RolloutStats) -> None:
         if stats.n_transitions == 0:
             raise ValueError(
-                f"Not one of {n_branches} imagined transitions is finite. Look at "
+                f"Not one of {stats.n_branches} imagined transitions is finite. Look at "
                 + ("the learned model's errors, dynamics/ in the log" if self.reward_fn is None else "what reward_fn returns")
                 + ", and at the range of observations and rewards."
             )
-        self._log_imagination(stats, length, starts[:1024])
 
     def _rollout_length(self, num_timesteps: int) -> int:
         return self._adapted_length if isinstance(self._schedule, AdaptiveRolloutLength) else self._schedule(num_timesteps)

@@ -165,6 +165,18 @@ class TestSpaces:
         assert_trained(make_mbpo(Bounded(gym.make("PointMass-v0"))).learn(60))
 
 
+def watching(rule, watched):
+    """The same rule, which appends how many transitions it is given, and their errors."""
+
+    class Watched(AdaptiveRolloutLength):
+        def errors(self, dynamics, trajectories, generator=None, scale=None):
+            errors = super().errors(dynamics, trajectories, generator, scale)
+            watched.append((sum(map(len, trajectories)), errors))
+            return errors
+
+    return Watched(rule.max_length, rule.tolerance)
+
+
 class TestModelOptions:
     @pytest.mark.parametrize("real_ratio, n_real", [(0.0, 0), (0.25, 8), (0.05, 1), (1.0, 32)])
     def test_real_ratio(self, make_mbpo, real_ratio, n_real):
@@ -227,20 +239,13 @@ class TestModelOptions:
         assert len(model.model_buffer) == 3_000
 
     def test_adaptive_length_follows_the_error_on_what_is_new(self, make_mbpo):
-        rule = AdaptiveRolloutLength(4, tolerance=1.0)
-        seen = []
-
-        class Watched(AdaptiveRolloutLength):
-            def errors(self, dynamics, trajectories, generator=None, scale=None):
-                errors = super().errors(dynamics, trajectories, generator, scale)
-                seen.append((sum(map(len, trajectories)), rule.choose(errors)))
-                return errors
-
+        rule, watched = AdaptiveRolloutLength(4, tolerance=1.0), []
         lengths = []
-        model = make_mbpo(rollout_schedule=Watched(4, tolerance=1.0), fit_kwargs={"max_epochs": 100})
+        model = make_mbpo(rollout_schedule=watching(rule, watched), fit_kwargs={"max_epochs": 100})
         model.learn(
             200, callback=lambda *_: lengths.append(model.logger.name_to_value.get("imagination/rollout_length")) or True
         )
+        seen = [(n, rule.choose(errors)) for n, errors in watched]
         # Refits at 41, 91, 141 and 191; before the first there is nothing to measure
         assert [n for n, _ in seen] == [50, 50, 50]
         assert [lengths[step] for step in (42, 92, 142, 192)] == [1, *(length for _, length in seen)]
@@ -248,17 +253,11 @@ class TestModelOptions:
         assert model.model_buffer.capacity == 10 * 1_000 * seen[-1][1]
 
     def test_adaptive_length_of_many_environments_follows_what_is_new(self, make_mbpo):
-        seen = []
-
-        class Watched(AdaptiveRolloutLength):
-            def errors(self, dynamics, trajectories, generator=None, scale=None):
-                errors = super().errors(dynamics, trajectories, generator, scale)
-                seen.append((sum(map(len, trajectories)), len(errors)))
-                return errors
-
-        make_mbpo(make_vec_env("PointMass-v0", 10), rollout_schedule=Watched(15, tolerance=1e6)).learn(200)
+        watched = []
+        schedule = watching(AdaptiveRolloutLength(15, tolerance=1e6), watched)
+        make_mbpo(make_vec_env("PointMass-v0", 10), rollout_schedule=schedule).learn(200)
         # Five steps of each environment since the last fit
-        assert seen == [(50, 5)] * 3
+        assert [(n, len(errors)) for n, errors in watched] == [(50, 5)] * 3
 
     def test_old_imagination_is_forgotten(self, make_mbpo):
         model = make_mbpo(model_retain_steps=60).learn(240)
