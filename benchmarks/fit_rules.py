@@ -2,7 +2,7 @@
 How much fitting a model needs: rules compared along one and the same stream of transitions.
 
     python -m benchmarks.fit_rules --env Hopper-v5 --steps 15000
-    python -m benchmarks.fit_rules --env HalfCheetah-v5 --steps 15000
+    python -m benchmarks.fit_rules --env HalfCheetah-v5 --steps 45000 --start 40000 --rules 'published:' '(default)'
 
 SAC makes the stream, after random actions as MBPO's. Each rule refits one ensemble as the stream comes in, and is judged on
 what comes next, which it has not seen: the error one step ahead relative to that of no model, and ten steps ahead in standard
@@ -78,9 +78,10 @@ def stream(env_id: str, random_steps: int, steps: int, seed: int) -> ReplayBuffe
 
 
 def follow(
-    buffer: ReplayBuffer, env_id: str, random_steps: int, rule: Rule, seed: int
+    buffer: ReplayBuffer, env_id: str, start: int, rule: Rule, seed: int
 ) -> tuple[list[float], list[float], int, float]:
     """
+    :param start: of the stream, that the first fit sees
     :return: errors one and ``HORIZON`` steps ahead on each piece of the stream that the model has not seen, gradient steps,
         seconds of fitting
     """
@@ -95,14 +96,14 @@ def follow(
     )
     everything = real_transitions(buffer, "cpu")
     one_step, later, n_gradient_steps, seconds, fitted, surprise = [], [], 0, 0.0, 0, math.inf
-    for now in range(random_steps, len(everything), PIECE):
+    for now in range(start, len(everything), PIECE):
         due = now - fitted
         if fitted == 0 or (due >= rule.train_freq and surprise > rule.surprise):
             budget = {} if rule.updates_per_step is None else {"max_gradient_steps": int(rule.updates_per_step * due)}
             rows = chosen(now, rule.newest, generator)
-            start = time.perf_counter()
+            before = time.perf_counter()
             report = dynamics.fit(everything[rows], generator, **rule.fit_kwargs, **budget)
-            seconds += time.perf_counter() - start
+            seconds += time.perf_counter() - before
             n_gradient_steps, fitted = n_gradient_steps + report.n_gradient_steps, now
         pieces = unseen(buffer, now, now + PIECE)
         error = one_step_error(dynamics, concatenate(pieces))
@@ -137,19 +138,23 @@ def main() -> None:
     parser.add_argument("--env", default="Hopper-v5")
     parser.add_argument("--random-steps", type=int, default=5_000)
     parser.add_argument("--steps", type=int, default=15_000)
+    parser.add_argument("--start", type=int, help="transitions that the first fit sees; the random ones by default")
+    parser.add_argument("--rules", nargs="+", default=[""], help="parts of the names of those wanted; all by default")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     th.set_num_threads(1)
 
     buffer = stream(args.env, args.random_steps, args.steps, args.seed)
-    print(f"{args.env}, {args.steps} steps, {args.random_steps} of them random, one thread\n")
+    start = args.start or args.random_steps
+    rules = {name: rule for name, rule in RULES.items() if any(part in name for part in args.rules)}
+    print(f"{args.env}, {args.steps} steps, {args.random_steps} of them random, fits from {start} on, one thread\n")
     print(f"| rule | gradient steps | seconds | error of one step | of {HORIZON} steps | in the last quarter | |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    for name, rule in RULES.items():
-        one_step, later, n, seconds = follow(buffer, args.env, args.random_steps, rule, args.seed)
+    for name, rule in rules.items():
+        one_step, later, n, seconds = follow(buffer, args.env, start, rule, args.seed)
         quarter = max(1, len(one_step) // 4)
         means = [np.mean(one_step), np.mean(later), np.mean(one_step[-quarter:]), np.mean(later[-quarter:])]
-        print(f"| {name} | {n} | {seconds:.0f} | " + " | ".join(f"{mean:.3f}" for mean in means) + " |", flush=True)
+        print(f"| {name} | {n} | {seconds:.0f} | " + " | ".join(f"{mean:.4f}" for mean in means) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -178,11 +178,13 @@ SMALL = {"ensemble_size": 2, "n_elites": 1, "net_arch": [16]}
 
 
 def test_rules_are_judged_on_what_they_have_not_seen(monkeypatch, capsys):
-    """A stream of 500 steps, half of them random: one fit, judged once."""
-    monkeypatch.setattr(fit_rules, "RULES", {"a rule": fit_rules.Rule(0.4, dynamics_kwargs=SMALL)})
-    row = printed(monkeypatch, capsys, fit_rules, ["--env", "Pendulum-v1", "--random-steps", "250", "--steps", "500"])
+    """A stream of 750 steps, 250 of them random: one fit on two thirds of it, judged once on the rest."""
+    rule = fit_rules.Rule(0.4, dynamics_kwargs=SMALL)
+    monkeypatch.setattr(fit_rules, "RULES", {"a rule": rule, "another": rule})
+    args = ["--env", "Pendulum-v1", "--random-steps", "250", "--steps", "750", "--start", "500", "--rules", "a rule"]
+    row = printed(monkeypatch, capsys, fit_rules, args)
     name, n_gradient_steps, _, *errors = row.strip("| ").split(" | ")
-    assert (name, n_gradient_steps) == ("a rule", "100")
+    assert (name, n_gradient_steps) == ("a rule", "200")
     assert all(0 < float(error) < 3 for error in errors)
 
 
