@@ -2,7 +2,7 @@
 How much fitting a model needs: rules compared along one and the same stream of transitions.
 
     python -m benchmarks.fit_rules --env Hopper-v5 --steps 15000
-    python -m benchmarks.fit_rules --env HalfCheetah-v5 --steps 45000 --start 40000 --rules 'published:' '(default)'
+    python -m benchmarks.fit_rules --env HalfCheetah-v5 --steps 43000 --start 40000 --rules 'published: every' '(default)'
 
 SAC makes the stream, after random actions as MBPO's. Each rule refits one ensemble as the stream comes in, and is judged on
 what comes next, which it has not seen: the error one step ahead relative to that of no model, and ten steps ahead in standard
