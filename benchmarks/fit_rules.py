@@ -142,11 +142,13 @@ def main() -> None:
     parser.add_argument("--rules", nargs="+", default=[""], help="parts of the names of those wanted; all by default")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    start = args.start or args.random_steps
+    rules = {name: rule for name, rule in RULES.items() if any(part in name for part in args.rules)}
+    if not rules or start >= args.steps:
+        parser.error(f"--rules takes parts of {list(RULES)}, and fits start before --steps {args.steps}.")
     th.set_num_threads(1)
 
     buffer = stream(args.env, args.random_steps, args.steps, args.seed)
-    start = args.start or args.random_steps
-    rules = {name: rule for name, rule in RULES.items() if any(part in name for part in args.rules)}
     print(f"{args.env}, {args.steps} steps, {args.random_steps} of them random, fits from {start} on, one thread\n")
     print(f"| rule | gradient steps | seconds | error of one step | of {HORIZON} steps | in the last quarter | |")
     print("|---|---|---|---|---|---|---|", flush=True)

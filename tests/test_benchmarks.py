@@ -188,6 +188,14 @@ def test_rules_are_judged_on_what_they_have_not_seen(monkeypatch, capsys):
     assert all(0 < float(error) < 3 for error in errors)
 
 
+@pytest.mark.parametrize("args", [["--rules", "no such rule"], ["--start", "15000"]])
+def test_nothing_to_judge_is_said_before_the_stream_is_made(monkeypatch, args):
+    monkeypatch.setattr(fit_rules, "stream", lambda *_: pytest.fail("a stream was made"))
+    monkeypatch.setattr("sys.argv", ["fit_rules", *args])
+    with pytest.raises(SystemExit):
+        fit_rules.main()
+
+
 @pytest.mark.parametrize(
     "when, n_pieces_of_fitting",
     [({}, 3), ({"newest": 100}, 3), ({"train_freq": 500}, 3), ({"train_freq": 750}, 1), ({"surprise": 1e9}, 1)],
