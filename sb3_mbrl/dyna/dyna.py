@@ -28,7 +28,7 @@ from sb3_mbrl.common.types import RewardFn, TerminationFn
 from sb3_mbrl.dynamics.ensemble import check_spaces
 from sb3_mbrl.dynamics.learning import LearnsDynamics
 from sb3_mbrl.envs import LearnedModelVecEnv
-from sb3_mbrl.envs.experience import StartStates, check_n_envs, time_limit
+from sb3_mbrl.envs.experience import HORIZON, StartStates, check_n_envs, time_limit
 from sb3_mbrl.envs.imagination import ImaginationRules
 
 EPISODES_PER_MEMBER = 4
@@ -72,8 +72,8 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
     :param n_imagined_envs: environments in the model
     :param imagined_steps_per_step: imagined steps of the algorithm for each real one, over all imagined environments; at least
         a rollout of an on-policy algorithm in each round
-    :param horizon: steps until an imagined episode is truncated; None: the time limit of the environment. A short one keeps
-        errors from adding up
+    :param horizon: steps until an imagined episode is truncated; None: the time limit of the environment, 1000 if it is not
+        known. A short one keeps errors from adding up
     :param start_states: of imagined episodes: ``"all"`` real states, ``"initial"`` ones, an array or a function, as in
         :meth:`LearnedModelVecEnv.from_algorithm <sb3_mbrl.LearnedModelVecEnv.from_algorithm>`
     :param value_mode: ``"expected"``, ``"pessimistic"`` or ``"optimistic"`` rewards
@@ -193,10 +193,13 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
             raise ValueError(f"imagined_steps_per_step must be at least 1, got {self.imagined_steps_per_step}.")
         if isinstance(self.start_states, str) and self.start_states not in ("all", "initial"):
             raise ValueError(f"start_states must be 'all', 'initial', an array or a function, got {self.start_states!r}.")
-        horizon = time_limit(self.env) if self.horizon is None and self.env is not None else self.horizon
-        ImaginationRules(1 if horizon is None else horizon, **self._rules())
+        ImaginationRules(self._imagined_horizon(), **self._rules())
         if self.value_mode != "expected" and self.reward_fn is not None:
             raise ValueError(f"value_mode={self.value_mode!r} is about a learned reward, but reward_fn is given.")
+
+    def _imagined_horizon(self) -> int:
+        """Steps until an imagined episode is truncated."""
+        return (time_limit(self.env) or HORIZON) if self.horizon is None else self.horizon
 
     def _rules(self) -> dict[str, Any]:
         names = ("value_mode", "uncertainty_penalty", "max_disagreement", "halt_reward")
@@ -243,7 +246,7 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
         """
         :param n_steps: of the algorithm, over all imagined environments
         """
-        self.agent.set_env(self._imagined(self.n_imagined_envs, self.start_states, self.horizon, **self._rules()))
+        self.agent.set_env(self._imagined(self.n_imagined_envs, self.start_states, self._imagined_horizon(), **self._rules()))
         self.agent.set_logger(Logger(None, []))
         stop = _StopWhenNoLongerBetter(self._validate) if isinstance(self.agent, OnPolicyAlgorithm) else None
         before = self.agent.num_timesteps
@@ -318,7 +321,7 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
         n_elites = len(self.dynamics.elites)
         n_envs = n_elites * EPISODES_PER_MEMBER
         starts = "initial" if len(initial_rows(self.replay_buffer)) > 0 else "all"
-        horizon = _known_time_limit(self.env) or self.horizon
+        horizon = time_limit(self.env) or self._imagined_horizon()
         env = self._imagined(n_envs, starts, horizon, norm_reward=False, propagation="tsinf", stagger=False)
         env.seed(0)  # the same starts and noise: what differs is the policy
         obs = env.reset()
@@ -380,6 +383,8 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
     ) -> tuple[int, BaseCallback]:
         if reset_num_timesteps:
             self._episodes_before = 0
+        if self.verbose >= 1 and self.horizon is None and time_limit(self.env) is None:
+            print(f"The time limit of the environment is not known: imagined episodes are truncated after {HORIZON} steps.")
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     # ---------------------------------------------------------------- learn, save and load
@@ -417,13 +422,6 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
         return [name for name in state_dicts if name != "policy"], variables  # the policy is the agent's
-
-
-def _known_time_limit(env: VecEnv | None) -> int | None:
-    try:
-        return time_limit(env)
-    except ValueError:
-        return None
 
 
 class _StopWhenNoLongerBetter(BaseCallback):

@@ -1,6 +1,7 @@
 """Real transitions, and the model, start states and bounds that imagined environments take from them."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -106,11 +107,14 @@ def spec_of(env: VecEnv | None) -> EnvSpec | None:
     return replace(spec, additional_wrappers=tuple(each for each in spec.additional_wrappers if each.name != "Monitor"))
 
 
-def time_limit(env: VecEnv | None) -> int:
+HORIZON = 1_000
+"""Steps until an imagined episode is truncated where the real time limit is not known: that of most MuJoCo tasks."""
+
+
+def time_limit(env: VecEnv | None) -> int | None:
     """
-    :param env: a vector of environments
-    :return: steps after which they truncate an episode
-    :raises ValueError: nothing is known about that
+    :param env: a vector of environments; None: there is none
+    :return: steps after which they truncate an episode; None: not known, for instance because they truncate it themselves
     """
     spec = spec_of(env)
     if spec is not None and spec.max_episode_steps is not None:
@@ -118,9 +122,25 @@ def time_limit(env: VecEnv | None) -> int:
     # gymnasium.wrappers.TimeLimit around an environment without a spec
     if env is not None and env.has_attr("_max_episode_steps"):
         return int(env.get_attr("_max_episode_steps", indices=[0])[0])
-    raise ValueError(
-        "A horizon would follow from the time limit of the real environment, but none is known: pass horizon=, in steps."
-    )
+    return None
+
+
+def horizon_for(env: VecEnv | None) -> int:
+    """
+    :param env: a vector of real environments; None: there is none
+    :return: steps until an imagined episode is truncated: the time limit, or ``HORIZON``, with a warning, if it is not known
+    :raises ValueError: there is no environment to ask
+    """
+    if env is None:
+        raise ValueError("There is no environment to ask for its time limit: pass horizon=, in steps.")
+    limit = time_limit(env)
+    if limit is None:
+        warnings.warn(
+            f"The time limit of the real environment is not known. Imagined episodes are truncated after {HORIZON} steps; "
+            "pass horizon= to choose their length."
+        )
+        return HORIZON
+    return limit
 
 
 def _random_actions(space: spaces.Space, n_envs: int, seed: int | None) -> Any:
@@ -242,7 +262,7 @@ class ImaginedFromExperience:
         :param policy: acts meanwhile: anything with SB3's ``predict``; None: uniformly random actions
         :param start_states: ``"all"``: any observation of the transitions (branched rollouts); ``"initial"``: first
             observations of episodes; raw observations (M, O); or ``f(n, generator) -> (n, O)``
-        :param horizon: steps until truncation; None: the time limit of the real environment
+        :param horizon: steps until truncation; None: the time limit of the real environment, 1000 if it is not known
         :param observation_bounds: lowest and highest prediction; None: the observed range and half of it on either side,
             within the observation space
         :param reward_fn: the reward ``f(obs (B, O), action (B, A), next_obs (B, O)) -> (B,)``, actions in the environment's
@@ -303,7 +323,7 @@ class ImaginedFromExperience:
             dataset tells, which of a replay buffer is the spaces alone: then the termination is learned. Arrays and what
             was collected need it
         :param start_states: as in :meth:`from_env`. An episode begins at the first row, and after a row that ended one
-        :param horizon: steps until truncation; None: the time limit of the real environment
+        :param horizon: steps until truncation; None: the time limit of the real environment, 1000 if it is not known
         :param observation_bounds: as in :meth:`from_env`
         :param reward_fn: as in :meth:`from_env`
         :param termination_fn: as in :meth:`from_env`
@@ -367,7 +387,7 @@ class ImaginedFromExperience:
         generator.seed() if seed is None else generator.manual_seed(seed)
         fit_kwargs = fit_kwargs or {}
         check_spaces(observation_space, action_space)
-        kwargs["horizon"] = time_limit(vec_env) if horizon is None else horizon
+        kwargs["horizon"] = horizon_for(vec_env) if horizon is None else horizon
         cls._check_arguments(env, start_states, kwargs)
         dynamics = ProbabilisticEnsemble(
             observation_space,
@@ -402,7 +422,8 @@ class ImaginedFromExperience:
 
         :param model: a trained ``MBPO``, ``PETS``, or whatever has ``dynamics``, ``replay_buffer`` and ``env``
         :param start_states: as in :meth:`from_env`, from the replay buffer
-        :param horizon: steps until truncation; None: the time limit of the algorithm's environment
+        :param horizon: steps until truncation; None: the time limit of the algorithm's environment, 1000 if it
+            is not known
         :param observation_bounds: lowest and highest prediction; None: the observed range and half of it on either side,
             within the observation space
         :param kwargs: further arguments of the constructor
@@ -417,7 +438,7 @@ class ImaginedFromExperience:
                 "The replay buffer is empty; it is not in the zip of a saved algorithm: model.load_replay_buffer(path). "
                 "Without data, pass model.dynamics and start_states to the constructor."
             )
-        kwargs["horizon"] = time_limit(model.env) if horizon is None else horizon
+        kwargs["horizon"] = horizon_for(model.env) if horizon is None else horizon
         cls._check_arguments(model.env, start_states, kwargs)
         experience = Experience(*read_dataset(buffer, device=dynamics.device))
         return cls._from_experience(model.env, dynamics, experience, start_states, observation_bounds, {}, kwargs)

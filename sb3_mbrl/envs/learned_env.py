@@ -10,7 +10,7 @@ from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbrl.dynamics.model import DynamicsModel
-from sb3_mbrl.envs.experience import Bounds, ImaginedFromExperience, RealEnv, as_vec_env, spec_of, time_limit
+from sb3_mbrl.envs.experience import Bounds, ImaginedFromExperience, RealEnv, as_vec_env, horizon_for, spec_of
 from sb3_mbrl.envs.imagination import Imagination, ImaginationRules, StartFn, to_model
 from sb3_mbrl.envs.rendering import state_setter
 
@@ -33,7 +33,7 @@ class LearnedModelEnv(ImaginedFromExperience, gym.Env[np.ndarray, Any]):
     :param dynamics: a fitted model, or a simulator that starts from observations
     :param start_states: raw observations (M, O) at which episodes begin, drawn uniformly, or ``f(n, generator) -> (n, O)``;
         None: those that 100 resets of the real environment give
-    :param horizon: steps until truncation; None: the time limit of the real environment
+    :param horizon: steps until truncation; None: the time limit of the real environment, 1000 if it is not known
     :param observation_bounds: lowest and highest prediction, (O,) each; None: those of the observation space
     :param rules: further arguments of :class:`~sb3_mbrl.envs.ImaginationRules`: ``propagation``, ``value_mode``,
         ``uncertainty_penalty``, ``max_disagreement``, ...
@@ -53,7 +53,7 @@ class LearnedModelEnv(ImaginedFromExperience, gym.Env[np.ndarray, Any]):
         self.env = gym.make(env) if isinstance(env, str) else env
         if horizon is None:
             with as_vec_env(self.env) as vec_env:
-                horizon = time_limit(vec_env)
+                horizon = horizon_for(vec_env)
         for name in ("observation_space", "action_space"):
             real, of_model = getattr(self.env, name), getattr(dynamics, name)
             if real != of_model:

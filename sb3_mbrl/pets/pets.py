@@ -183,8 +183,8 @@ class PETS(LearnsDynamics, ActsByPlanning, OffPolicyAlgorithm):
         refused = [argument for argument in self.policy_kwargs if argument not in accepted]
         if refused:
             raise ValueError(
-                f"policy_kwargs does not accept {refused} (what follows from PETS's own arguments is set there); it accepts "
-                f"{accepted}."
+                f"policy_kwargs does not accept {refused} (what follows from PETS's own arguments is set there, networks in "
+                f"dynamics_kwargs); it accepts {accepted}."
             )
         if self.action_noise is not None and not isinstance(self.action_space, spaces.Box):
             raise ValueError(f"action_noise is for Box actions, got {self.action_space}. Leave it None.")

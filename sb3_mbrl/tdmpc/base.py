@@ -32,6 +32,9 @@ from sb3_mbrl.tdmpc.policies import CnnPolicy, LatentPolicy, MlpPolicy, MultiInp
 from sb3_mbrl.tdmpc.told import ToldSizes
 from sb3_mbrl.tdmpc.world_model import Sizes
 
+GAMMA = 0.99
+"""Discount where the time limit is not known, from which it would follow: that of most algorithms of SB3."""
+
 SizesT = TypeVar("SizesT", Sizes, ToldSizes)
 
 
@@ -166,13 +169,12 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         check_keywords("planner_kwargs", self.planner_kwargs or {}, MPPI, self._of_the_planner)
 
     def _discount(self) -> float:
-        try:
-            return discount_for(time_limit(self.env))
-        except ValueError as error:
-            raise ValueError(
-                "gamma=None follows from the time limit of the environment, but none is known: pass gamma, for instance 0.99, "
-                "or make the environment with max_episode_steps."
-            ) from error
+        limit = time_limit(self.env)
+        if limit is not None:
+            return discount_for(limit)
+        if self.verbose >= 1:
+            print(f"gamma is {GAMMA}: it would follow from the time limit of the environment, which is not known.")
+        return GAMMA
 
     def _choose_replay_buffer(self) -> None:
         own = DictSequenceReplayBuffer if isinstance(self.observation_space, spaces.Dict) else SequenceReplayBuffer
@@ -381,7 +383,7 @@ _OF_THE_BUFFER = {
 }
 _OF_THE_POLICY = {
     **dict.fromkeys(["observation_space", "action_space"], "env"),
-    **dict.fromkeys(["model_class", "model_kwargs"], "model_size"),
+    **dict.fromkeys(["model_class", "model_kwargs", "net_arch", "n_critics"], "model_size"),
     **dict.fromkeys(["planner", "planner_kwargs", "n_proposals", "seed", "encoder_lr_scale"], "the argument of this name"),
     **{"lr_schedule": "learning_rate", "discount": "gamma", "prior_eps": "optimizer_kwargs"},
 }

@@ -43,8 +43,8 @@ class TDMPC2(LatentAlgorithm):
     :param learning_starts: environment steps of uniform random actions first (paper: five episodes, at least 1000)
     :param batch_size: sequences per update
     :param tau: of the target critics, after each update; None: 0.01 (paper), for the small model 0.03
-    :param gamma: discount; None: (T/5 - 1) / (T/5), in [0.95, 0.995], for episodes truncated after T steps (paper). Pass it
-        where a wrapper outside of the time limit repeats actions: T counts the steps within
+    :param gamma: discount; None: (T/5 - 1) / (T/5), in [0.95, 0.995], for episodes truncated after T steps (paper); 0.99
+        if T is not known. Pass it where a wrapper outside of the time limit repeats actions: T counts the steps within
     :param train_freq: environment steps between two calls of ``train``
     :param gradient_steps: updates in it; -1: as many as environment steps were made (paper: one for each)
     :param action_noise: added to planned actions, which explore by themselves

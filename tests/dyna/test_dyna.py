@@ -55,6 +55,13 @@ def make(algorithm=PPO, policy="MlpPolicy", env="Pendulum-v1", algorithm_kwargs=
     return Dyna(algorithm, policy, env, algorithm_kwargs={"policy_kwargs": {"net_arch": [8]}, **kwargs}, **{**TINY, **changes})
 
 
+def test_where_the_time_limit_is_not_known_the_horizon_is_chosen_aloud(monkeypatch, capsys):
+    monkeypatch.setattr(module, "time_limit", lambda env: None)
+    model = make(horizon=None, verbose=1, learning_starts=10).learn(5)
+    assert "imagined episodes are truncated after 1000 steps" in capsys.readouterr().out
+    assert model._imagined_horizon() == 1_000
+
+
 def make_short_pendulum():
     return Monitor(gym.make("Pendulum-v1", max_episode_steps=15))
 

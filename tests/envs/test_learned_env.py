@@ -142,9 +142,10 @@ def test_a_model_of_another_environment_is_refused(drift_model):
         LearnedModelEnv("Pendulum-v1", drift_model)
 
 
-def test_a_horizon_is_needed_where_there_is_no_time_limit(drift, drift_model):
-    with pytest.raises(ValueError, match="pass horizon="):
-        LearnedModelEnv(drift(), drift_model)
+def test_where_the_time_limit_is_not_known_the_horizon_is_chosen_aloud(drift, drift_model):
+    with pytest.warns(UserWarning, match="truncated after 1000 steps; pass horizon="):
+        env = LearnedModelEnv(drift(), drift_model)
+    assert env.imagination.rules.horizon == 1_000
 
 
 def test_closing_closes_the_real_environment(drift_env, monkeypatch):

@@ -104,7 +104,9 @@ def test_arguments_of_tdmpc(make, changes, message):
         ({"planner_kwargs": {"elites": 3}}, r"planner_kwargs does not accept \['elites'\]; it accepts \[.*'n_elites'"),
         ({"planner_kwargs": {"n_elites": 600}}, "n_elites"),
         ({"planner_kwargs": {"temperature": 0}}, "temperature must be positive, got 0"),
-        ({"policy_kwargs": {"net_arch": [8]}}, r"policy_kwargs does not accept \['net_arch'\]; it accepts"),
+        ({"policy_kwargs": {"unknown": [8]}}, r"policy_kwargs does not accept \['unknown'\]; it accepts"),
+        ({"policy_kwargs": {"net_arch": [8]}}, "policy_kwargs does not accept 'net_arch', which follows from model_size"),
+        ({"policy_kwargs": {"n_critics": 2}}, "policy_kwargs does not accept 'n_critics', which follows from model_size"),
         ({"policy_kwargs": {"seed": 1}}, "policy_kwargs does not accept 'seed', which follows from the argument of this name"),
         ({"policy_kwargs": {"discount": 1}}, "policy_kwargs does not accept 'discount', which follows from gamma"),
         ({"policy_kwargs": {"max_plan_seconds": 0}}, "max_plan_seconds must be positive"),
@@ -200,9 +202,11 @@ def test_dicts_need_a_buffer_of_dicts(make):
         make("tdmpc2", "SliderDict-v0", "MultiInputPolicy", replay_buffer_class=DictSequenceReplayBuffer, buffer_size=1)
 
 
-def test_without_a_time_limit_gamma_is_asked_for(make, kind):
-    with pytest.raises(ValueError, match="gamma=None follows from the time limit .* pass gamma, for instance 0.99"):
-        make(kind, Blank())
+def test_without_a_time_limit_gamma_is_099_and_said(make, kind, capsys):
+    assert make(kind, Blank()).gamma == 0.99
+    assert "gamma" not in capsys.readouterr().out
+    assert make(kind, Blank(), verbose=1).policy.objective.discount == 0.99
+    assert "gamma is 0.99: it would follow from the time limit" in capsys.readouterr().out
     assert make(kind, Blank(), gamma=0.9).gamma == 0.9
 
 
