@@ -1,29 +1,59 @@
-"""Files that are either the old one or the new one, never half of one."""
+"""Files that are either the old one or the new one, never half of one, whoever else writes beside."""
 
 import os
 import pathlib
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows has no advisory locks: what a killed process leaves is not removed there
+    fcntl = None  # type: ignore[assignment]
+
+_WORK = ".sb3_mbrl-"
+"""What the names of files and folders begin with that a process is working on; its id and a random number follow."""
 
 
 def write_atomically(path: str | pathlib.Path, content: bytes) -> None:
     """
-    Write beside the target, flush to disk, rename: a kill at any moment leaves the old file or the new one.
+    Write beside the target, flush to disk, rename: a kill at any moment leaves the old file or the new one. Several threads
+    or processes may write to one path: each reader sees the whole content of one of them.
 
-    :param path: the file; its folder is created if needed
+    :param path: the file; its folder is created if needed. A link is followed, and a file that is replaced keeps its mode
     :param content: the whole content
+    :raises ValueError: ``path`` is a folder or a device, or a file stands where its folder should be
     """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    target = pathlib.Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise ValueError(f"{path} is a {'folder' if target.is_dir() else 'device'}. Pass the name of a file.")
+    make_folder(target.parent)
+    with new_file(target.parent) as file:
+        if target.exists():  # before there is anything to read in it
+            os.chmod(file.name, stat.S_IMODE(target.stat().st_mode))
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        if fcntl is None:  # Windows does not rename a file that is open
+            file.close()
+        os.replace(file.name, target)
+    sync_folder(target.parent)
+
+
+def make_folder(path: pathlib.Path) -> None:
+    """
+    :param path: folder that is created, with those above it, unless it is there
+    :raises ValueError: a file is in its place
+    """
     try:
-        with open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)  # on a full disk it would only make matters worse
-        raise
-    sync_folder(path.parent)
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(
+            f"{path} cannot be made a folder: a file is in its place, or in that of a folder above it."
+        ) from error
 
 
 def sync_folder(path: pathlib.Path) -> None:
@@ -37,3 +67,65 @@ def sync_folder(path: pathlib.Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+# ---------------------------------------------------------------- work in progress
+
+
+@contextmanager
+def new_file(folder: pathlib.Path) -> Iterator[IO[bytes]]:
+    """
+    A file of a name that nobody else uses, to be renamed; otherwise it is removed in the end. What processes left that were
+    killed is removed first.
+
+    :param folder: where the file is made
+    """
+    _remove_leftovers(folder)
+    file = _open_and_lock(folder)
+    try:
+        with file:
+            yield file
+    finally:
+        pathlib.Path(file.name).unlink(missing_ok=True)  # on a full disk it would only make matters worse
+
+
+@contextmanager
+def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """
+    A folder of a name that nobody else uses, removed in the end with what is still in it. What processes left that were
+    killed is removed first.
+
+    :param folder: where the folder is made
+    """
+    with new_file(folder) as file:  # whose lock tells that somebody works in the folder
+        work = pathlib.Path(file.name).with_suffix(".work")
+        work.mkdir()
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _open_and_lock(folder: pathlib.Path) -> IO[bytes]:
+    """The system takes the lock away when the process ends, however it ends and on whatever machine it runs."""
+    while True:
+        file = open(folder / f"{_WORK}{os.getpid()}-{secrets.token_hex(4)}.tmp", "xb")
+        if fcntl is None:
+            return file
+        with suppress(OSError):  # some network file systems have no locks: there, nothing is ever taken for a leftover
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+        if os.path.exists(file.name):
+            return file
+        file.close()  # another process took it for a leftover in the moment before it was locked
+
+
+def _remove_leftovers(folder: pathlib.Path) -> None:
+    if fcntl is None:
+        return
+    for path in folder.glob(f"{_WORK}*.tmp"):
+        with suppress(OSError), open(path, "r+b") as file:  # to write, as locks need on network file systems
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if somebody works on it
+            path.unlink()
+    for work in folder.glob(f"{_WORK}*.work"):
+        if not work.with_suffix(".tmp").exists():
+            shutil.rmtree(work, ignore_errors=True)
