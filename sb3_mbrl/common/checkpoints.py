@@ -21,6 +21,7 @@ import torch as th
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn
@@ -51,12 +52,14 @@ class ExactCheckpoints(OffPolicyAlgorithm):
 
     def _checkpoint_extras(self) -> dict[str, Any]:
         """State that neither ``save`` nor the replay buffer holds: tensors, numbers and strings, in dicts and lists."""
-        return {}
+        return {"gsde_noise": {name: _noise_of(gsde) for name, gsde in _gsde_distributions(self.policy).items()}}
 
     def _restore_checkpoint_extras(self, extras: dict[str, Any]) -> None:
         """
         :param extras: what :meth:`_checkpoint_extras` returned, tensors on the device of the model
         """
+        for name, gsde in _gsde_distributions(self.policy).items():
+            vars(gsde).update(extras["gsde_noise"][name])
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -313,6 +316,17 @@ class ExactCheckpointCallback(BaseCallback):
     def _on_training_end(self) -> None:
         if self.model._checkpoint_due is not None:
             self.model.save_checkpoint(self.model._checkpoint_due)
+
+
+def _gsde_distributions(policy: th.nn.Module) -> dict[str, StateDependentNoiseDistribution]:
+    """By the name of the module that holds them: the actor, or the policy itself."""
+    distributions = {name: getattr(module, "action_dist", None) for name, module in policy.named_modules()}
+    return {name: each for name, each in distributions.items() if isinstance(each, StateDependentNoiseDistribution)}
+
+
+def _noise_of(gsde: StateDependentNoiseDistribution) -> dict[str, th.Tensor]:
+    """The noise matrices, which are no parameters and which SB3 draws anew when it loads."""
+    return {name: getattr(gsde, name).detach() for name in ("exploration_mat", "exploration_matrices")}
 
 
 def restore_generator(generator: th.Generator, state: th.Tensor) -> None:

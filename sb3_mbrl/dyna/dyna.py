@@ -58,7 +58,9 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
     Logged beside the real ``rollout/ep_rew_mean``: ``imagination/return_mean``, the undiscounted return that the model
     promises the policy, over episodes of the real time limit from real first states; ``imagination/gap``, how much more that
     was than what the episodes that followed in reality returned; ``imagination/alarm``, 1 where they part, by more than
-    three standard deviations of the imagined returns and a fifth of their mean: the model is being exploited.
+    three standard deviations of the imagined returns and a fifth of their mean: the model is being exploited. Where the
+    environment does not tell its time limit, the longest of the latest real episodes takes its place; until one has ended,
+    and where a longer one follows, nothing is compared.
 
     :param algorithm_class: of Stable-Baselines3, sb3-contrib or yours, on- or off-policy
     :param policy: of the algorithm
@@ -161,7 +163,8 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
         self.halt_reward = halt_reward
         self._agent_zip = b""  # while it is saved
         self._agent_state: Any = None  # of a recurrent policy
-        self._promised: tuple[float, float] | None = None  # imagined return of the policy that acts now, mean and std
+        # Imagined return of the policy that acts now: mean, std, and the steps that it is summed over
+        self._promised: tuple[float, float, int] | None = None
         self._episodes_before = 0  # of the real run, when the last round ended
 
         if _init_setup_model:
@@ -254,9 +257,8 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
             self.agent.learn(n_steps, callback=stop, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
         self._end_trajectories()
 
-        returns = self._imagined_returns(deterministic=False)
-        self._promised = (float(returns.mean()), float(returns.std()))
-        self._log({"imagination/n_steps": self.agent.num_timesteps - before, "imagination/return_mean": self._promised[0]})
+        self._log({"imagination/n_steps": self.agent.num_timesteps - before})
+        self._promise()
         for name, value in self.agent.logger.name_to_value.items():
             self.logger.record(f"agent/{name}", value)
 
@@ -310,10 +312,11 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
 
     def _validate(self) -> np.ndarray:
         """Mean return of the policy on each elite, (n_elites,)."""
-        return self._imagined_returns(deterministic=True).mean(axis=1)
+        return self._imagined_returns(time_limit(self.env) or self._imagined_horizon(), deterministic=True).mean(axis=1)
 
-    def _imagined_returns(self, deterministic: bool) -> np.ndarray:
+    def _imagined_returns(self, horizon: int, deterministic: bool) -> np.ndarray:
         """
+        :param horizon: steps until an episode is truncated
         :param deterministic: whether the policy explores
         :return: of whole episodes from real first states, neither penalised nor normalised, (n_elites, EPISODES_PER_MEMBER)
         """
@@ -321,7 +324,6 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
         n_elites = len(self.dynamics.elites)
         n_envs = n_elites * EPISODES_PER_MEMBER
         starts = "initial" if len(initial_rows(self.replay_buffer)) > 0 else "all"
-        horizon = time_limit(self.env) or self._imagined_horizon()
         env = self._imagined(n_envs, starts, horizon, norm_reward=False, propagation="tsinf", stagger=False)
         env.seed(0)  # the same starts and noise: what differs is the policy
         obs = env.reset()
@@ -357,13 +359,33 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
 
     # ---------------------------------------------------------------- reality
 
+    def _promise(self) -> None:
+        """What the model promises for the policy that acts from now on, over episodes as long as the real ones."""
+        length = self._episode_length()
+        if length is None:
+            self._promised = None
+            return
+        returns = self._imagined_returns(length, deterministic=False)
+        self._promised = (float(returns.mean()), float(returns.std()), length)
+        self._log({"imagination/return_mean": self._promised[0]})
+
+    def _episode_length(self) -> int | None:
+        """
+        :return: the time limit; where none is known, as the environment truncates itself, the longest of the latest episodes;
+            None: there is none yet
+        """
+        assert self.ep_info_buffer is not None
+        return time_limit(self.env) or max((int(episode["l"]) for episode in self.ep_info_buffer), default=None)
+
     def _compare_with_reality(self) -> None:
         """What the model promised for the policy, beside what the episodes since then returned."""
         assert self.ep_info_buffer is not None
         n_episodes = min(self._episode_num - self._episodes_before, len(self.ep_info_buffer))
-        if self._promised is not None and n_episodes > 0:
-            mean, std = self._promised
-            gap = mean - float(np.mean([episode["r"] for episode in list(self.ep_info_buffer)[-n_episodes:]]))
+        episodes = list(self.ep_info_buffer)[-n_episodes:] if n_episodes > 0 else []
+        # A longer episode than any before it cannot be compared: the promise covers fewer steps
+        if self._promised is not None and 0 < max((episode["l"] for episode in episodes), default=0) <= self._promised[2]:
+            mean, std, _ = self._promised
+            gap = mean - float(np.mean([episode["r"] for episode in episodes]))
             alarm = gap > 3 * std + 0.2 * abs(mean)
             self._log({"imagination/gap": gap, "imagination/alarm": float(alarm)})
             if alarm and self.verbose >= 1:
@@ -404,7 +426,7 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
             self._agent_zip = b""
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "agent", "_agent_state"]
+        return [*super()._excluded_save_params(), "agent"]
 
     def _checkpoint_extras(self) -> dict[str, Any]:
         extras = super()._checkpoint_extras()
@@ -418,6 +440,14 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
         if "agent_buffer" in extras:
             self.agent.replay_buffer = pickle.loads(extras["agent_buffer"].cpu().numpy().tobytes())  # type: ignore[attr-defined]
             self.agent.replay_buffer.device = self.agent.device  # type: ignore[attr-defined]
+
+    def _random_state(self) -> dict[str, Any]:
+        # Until a checkpoint is loaded, agent and environment share one action space: pickled together, its stream stays one
+        return {**super()._random_state(), "agent_action_space": self.agent.action_space._np_random}
+
+    def _restore_random_state(self, state: dict[str, Any]) -> None:
+        super()._restore_random_state(state)
+        self.agent.action_space._np_random = state["agent_action_space"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()

@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sb3_mbrl import Dyna, LearnedModelVecEnv
 from sb3_mbrl.dyna import dyna as module
+from sb3_mbrl.envs.experience import time_limit
 
 ON_POLICY = {"n_steps": 16, "batch_size": 16, "n_epochs": 1}
 OFF_POLICY = {"learning_starts": 16, "batch_size": 8, "buffer_size": 500}
@@ -171,15 +172,58 @@ def test_rules_reach_the_imagined_environments():
 def test_a_promise_that_reality_does_not_keep_raises_the_alarm(capsys):
     model = make(verbose=1)
     model._logger = Logger(None, [])
-    model.ep_info_buffer, model._episode_num, model._promised = [{"r": -500.0}, {"r": -700.0}], 2, (-100.0, 50.0)
+    model.ep_info_buffer = [{"r": -500.0, "l": 15}, {"r": -700.0, "l": 15}]
+    model._episode_num, model._promised = 2, (-100.0, 50.0, 15)
     model._compare_with_reality()
     assert model.logger.name_to_value["imagination/gap"] == 500.0
     assert model.logger.name_to_value["imagination/alarm"] == 1.0
     assert "promised a return of -100, reality gave -600" in capsys.readouterr().out
 
-    model._episode_num, model._promised = 4, (-550.0, 50.0)
+    model._episode_num, model._promised = 4, (-550.0, 50.0, 15)
     model._compare_with_reality()
     assert model.logger.name_to_value["imagination/alarm"] == 0.0
+
+
+class TruncatesItself(gym.Env):
+    """Each step costs 1; after 20 steps the environment truncates the episode, without telling its time limit."""
+
+    observation_space = gym.spaces.Box(-1.0, 1.0, (1,))
+    action_space = gym.spaces.Box(-1.0, 1.0, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.n_steps = 0
+        return self.np_random.uniform(-1.0, 1.0, 1).astype(np.float32), {}
+
+    def step(self, action):
+        self.n_steps += 1
+        return self.np_random.uniform(-1.0, 1.0, 1).astype(np.float32), -1.0, False, self.n_steps >= 20, {}
+
+
+def test_a_promise_covers_as_many_steps_as_the_episodes_it_is_compared_with(monkeypatch):
+    monkeypatch.setattr(module, "time_limit", time_limit)
+    model = make(env=TruncatesItself(), horizon=10).learn(130, log_interval=1_000)
+    assert model._promised[2] == 20
+    assert abs(model.logger.name_to_value["imagination/gap"]) < 2
+    assert model.logger.name_to_value["imagination/alarm"] == 0.0
+
+
+def test_nothing_is_promised_before_an_episode_has_shown_how_long_it_is(monkeypatch):
+    monkeypatch.setattr(module, "time_limit", time_limit)
+    model = make(env=TruncatesItself(), learning_starts=10, model_train_freq=10, n_imagined_envs=1)
+    monkeypatch.setattr("sb3_mbrl.dynamics.learning.MIN_FIT_TRANSITIONS", 10)
+    model.learn(15, log_interval=1_000)
+    assert model.dynamics.is_fitted and model._promised is None
+    assert not {"imagination/return_mean", "imagination/alarm"} & model.logger.name_to_value.keys()
+
+
+def test_an_episode_longer_than_the_promise_is_not_compared():
+    model = make()
+    model._logger = Logger(None, [])
+    model.ep_info_buffer = [{"r": -100.0, "l": 10}, {"r": -300.0, "l": 30}]
+    model._episode_num, model._promised = 2, (-100.0, 1.0, 10)
+    model._compare_with_reality()
+    assert model.logger.name_to_value == {}
 
 
 def test_validation_plays_each_member_to_the_end(monkeypatch):
@@ -187,11 +231,11 @@ def test_validation_plays_each_member_to_the_end(monkeypatch):
     seen = []
     step = model.dynamics.step
     monkeypatch.setattr(model.dynamics, "step", lambda *args: (seen.append(args[3].clone()), step(*args))[1])
-    returns = model._imagined_returns(deterministic=True)
+    returns = model._imagined_returns(15, deterministic=True)
     assert returns.shape == (2, 2) and len(seen) == 15
     assert th.equal(seen[0], model.dynamics.elites.repeat_interleave(2))
     # The same starts and noise each time: only the policy can make a difference
-    assert np.array_equal(model._imagined_returns(deterministic=True), returns)
+    assert np.array_equal(model._imagined_returns(15, deterministic=True), returns)
 
 
 @pytest.mark.parametrize("better, n_validations", [(0.6, 2), (0.8, 4)])
@@ -240,14 +284,26 @@ def test_an_algorithm_that_cannot_act_here_says_so():
         make(DQN, env="Pendulum-v1", algorithm_kwargs={})
 
 
-@pytest.mark.parametrize(("algorithm", "kwargs"), [(PPO, ON_POLICY), (SAC, OFF_POLICY)])
-def test_a_checkpoint_goes_on_bit_for_bit(tmp_path, algorithm, kwargs):
-    whole = make(algorithm, algorithm_kwargs=kwargs).learn(250)
-    half = make(algorithm, algorithm_kwargs=kwargs).learn(130)
+GSDE = {"use_sde": True, "sde_sample_freq": 4}
+RESUMED = {
+    "PPO": (PPO, "MlpPolicy", ON_POLICY),
+    "SAC": (SAC, "MlpPolicy", OFF_POLICY),
+    "PPO with gSDE": (PPO, "MlpPolicy", {**ON_POLICY, **GSDE}),
+    "SAC with gSDE": (SAC, "MlpPolicy", {**OFF_POLICY, **GSDE}),
+    "SAC that still acts at random": (SAC, "MlpPolicy", {**OFF_POLICY, "learning_starts": 150}),
+    "RecurrentPPO": (RecurrentPPO, "MlpLstmPolicy", {**ON_POLICY, "policy_kwargs": {"lstm_hidden_size": 8}}),
+}
+
+
+@pytest.mark.parametrize(("algorithm", "policy", "kwargs"), RESUMED.values(), ids=RESUMED)
+def test_a_checkpoint_goes_on_bit_for_bit(tmp_path, algorithm, policy, kwargs):
+    whole = make(algorithm, policy, algorithm_kwargs=kwargs).learn(250)
+    half = make(algorithm, policy, algorithm_kwargs=kwargs).learn(130)
     half.save_checkpoint(tmp_path)
     resumed = Dyna.load_checkpoint(tmp_path, env="Pendulum-v1", device="cpu").learn(120, reset_num_timesteps=False)
     assert resumed.agent.num_timesteps == whole.agent.num_timesteps
     assert np.array_equal(weights(resumed), weights(whole))
+    assert np.array_equal(resumed.replay_buffer.actions, whole.replay_buffer.actions)
 
 
 def test_an_n_step_return_does_not_go_on_over_the_end_of_a_round():
