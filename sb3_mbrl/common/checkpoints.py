@@ -7,12 +7,11 @@ import pathlib
 import pickle
 import random
 import re
-import shutil
 import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from typing import Any, TypeVar
 
@@ -27,11 +26,13 @@ from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn
 
 from sb3_mbrl.common.env_state import restore_env_state, save_env_state
-from sb3_mbrl.common.files import sync_folder, write_atomically
+from sb3_mbrl.common.files import make_folder, new_folder, sync_folder, write_atomically
 
 SelfExactCheckpoints = TypeVar("SelfExactCheckpoints", bound="ExactCheckpoints")
 
 _FORMAT = "sb3_mbrl.checkpoint.1"
+_FILES = ("model.zip", "replay_buffer.pkl", "extras.pth", "environment.pkl", "random.pkl")
+"""Of a checkpoint, without the manifest: each of them always."""
 _ALGORITHM_ENTRY = "_sb3_mbrl_algorithm"
 """Entry of a saved zip that names the algorithm; Stable-Baselines3 passes over it."""
 
@@ -75,14 +76,16 @@ class ExactCheckpoints(OffPolicyAlgorithm):
         ``SubprocVecEnv`` and those with a simulator that Python cannot look into (Box2D) are not stored: they are reset
         when the checkpoint is loaded. Callbacks and loggers are not part of a checkpoint either.
 
-        Atomic: killed at any moment, the folder holds the last complete checkpoint. Older ones are then deleted.
+        Atomic: killed at any moment, the folder holds the last complete checkpoint. Older ones are then deleted. Several
+        processes may save to one folder, such as a job that was queued again beside its old self: the one that was completed
+        last is kept.
 
         :param folder: created if needed; other files in it are left alone
+        :raises ValueError: a file is in the place of the folder
         """
         with _new_version(pathlib.Path(folder)) as version:
             self.save(version / "model.zip")
-            if self.replay_buffer is not None:
-                _write_replay_buffer(version / "replay_buffer.pkl", self.replay_buffer)
+            _write_replay_buffer(version / "replay_buffer.pkl", self.replay_buffer)
             extras = io.BytesIO()
             th.save(self._checkpoint_extras(), extras)
             write_atomically(version / "extras.pth", extras.getvalue())
@@ -95,8 +98,9 @@ class ExactCheckpoints(OffPolicyAlgorithm):
                 "algorithm": _algorithm_name(type(self)),
                 "num_timesteps": self.num_timesteps,
                 "n_envs": self.n_envs,
-                "files": {path.name: _fingerprint(path) for path in sorted(version.iterdir())},
+                "files": {name: _fingerprint(version / name) for name in _FILES},
             }
+            manifest["crc32"] = _checksum_of_json(manifest)
             write_atomically(version / "manifest.json", json.dumps(manifest, indent=4).encode())
         self._checkpoint_due = None
 
@@ -110,8 +114,9 @@ class ExactCheckpoints(OffPolicyAlgorithm):
         **kwargs: Any,
     ) -> SelfExactCheckpoints:
         """
-        Load the newest checkpoint of a folder; go on with ``learn(n, reset_num_timesteps=False)``. The random streams of
-        this process (Python, NumPy, PyTorch) are set to where they were. It unpickles: load only what you trust.
+        Load the newest complete checkpoint of a folder, also while others save to it; go on with ``learn(n,
+        reset_num_timesteps=False)``. The random streams of this process (Python, NumPy, PyTorch) are set to where they were.
+        It unpickles: load only what you trust.
 
         :param folder: where :meth:`save_checkpoint` saved
         :param env: an environment made and wrapped like the one that was saved (untrained ``VecNormalize`` included: its
@@ -123,29 +128,30 @@ class ExactCheckpoints(OffPolicyAlgorithm):
         :raises ValueError: no checkpoint there; it is damaged, or of another algorithm; ``env`` has other spaces, another
             number of environments or other wrappers
         """
-        version, manifest = _newest_version(pathlib.Path(folder))
-        _check_algorithm(cls, manifest["algorithm"], version)
-        if env is not None:
-            env = cls._wrap_env(maybe_make_env(env, verbose=0))
-            if env.num_envs != manifest["n_envs"]:
-                raise ValueError(
-                    f"The checkpoint was saved with {manifest['n_envs']} environments, the one given has {env.num_envs}. Pass "
-                    f"a VecEnv of {manifest['n_envs']}, e.g. make_vec_env(..., n_envs={manifest['n_envs']})."
-                )
-        model = cls.load(version / "model.zip", env=env, device=device, force_reset=False, **kwargs)
-        if "replay_buffer.pkl" in manifest["files"]:
-            model._adopt_replay_buffer(_unpickle(version / "replay_buffer.pkl"))
-        model._restore_checkpoint_extras(th.load(version / "extras.pth", map_location=model.device, weights_only=True))
-        if model.env is not None:
-            model._restore_env(_unpickle(version / "environment.pkl"), force_reset)
-        # Last: everything above may draw, and SB3's load seeds all streams anew
-        model._restore_random_state(_unpickle(version / "random.pkl"))
-        model._goes_on = True
-        return model
+        with _newest_version(pathlib.Path(folder)) as (manifest, files):
+            _check_algorithm(cls, manifest["algorithm"], folder)
+            if env is not None:
+                env = cls._wrap_env(maybe_make_env(env, verbose=0))
+                if env.num_envs != manifest["n_envs"]:
+                    raise ValueError(
+                        f"The checkpoint was saved with {manifest['n_envs']} environments, the one given has {env.num_envs}. "
+                        f"Pass a VecEnv of {manifest['n_envs']}, e.g. make_vec_env(..., n_envs={manifest['n_envs']})."
+                    )
+            model = cls.load(files["model.zip"], env=env, device=device, force_reset=False, **kwargs)
+            model._adopt_replay_buffer(_unpickle(files["replay_buffer.pkl"]))
+            extras = th.load(files["extras.pth"], map_location=model.device, weights_only=True)
+            model._restore_checkpoint_extras(extras)
+            if model.env is not None:
+                model._restore_env(_unpickle(files["environment.pkl"]), force_reset)
+            # Last: everything above may draw, and SB3's load seeds all streams anew
+            model._restore_random_state(_unpickle(files["random.pkl"]))
+            model._goes_on = True
+            return model
 
-    def _adopt_replay_buffer(self, replay_buffer: ReplayBuffer) -> None:
+    def _adopt_replay_buffer(self, replay_buffer: ReplayBuffer | None) -> None:
         self.replay_buffer = replay_buffer
-        replay_buffer.device = self.device
+        if replay_buffer is not None:
+            replay_buffer.device = self.device
 
     def _restore_env(self, state: dict[str, Any] | None, force_reset: bool) -> None:
         assert self.env is not None
@@ -252,7 +258,8 @@ class ExactCheckpoints(OffPolicyAlgorithm):
         :return: new model instance with loaded parameters
         :raises ValueError: the file is damaged, or was saved by another algorithm
         """
-        _check_algorithm(cls, _algorithm_in_zip(path), path)
+        name = getattr(path, "name", path)
+        _check_algorithm(cls, _algorithm_in_zip(path), name)
         if isinstance(env, str):
             env = maybe_make_env(env, verbose=0)
         try:
@@ -263,7 +270,7 @@ class ExactCheckpoints(OffPolicyAlgorithm):
             if not stumbled and "in loading state_dict" not in str(error):
                 raise
             raise ValueError(
-                f"{path} does not fit the arguments that it is loaded with, or another version of {cls.__name__} saved "
+                f"{name} does not fit the arguments that it is loaded with, or another version of {cls.__name__} saved "
                 f"it: {error.__context__ if stumbled else error}"
             ) from error
 
@@ -389,20 +396,34 @@ def _zip_path(path: pathlib.Path) -> pathlib.Path:
 @contextmanager
 def _new_version(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """A new folder for the files of a checkpoint, which takes the place of the older versions once it is complete."""
-    folder.mkdir(parents=True, exist_ok=True)
-    older = _versions(folder)
-    beside = folder / ".saving"
-    shutil.rmtree(beside, ignore_errors=True)  # of a save that was killed
-    beside.mkdir()
-    try:
-        yield beside
-        sync_folder(beside)
-        beside.rename(folder / f"checkpoint-{max(older, default=0) + 1:08d}")
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    sync_folder(folder)
-    for version in older.values():
-        shutil.rmtree(version, ignore_errors=True)
+    make_folder(folder)
+    with new_folder(folder) as work:
+        complete = work / "complete"
+        complete.mkdir()
+        yield complete
+        sync_folder(complete)
+        number = _add_version(folder, complete)
+        sync_folder(folder)
+        # Only what is older than this one: of several processes that save here, none deletes the newest. They are moved away
+        # first, since a process that loads must not find half of one
+        for older, version in _versions(folder).items():
+            if older < number:
+                with suppress(OSError):  # another process was first
+                    version.rename(work / version.name)
+
+
+def _add_version(folder: pathlib.Path, complete: pathlib.Path) -> int:
+    """Rename it to the number after the last, or after that which another process has just taken."""
+    number = 0
+    while True:
+        number = max([number, *_versions(folder)]) + 1
+        version = folder / f"checkpoint-{number:08d}"
+        try:
+            complete.rename(version)
+            return number
+        except OSError:  # never does it replace a folder with files in it
+            if not version.exists():
+                raise
 
 
 def _versions(folder: pathlib.Path) -> dict[int, pathlib.Path]:
@@ -410,43 +431,72 @@ def _versions(folder: pathlib.Path) -> dict[int, pathlib.Path]:
     return {int(path.name.removeprefix("checkpoint-")): path for path in folders}
 
 
-def _newest_version(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
-    """:raises ValueError: there is none, or it is not as it was saved"""
-    versions = _versions(folder) if folder.is_dir() else {}
-    if len(versions) == 0:
-        raise ValueError(f"There is no checkpoint in {folder}. Pass the folder that was given to save_checkpoint.")
-    version = versions[max(versions)]
+@contextmanager
+def _newest_version(folder: pathlib.Path) -> Iterator[tuple[dict[str, Any], dict[str, io.BufferedReader]]]:
+    """
+    The manifest, and the other files, open: they can be read to the end although a newer version takes their place.
+
+    :raises ValueError: there is none, or it is not as it was saved
+    """
+    with ExitStack() as stack:
+        version, files = _open_newest(folder, stack)
+        try:
+            manifest = json.loads(files.pop("manifest.json").read())
+            if manifest["format"] != _FORMAT:
+                raise ValueError(f"format {manifest['format']!r} instead of {_FORMAT!r}")
+            if manifest.pop("crc32") != _checksum_of_json(manifest) or set(manifest["files"]) != set(_FILES):
+                raise ValueError("manifest.json not as saved")
+            changed = [name for name, file in files.items() if _fingerprint(file) != manifest["files"][name]]
+            if changed:
+                raise ValueError(f"{', '.join(changed)} not as saved")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise _damaged(version, error) from error
+        yield manifest, files
+
+
+def _open_newest(folder: pathlib.Path, stack: ExitStack) -> tuple[pathlib.Path, dict[str, io.BufferedReader]]:
+    while True:
+        versions = _versions(folder) if folder.is_dir() else {}
+        if len(versions) == 0:
+            raise ValueError(f"There is no checkpoint in {folder}. Pass the folder that was given to save_checkpoint.")
+        version = versions[max(versions)]
+        try:
+            return version, {name: stack.enter_context(open(version / name, "rb")) for name in (*_FILES, "manifest.json")}
+        except OSError as error:
+            if version.exists():
+                raise _damaged(version, error) from error
+            # Another process has saved a newer one in this moment
+
+
+def _damaged(version: pathlib.Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"{version} is damaged or was not written by save_checkpoint ({type(error).__name__}: {error}). Restore it from a copy."
+    )
+
+
+def _fingerprint(file: io.BufferedReader | pathlib.Path) -> dict[str, int]:
+    """Of a file that is open, which is at its beginning afterwards, or of one by its path."""
+    if isinstance(file, pathlib.Path):
+        with open(file, "rb") as opened:
+            return _fingerprint(opened)
+    checksum = size = 0
+    while chunk := file.read(1 << 20):
+        checksum, size = zlib.crc32(chunk, checksum), size + len(chunk)
+    file.seek(0)
+    return {"size": size, "crc32": checksum}
+
+
+def _checksum_of_json(data: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(data, sort_keys=True).encode())
+
+
+def _unpickle(file: io.BufferedReader) -> Any:
     try:
-        manifest = json.loads((version / "manifest.json").read_text())
-        if manifest["format"] != _FORMAT:
-            raise ValueError(f"format {manifest['format']!r} instead of {_FORMAT!r}")
-        changed = [name for name, saved in manifest["files"].items() if _fingerprint(version / name) != saved]
-        if changed:
-            raise ValueError(f"{', '.join(changed)} not as saved")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{version} is damaged or was not written by save_checkpoint ({type(error).__name__}: {error}). Restore it from a "
-            "copy."
-        ) from error
-    return version, manifest
-
-
-def _fingerprint(path: pathlib.Path) -> dict[str, int]:
-    checksum = 0
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            checksum = zlib.crc32(chunk, checksum)
-    return {"size": path.stat().st_size, "crc32": checksum}
-
-
-def _unpickle(path: pathlib.Path) -> Any:
-    try:
-        with open(path, "rb") as file:
-            return pickle.load(file)
+        return pickle.load(file)
     except (AttributeError, ImportError) as error:
         raise ValueError(
-            f"{path} holds an object of a class that is not here ({error}). Import the module that defines it, or define it "
-            "in this script, before loading."
+            f"{file.name} holds an object of a class that is not here ({error}). Import the module that defines it, or define "
+            "it in this script, before loading."
         ) from error
 
 
@@ -485,8 +535,12 @@ def pickle_replay_buffer(replay_buffer: ReplayBuffer) -> bytes:
     return content.getvalue()
 
 
-def _write_replay_buffer(path: pathlib.Path, replay_buffer: ReplayBuffer) -> None:
+def _write_replay_buffer(path: pathlib.Path, replay_buffer: ReplayBuffer | None) -> None:
+    """Beside files of the same checkpoint alone: it is not atomic, but needs no second copy in memory."""
     with open(path, "wb") as file:
-        _ReplayBufferPickler(file, replay_buffer).dump(replay_buffer)
+        if replay_buffer is None:
+            pickle.dump(None, file)
+        else:
+            _ReplayBufferPickler(file, replay_buffer).dump(replay_buffer)
         file.flush()
         os.fsync(file.fileno())

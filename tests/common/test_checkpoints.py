@@ -12,9 +12,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+import threading
+from concurrent.futures import Future
 
 import numpy as np
+import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO, SAC
@@ -22,6 +24,7 @@ from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_mbrl.common import checkpoints
 from sb3_mbrl.common.checkpoints import ExactCheckpointCallback, ExactCheckpoints
 
 
@@ -61,22 +64,55 @@ def make_model(cls=ExactSAC, env="Pendulum-v1", **changes):
     return cls("MlpPolicy", env, **{**TINY, **changes})
 
 
-def save_for_ever(folder):
-    """What the process that gets killed does."""
+class Dead(BaseException):
+    """No code runs after a kill: neither ``except Exception`` nor a clean-up does."""
+
+
+def die_at(monkeypatch, call, die=None):
+    """The process dies at the given call to the file system, and stays dead."""
+    calls = itertools.count(1)
+
+    def deadly(function):
+        def wrapper(*args, **kwargs):
+            if next(calls) >= call:
+                (die or raise_dead)()
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    for module, name in ((os, "fsync"), (os, "replace"), (os, "rename"), (os, "mkdir"), (shutil, "rmtree"), (os, "open")):
+        monkeypatch.setattr(module, name, deadly(getattr(module, name)))
+
+
+def raise_dead():
+    raise Dead
+
+
+def kill_at_every_call(folder):
+    """Children of this process save, and the system kills each one call to the file system later than the one before."""
     th.set_num_threads(1)
     model = make_model().learn(20)
-    for number in itertools.count(100):
-        model.num_timesteps = model.replay_buffer.pos = number
-        print("saving", number, flush=True)
-        model.save_checkpoint(folder)
-        print("saved", number, flush=True)
+    model.save_checkpoint(folder)
+    for call in itertools.count(1):
+        model.num_timesteps = model.replay_buffer.pos = 20 + call
+        child = os.fork()
+        if child == 0:
+            die_at(pytest.MonkeyPatch(), call, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            model.save_checkpoint(folder)
+            os._exit(0)
+        killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        loaded = ExactSAC.load_checkpoint(folder)
+        assert loaded.num_timesteps == loaded.replay_buffer.pos
+        assert loaded.num_timesteps == 20 + call or killed
+        if not killed:
+            break
+    assert call > 15
+    assert len(os.listdir(folder)) == 1
 
 
 if __name__ == "__main__":
-    save_for_ever(sys.argv[1])
+    kill_at_every_call(sys.argv[1])
 
-
-import pytest  # noqa: E402  the process above does without
 
 FILES = ["model.zip", "replay_buffer.pkl", "extras.pth", "environment.pkl", "random.pkl", "manifest.json"]
 
@@ -119,8 +155,8 @@ class TestFolder:
     def test_strangers_and_leftovers(self, trained, saved):
         (saved / "notes.txt").write_text("mine")
         (saved / "checkpoint-best").mkdir()
-        (saved / ".saving").mkdir()
-        (saved / ".saving" / "model.zip").write_text("half")
+        (saved / ".sb3_mbrl-1-0a0b0c0d.work").mkdir()  # of a save that was killed
+        (saved / ".sb3_mbrl-1-0a0b0c0d.work" / "model.zip").write_text("half")
         assert ExactSAC.load_checkpoint(saved).num_timesteps == 20
         trained.save_checkpoint(str(saved))
         assert sorted(os.listdir(saved)) == ["checkpoint-00000002", "checkpoint-best", "notes.txt"]
@@ -176,6 +212,12 @@ class TestRoundTrip:
 
 
 class TestReplayBuffer:
+    def test_there_is_none(self, tmp_path):
+        model = make_model().learn(20)
+        model.replay_buffer = None
+        model.save_checkpoint(tmp_path)
+        assert ExactSAC.load_checkpoint(tmp_path).replay_buffer is None
+
     def test_room_on_disk(self, tmp_path):
         model = make_model(buffer_size=1_000_000).learn(20)
         model.save_checkpoint(tmp_path)
@@ -235,6 +277,26 @@ class TestBadCheckpoints:
         with pytest.raises(ValueError, match=f"is damaged or was not written .*{name}|manifest|JSON|UTF|utf"):
             ExactSAC.load_checkpoint(saved, env="Pendulum-v1")
 
+    def test_a_bit_of_the_manifest(self, saved):
+        file = only_version(saved) / "manifest.json"
+        content = file.read_bytes()
+        for bit in range(0, 8 * len(content), 7):
+            changed = bytearray(content)
+            changed[bit // 8] ^= 1 << bit % 8
+            file.write_bytes(changed)
+            with pytest.raises(ValueError, match="is damaged"):
+                ExactSAC.load_checkpoint(saved)
+
+    @pytest.mark.parametrize("name", FILES[:-1])
+    def test_a_manifest_without_one_of_its_files(self, saved, name):
+        file = only_version(saved) / "manifest.json"
+        manifest = json.loads(file.read_text())
+        del manifest["files"][name], manifest["crc32"]
+        manifest["crc32"] = checkpoints._checksum_of_json(manifest)
+        file.write_text(json.dumps(manifest))
+        with pytest.raises(ValueError, match="is damaged"):
+            ExactSAC.load_checkpoint(saved)
+
     def test_no_such_folder(self, tmp_path):
         with pytest.raises(ValueError, match=r"no checkpoint in .*nowhere\. Pass the folder"):
             ExactSAC.load_checkpoint(tmp_path / "nowhere")
@@ -274,26 +336,6 @@ class TestBadCheckpoints:
             ExactSAC.load_checkpoint(saved)
 
 
-class Dead(BaseException):
-    """No code runs after a kill: neither ``except Exception`` nor a clean-up does."""
-
-
-def die_at(monkeypatch, call):
-    """The process dies at the given call to the file system, and stays dead."""
-    calls = itertools.count(1)
-
-    def deadly(function):
-        def wrapper(*args, **kwargs):
-            if next(calls) >= call:
-                raise Dead
-            return function(*args, **kwargs)
-
-        return wrapper
-
-    for module, name in ((os, "fsync"), (os, "replace"), (os, "rename"), (os, "mkdir"), (shutil, "rmtree"), (os, "open")):
-        monkeypatch.setattr(module, name, deadly(getattr(module, name)))
-
-
 def test_dying_at_every_call_to_the_file_system(tmp_path):
     model = make_model().learn(20)
     model.save_checkpoint(tmp_path)
@@ -316,18 +358,90 @@ def test_dying_at_every_call_to_the_file_system(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no kill -9")
-@pytest.mark.parametrize("after", [0.03, 0.11, 0.2])
-def test_killed_at_a_random_moment(tmp_path, after):
-    with subprocess.Popen([sys.executable, __file__, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
-        lines = iter(process.stdout.readline, "")
-        read = [next(lines) for _ in range(2)]
-        time.sleep(after)
-        process.send_signal(signal.SIGKILL)
-        read += list(lines)
-    begun, done = ([int(line.split()[1]) for line in read if line.startswith(f"{what} ")] for what in ("saving", "saved"))
-    loaded = ExactSAC.load_checkpoint(tmp_path, env="Pendulum-v1")
-    assert done[-1] <= loaded.num_timesteps <= begun[-1]
-    assert loaded.replay_buffer.pos == loaded.num_timesteps
+def test_killed_at_every_call_to_the_file_system(tmp_path):
+    subprocess.run([sys.executable, __file__, str(tmp_path)], check=True)
+
+
+class TestSeveralProcesses:
+    """Threads stand for them: nothing in a process knows of its other saves."""
+
+    def test_two_saves_that_are_complete_at_the_same_time(self, tmp_path, monkeypatch):
+        both_are_complete = threading.Barrier(2, timeout=60)
+        rename = os.rename
+
+        def rename_together(source, target):
+            if target == tmp_path / "checkpoint-00000001":
+                both_are_complete.wait()
+            rename(source, target)
+
+        monkeypatch.setattr(os, "rename", rename_together)
+        savers = [save_in_thread(make_model().learn(steps), tmp_path) for steps in (12, 15)]
+        assert [saver.result() for saver in savers] == [None, None]
+        assert only_version(tmp_path).name == "checkpoint-00000002"
+        assert ExactSAC.load_checkpoint(tmp_path).num_timesteps in (12, 15)
+
+    def test_a_save_that_is_overtaken_does_not_delete_the_newer_one(self, tmp_path, monkeypatch):
+        slow, fast = make_model().learn(12), make_model().learn(15)
+        extras, rename = ExactSAC._checkpoint_extras, os.rename
+
+        def overtaken(self):
+            if self is slow:
+                fast.save_checkpoint(tmp_path)
+            return extras(self)
+
+        def overtaken_again(source, target):
+            rename(source, target)
+            if target == tmp_path / "checkpoint-00000002":
+                fast.save_checkpoint(tmp_path)
+
+        monkeypatch.setattr(ExactSAC, "_checkpoint_extras", overtaken)
+        monkeypatch.setattr(os, "rename", overtaken_again)
+        slow.save_checkpoint(tmp_path)
+        assert only_version(tmp_path).name == "checkpoint-00000003"
+        assert ExactSAC.load_checkpoint(tmp_path).num_timesteps == 15
+
+    @pytest.mark.parametrize("step", ["listed", "opened"])
+    def test_what_is_replaced_while_it_is_loaded(self, trained, tmp_path, monkeypatch, step):
+        make_model().save_checkpoint(tmp_path)
+        name = {"listed": "_versions", "opened": "_unpickle"}[step]
+        function = getattr(checkpoints, name)
+
+        def then_another_saves(argument):
+            result = function(argument)
+            monkeypatch.undo()
+            trained.save_checkpoint(tmp_path)
+            return result
+
+        monkeypatch.setattr(checkpoints, name, then_another_saves)
+        loaded = ExactSAC.load_checkpoint(tmp_path)
+        assert loaded.num_timesteps == loaded.replay_buffer.pos == (20 if step == "listed" else 0)
+        assert only_version(tmp_path).name == "checkpoint-00000002"
+
+    def test_savers_and_a_loader_for_a_while(self, tmp_path):
+        models = [make_model(buffer_size=20).learn(steps) for steps in (12, 15)]
+        models[0].save_checkpoint(tmp_path)
+        savers = [save_in_thread(model, tmp_path, times=10) for model in models]
+        while not all(saver.done() for saver in savers):
+            loaded = ExactSAC.load_checkpoint(tmp_path)
+            assert loaded.num_timesteps == loaded.replay_buffer.pos
+        assert [saver.result() for saver in savers] == [None, None]
+        models[0].save_checkpoint(tmp_path)
+        assert len(os.listdir(tmp_path)) == 1
+
+
+def save_in_thread(model, folder, times=1):
+    future = Future()
+
+    def save():
+        try:
+            for _ in range(times):
+                model.save_checkpoint(folder)
+            future.set_result(None)
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=save).start()
+    return future
 
 
 class TestCallback:
