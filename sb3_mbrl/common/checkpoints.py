@@ -470,7 +470,8 @@ def _open_newest(folder: pathlib.Path, stack: ExitStack) -> tuple[pathlib.Path, 
 
 def _damaged(version: pathlib.Path, error: Exception) -> ValueError:
     return ValueError(
-        f"{version} is damaged or was not written by save_checkpoint ({type(error).__name__}: {error}). Restore it from a copy."
+        f"{version} is damaged or was not written by save_checkpoint ({type(error).__name__}: {error}). Restore it from a "
+        "copy."
     )
 
 
