@@ -45,7 +45,7 @@ class ModelBased(LearnsDynamics):
         since the last one; of the first fit, since the beginning. None: every fit runs to its end (paper)
     :param rollouts_per_step: imagined branches per environment step (paper: 400)
     :param rollout_schedule: imagined steps per branch: an integer; ``(start, end, min_length, max_length)`` in environment
-        steps, warm-up included (paper: linear from epoch 20 to 150, ``(20_000, 150_000, 1, 15)`` on Hopper); or an
+        steps, warm-up included (paper's code on Hopper: ``(20_000, 150_000, 1, 15)``, warm-up not counted); or an
         :class:`~sb3_mbrl.dynamics.AdaptiveRolloutLength` or its arguments as a dict, which measures how far the model can be
         trusted
     :param model_retain_steps: the model buffer keeps the imagined transitions of this many environment steps (paper: 1000)

@@ -26,7 +26,8 @@ from sb3_mbrl.mpc import ActsByPlanning, MPCPolicy
 SelfPETS = TypeVar("SelfPETS", bound="PETS")
 
 ENSEMBLE = {"ensemble_size": 5, "n_elites": 5, "net_arch": (200, 200, 200)}
-"""PETS's: all members step the model; three layers of 200 units (its pusher; 500 for its cartpole and reacher)."""
+"""PETS's: all members step the model; three layers of 200 units (its pusher; its cartpole has 3 x 500, its reacher and its
+HalfCheetah 4 x 200)."""
 
 _SET_HERE = {"model", "planner", "horizon", "planner_kwargs", "replan_freq", "discount", "n_particles"}
 _SET_HERE |= {"propagation", "vec_normalize", "seed"}

@@ -29,7 +29,8 @@ __all__ = [
     "make_planner",
 ]
 
-# PDDM's numbers (https://arxiv.org/abs/1909.11652): horizon 7 for the hand, beta 0.6 to 0.9, kappa 10 and more
+# PDDM (https://arxiv.org/abs/1909.11652). Its code has horizon 7, beta 0.6 or 0.7 and kappa 0.5 (valve), 10 (cube) or 20 (two
+# balls) for hands, and horizon 20, beta 0.9 or 0.7 and kappa 1 (cheetah) or 10 (ant) for walkers
 _pddm: dict[str, Any] = {
     "horizon": 7,
     "population_size": 700,

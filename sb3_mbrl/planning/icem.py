@@ -2,6 +2,7 @@
 
 import torch as th
 
+from sb3_mbrl.common.arguments import check_number
 from sb3_mbrl.common.random import Generators
 from sb3_mbrl.planning.cem import check_elites, check_momentum
 from sb3_mbrl.planning.noise import colored_noise
@@ -19,8 +20,8 @@ class ICEM(SamplingPlanner):
     :param n_iterations: iterations (iCEM: 3)
     :param momentum: share of the old mean and standard deviation that is kept (iCEM: 0.1)
     :param init_std: standard deviation of each new plan (iCEM: 0.5)
-    :param noise_beta: exponent of the noise's power spectrum 1 / f^beta: 0 is white, larger is smoother (iCEM: 0.25 for
-        HalfCheetah, 2 for HumanoidStandup, 2.5 to 3.5 for robot hands and arms; with learned models 0.25 to 2.5)
+    :param noise_beta: exponent of the noise's power spectrum 1 / f^beta, in [0, 10]: 0 is white, larger is smoother (iCEM:
+        0.25 for HalfCheetah, 2 for HumanoidStandup, 2.5 to 3.5 for robot hands and arms; with learned models 0.25 to 2.5)
     :param population_decay: each iteration has this many times fewer candidates, twice ``n_elites`` at least (iCEM: 1.25)
     :param elite_reuse: share of the elites kept for the next iteration, and shifted for the next step (iCEM: 0.3)
     :param smoothing: see :class:`~sb3_mbrl.planning.planner.SamplingPlanner`
@@ -43,6 +44,7 @@ class ICEM(SamplingPlanner):
         super().__init__(horizon, n_iterations, population_size, init_std, smoothing)
         check_elites(n_elites, population_size)
         check_momentum(momentum)
+        check_number("noise_beta", noise_beta, lowest=0, highest=10)
         if population_decay < 1:
             raise ValueError(f"population_decay must be at least 1 (1 keeps the population), got {population_decay}.")
         if not 0 <= elite_reuse <= 1:
@@ -56,7 +58,7 @@ class ICEM(SamplingPlanner):
 
     def _sample(self, search: Search, iteration: int, generator: Generators) -> th.Tensor:
         n = max(int(self.population_size / self.population_decay**iteration), 2 * self.n_elites)
-        samples = self._smooth(self._draw(search, n + self.n_kept_elites, generator), search.start)
+        samples = self._smooth_samples(search, n + self.n_kept_elites, generator)
         samples, instead = samples[:, :n], samples[:, n:]
         if iteration == 0:  # shifted elites of the last step with a new last action; there are none in a new episode
             shifted = th.cat([search.elites[:, :, :-1], instead[:, :, -1:]], dim=2)
@@ -71,7 +73,7 @@ class ICEM(SamplingPlanner):
     def _draw(self, search: Search, n: int, generator: Generators) -> th.Tensor:
         n_envs, horizon, action_dim = search.mean.shape
         noise = colored_noise((n_envs, n, horizon, action_dim), self.noise_beta, generator, search.mean.device)
-        return (search.mean.unsqueeze(1) + search.std.unsqueeze(1) * noise).clamp(-1, 1)
+        return search.mean.unsqueeze(1) + search.std.unsqueeze(1) * noise
 
     def _update(self, search: Search, candidates: th.Tensor, values: th.Tensor) -> None:
         elites, elite_values = elites_of(candidates, values, self.n_elites)

@@ -59,7 +59,7 @@ class MPPI(SamplingPlanner):
     def _draw(self, search: Search, n: int, generator: Generators) -> th.Tensor:
         n_envs, horizon, action_dim = search.mean.shape
         noise = randn((n_envs, n, horizon, action_dim), generator, search.mean.device)
-        return (search.mean.unsqueeze(1) + search.std.unsqueeze(1) * noise).clamp(-1, 1)
+        return search.mean.unsqueeze(1) + search.std.unsqueeze(1) * noise
 
     def _update(self, search: Search, candidates: th.Tensor, values: th.Tensor) -> None:
         if self.n_elites is not None:

@@ -163,7 +163,8 @@ class SamplingPlanner(Planner):
     :param population_size: N, candidates sampled in a round
     :param init_std: standard deviation of the samples in the first round, in the unit of actions in [-1, 1]
     :param smoothing: in [0, 1): a candidate's action is ``(1 - smoothing) * sample + smoothing * action before``, beginning
-        with the action that was executed last; PDDM's 1 - beta
+        with the action that was executed last, or 0 where an episode begins; clipped to the bounds afterwards. PDDM's
+        1 - beta
     :raises ValueError: a number is out of its range
     """
 
@@ -212,11 +213,15 @@ class SamplingPlanner(Planner):
 
     def _sample(self, search: Search, iteration: int, generator: Generators) -> th.Tensor:
         """Candidates of an iteration, (B, N, H, A)."""
-        return self._smooth(self._draw(search, self.population_size, generator), search.start)
+        return self._smooth_samples(search, self.population_size, generator)
+
+    def _smooth_samples(self, search: Search, n: int, generator: Generators) -> th.Tensor:
+        """Samples of the search distribution, filtered over time, then clipped to the bounds, (B, n, H, A)."""
+        return self._smooth(self._draw(search, n, generator), search.start).clamp(-1, 1)
 
     @abstractmethod
     def _draw(self, search: Search, n: int, generator: Generators) -> th.Tensor:
-        """Samples of the search distribution, (B, n, H, A)."""
+        """Samples of the search distribution, (B, n, H, A); they may lie beyond the bounds."""
 
     @abstractmethod
     def _update(self, search: Search, candidates: th.Tensor, values: th.Tensor) -> None:
@@ -237,8 +242,8 @@ class SamplingPlanner(Planner):
     def _smooth(self, samples: th.Tensor, start: PlannerState) -> th.Tensor:
         if self.smoothing == 0:
             return samples
-        # Nothing was executed before the first action of an episode
-        before = th.where(_like(start.started, samples[:, :, 0]), start.previous.unsqueeze(1), samples[:, :, 0])
+        # An episode begins with 0: the action that was executed last belongs to another episode
+        before = th.where(_like(start.started, start.previous), start.previous, 0.0).unsqueeze(1)
         actions = []
         for sample in samples.unbind(dim=2):
             before = (1 - self.smoothing) * sample + self.smoothing * before

@@ -47,6 +47,13 @@ def test_acts_at_random_then_plans(make_pets):
     assert model.dynamics.is_fitted and model.policy.last_plan is not None
 
 
+def test_the_ensemble_is_that_of_the_table_of_fidelity():
+    dynamics = PETS("MPCPolicy", "Slider-v0", device="cpu").dynamics
+    assert (dynamics.ensemble_size, dynamics.n_elites, dynamics.net_arch) == (5, 5, (200, 200, 200))
+    assert dynamics.normalize_targets and dynamics.nll_beta == 0.5
+    assert dynamics.weight_decay == pytest.approx((2.5e-5, 7 / 12 * 1e-4, 7.5e-5, 1e-4))
+
+
 def test_refits_when_it_is_time(make_pets, monkeypatch):
     for aggregate, fits in ((True, [51, 76, 101]), (False, [51])):
         model, seen = make_pets(aggregate=aggregate), []

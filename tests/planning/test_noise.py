@@ -43,12 +43,23 @@ def periodogram(sample):
     return (th.fft.rfft(sample, dim=2).abs() ** 2).mean(dim=(0, 1, 3)) / sample.shape[2]
 
 
-@pytest.mark.parametrize("beta", BETAS)
-@pytest.mark.parametrize("horizon", [1, 2, 3, 12, 15])
-def test_every_step_has_mean_zero_and_unit_variance(beta, horizon):
+# Standard deviations of 40 000 samples of colorednoise 2.2.0, by horizon, for each beta
+PUBLISHED_STD = {
+    2: {0.25: 1.9993, 1.0: 2.0002, 2.0: 2.0001, 3.5: 2.0072},
+    3: {0.25: 1.2207, 1.0: 1.2197, 2.0: 1.2252, 3.5: 1.2240},
+    12: {0.25: 1.0766, 1.0: 1.1109, 2.0: 1.1577, 3.5: 1.2021},
+    15: {0.25: 1.0445, 1.0: 1.0894, 2.0: 1.1545, 3.5: 1.2052},
+    30: {0.25: 1.0348, 1.0: 1.0742, 2.0: 1.1494, 3.5: 1.2010},
+}
+
+
+@pytest.mark.parametrize("horizon", PUBLISHED_STD)
+@pytest.mark.parametrize("beta", [0.25, 1.0, 2.0, 3.5])
+def test_every_step_has_mean_zero_and_the_standard_deviation_of_the_published_noise(beta, horizon):
     sample = colored_noise((2, 5000, horizon, 3), beta, seeded(), "cpu")
-    th.testing.assert_close(sample.mean(dim=(0, 1, 3)), th.zeros(horizon), atol=0.03, rtol=0)
-    th.testing.assert_close(sample.var(dim=(0, 1, 3)), th.ones(horizon), atol=0.05, rtol=0)
+    expected = th.full((horizon,), PUBLISHED_STD[horizon][beta])
+    th.testing.assert_close(sample.mean(dim=(0, 1, 3)), th.zeros(horizon), atol=0.05, rtol=0)
+    th.testing.assert_close(sample.std(dim=(0, 1, 3)), expected, atol=0, rtol=0.025)
 
 
 @pytest.mark.parametrize("beta", BETAS)
@@ -79,7 +90,16 @@ def test_without_color_or_without_time_it_is_white(horizon, beta):
 
 def test_a_beta_close_to_zero_is_nearly_white():
     power = periodogram(colored_noise((1, 4000, 12, 3), 1e-6, seeded(), "cpu"))
-    th.testing.assert_close(power, th.ones(7), atol=0.06, rtol=0)
+    # Of a variance of 1, the published scale leaves out the mean and half of the fastest wave: 10.5 of 12 twelfths remain
+    th.testing.assert_close(power, th.full((7,), 12 / 10.5), atol=0.06, rtol=0)
+
+
+@pytest.mark.parametrize("horizon", [2, 7, 30, 1000])
+def test_the_largest_beta_is_one_slow_wave(horizon):
+    sample = colored_noise((1, 2000, horizon, 1), 10.0, seeded(), "cpu")
+    assert sample.isfinite().all()
+    power = periodogram(sample)
+    assert power[:2].sum() / power.sum() > 0.99
 
 
 # ---------------------------------------------------------------- both

@@ -3,6 +3,7 @@
 import math
 import time
 
+import numpy as np
 import pytest
 import torch as th
 from hypothesis import given, settings
@@ -358,6 +359,8 @@ def test_gradient_planner_refuses_what_has_no_gradient():
 @pytest.mark.parametrize("name", SAMPLING)
 def test_smoothing_follows_the_recursion(name):
     """The candidates of a smooth planner are those of a rough one, filtered over time from the last action on."""
+    # So small that no sample is clipped, which comes after the filter
+    small = {} if name == "random_shooting" else {"init_std": 0.15}
 
     def first_candidates(smoothing, started):
         seen = []
@@ -366,7 +369,7 @@ def test_smoothing_follows_the_recursion(name):
             seen.append(actions)
             return actions.sum(dim=(2, 3))
 
-        planner = planner_of(name, smoothing=smoothing, n_iterations=2)
+        planner = planner_of(name, smoothing=smoothing, n_iterations=2, **small)
         state = planner.initial_state(1, ACTION_DIM)
         state = state._replace(previous=th.full_like(state.previous, 0.5), started=th.tensor([started]))
         planner.plan(score, state, generators(0))
@@ -377,8 +380,54 @@ def test_smoothing_follows_the_recursion(name):
     for t in range(HORIZON):
         before = 0.6 * rough[:, t] + 0.4 * before
         th.testing.assert_close(smooth[:, t], before)
-    # Nothing was executed before an episode
-    th.testing.assert_close(first_candidates(0.4, False)[:, 0], rough[:, 0])
+    # Nothing was executed before an episode: it begins with 0, whatever was executed in another one
+    th.testing.assert_close(first_candidates(0.4, False)[:, 0], 0.6 * rough[:, 0])
+
+
+def pddm_in_numpy(mean, noise, values, previous, beta, sigma, kappa):
+    """PDDM's plan, (H, A), of N candidates with noise (N, H, A): filtered, clipped, and weighted by their values."""
+    candidates = np.empty_like(noise)
+    for t in range(len(mean)):
+        before = previous if t == 0 else candidates[:, t - 1]
+        candidates[:, t] = beta * (mean[t] + sigma * noise[:, t]) + (1 - beta) * before
+    candidates = candidates.clip(-1, 1)
+    weights = np.exp(kappa * (values(candidates) - values(candidates).max()))
+    return candidates, (weights[:, None, None] * candidates).sum(axis=0) / weights.sum()
+
+
+@pytest.mark.parametrize(("started", "previous"), [(False, 0.0), (True, 0.9)])
+def test_pddm_is_the_published_planner(started, previous):
+    """Against plain NumPy: samples are filtered before they are clipped, from the action executed last, or 0."""
+    seen, target = [], targets(1)
+
+    def score(actions):
+        seen.append(actions)
+        return near(target)(actions)
+
+    planner = planner_of("pddm")
+    state = planner.initial_state(1, ACTION_DIM)
+    state = state._replace(mean=0.5 * target, previous=th.full_like(state.previous, 0.9), started=th.tensor([started]))
+    plan = planner.plan(score, state, generators(0))
+    noise = th.randn(700, HORIZON, ACTION_DIM, generator=generators(0)[0]).double().numpy()
+    candidates, mean = pddm_in_numpy(
+        (0.5 * target[0]).double().numpy(),
+        noise,
+        lambda plans: -((plans - target[0].double().numpy()) ** 2).sum(axis=(1, 2)),
+        previous,
+        beta=0.7,
+        sigma=0.9,
+        kappa=10,
+    )
+    np.testing.assert_allclose(seen[0][0], candidates, atol=1e-5)
+    np.testing.assert_allclose(plan.actions[0], mean, atol=1e-5)
+
+
+def test_many_actions_of_pddm_lie_on_the_bounds():
+    """As in the published code at an episode's start; clipped before they are filtered, 5.8 % lay beyond 0.95."""
+    seen = []
+    planner = make_planner("pddm")
+    planner.plan(lambda plans: (seen.append(plans), plans.sum(dim=(2, 3)))[1], planner.initial_state(1, 24), generators(0))
+    assert (seen[0].abs() > 0.95).float().mean().item() == pytest.approx(0.148, abs=0.005)
 
 
 def test_where_all_plans_are_equal_icem_keeps_its_mean():
@@ -419,6 +468,11 @@ def test_the_time_budget_is_kept(name):
         (lambda: ICEM(n_elites=0), "n_elites must lie between 1"),
         (lambda: ICEM(population_decay=0.5), "population_decay must be at least 1"),
         (lambda: ICEM(elite_reuse=1.5), "elite_reuse is a share"),
+        (lambda: ICEM(noise_beta=math.nan), "noise_beta must be a number of at least 0 and at most 10, got nan"),
+        (lambda: ICEM(noise_beta=math.inf), "noise_beta must be a number of at least 0 and at most 10, got inf"),
+        (lambda: ICEM(noise_beta=100), "noise_beta must be a number of at least 0 and at most 10, got 100"),
+        (lambda: ICEM(noise_beta=-1), "noise_beta must be a number of at least 0 and at most 10, got -1"),
+        (lambda: make_planner("icem", discrete=True, noise_beta=-1), "noise_beta must be a number of at least 0"),
         (lambda: CEM(momentum=1.0), "momentum is the share"),
         (lambda: MPPI(temperature=0), "temperature must be positive"),
         (lambda: MPPI(std_bounds=(2, 1)), "std_bounds must be None or"),
