@@ -15,6 +15,7 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import MaybeCallback
 
+from sb3_mbrl.common.buffers import whole_rows
 from sb3_mbrl.common.callbacks import ModelProgressBarCallback
 from sb3_mbrl.common.checkpoints import ExactCheckpoints, restore_generator
 
@@ -55,7 +56,8 @@ class ModelAlgorithm(ExactCheckpoints):
         infos: list[dict[str, Any]],
     ) -> None:
         self._check_finite(new_obs, reward, dones, infos)
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        with whole_rows(replay_buffer):
+            super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
         self._last_episode_starts = dones  # for policies with a state
 
     def _with_noise(self, actions: np.ndarray, action_noise: ActionNoise | None) -> tuple[np.ndarray, np.ndarray]:
@@ -85,7 +87,6 @@ class ModelAlgorithm(ExactCheckpoints):
         checked = {"observation": _finite_rows(obs, self.n_envs), "last observation": last, "reward": np.isfinite(reward)}
         for name, finite in checked.items():
             if not finite.all():
-                self._last_obs = None  # what follows is not its successor: the next learn() resets the environment
                 raise ValueError(
                     f"Environment {int(np.argmin(finite))} returned a {name} that is NaN or infinite at step "
                     f"{self.num_timesteps}. It was not stored; the model and the replay buffer are intact. Mend the "

@@ -1,5 +1,7 @@
 """The imagined transitions, and a view that mixes them with the real ones."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -80,9 +82,10 @@ class ModelReplayBuffer:
         if capacity == self.capacity:
             return
         kept = self._ordered()[-capacity:]
-        self.capacity, self.pos, self.full = capacity, len(kept) % capacity, len(kept) == capacity
-        self.rows = th.empty(capacity if len(kept) > 0 else 0, sum(self.widths), device=self.device)
-        self.rows[: len(kept)] = kept
+        rows = th.empty(capacity if len(kept) > 0 else 0, sum(self.widths), device=self.device)
+        rows[: len(kept)] = kept
+        # At once, so that an interrupt leaves no rows that were never written
+        self.rows, self.capacity, self.pos, self.full = rows, capacity, len(kept) % capacity, len(kept) == capacity
 
     def _ordered(self) -> th.Tensor:
         if not self.full:
@@ -227,6 +230,44 @@ def real_transitions(buffer: ReplayBuffer, device: th.device | str) -> Transitio
         flat(buffer.rewards).squeeze(1),
         th.tensor(terminated.reshape(-1) > 0.5, device=device),
     )
+
+
+def end_trajectories(buffer: ReplayBuffer | None) -> None:
+    """
+    Marks the episodes under way as truncated, because what is stored next is not their continuation: otherwise n-step
+    returns and imagination from first states would join the two.
+
+    :param buffer: SB3's replay buffer, or a user's, which may have no time limits
+    """
+    if buffer is not None and buffer.size() > 0 and hasattr(buffer, "timeouts"):
+        last = buffer.pos - 1
+        running = buffer.dones[last] == 0
+        buffer.timeouts[last, running], buffer.dones[last] = 1, 1
+
+
+@contextmanager
+def whole_rows(buffer: ReplayBuffer) -> Iterator[None]:
+    """
+    Around ``add``: an exception or Ctrl-C in the middle of it would leave a full buffer with a row that is half the oldest
+    transition and half the newest. The oldest one comes back.
+
+    :param buffer: SB3's replay buffer, or a user's with further arrays
+    """
+    row, arrays = buffer.pos, _arrays(buffer) if buffer.full else []
+    before = [np.copy(array[row]) for array in arrays]
+    try:
+        yield
+    except BaseException:
+        if buffer.pos == row:
+            for array, values in zip(arrays, before, strict=True):
+                array[row] = values
+        raise
+
+
+def _arrays(buffer: ReplayBuffer) -> list[np.ndarray]:
+    """Those with a row for each step that the buffer has room for; of Dict observations one for each key."""
+    held = [part for each in vars(buffer).values() for part in (each.values() if isinstance(each, dict) else [each])]
+    return [each for each in held if isinstance(each, np.ndarray) and each.shape[:1] == (buffer.buffer_size,)]
 
 
 def initial_rows(buffer: ReplayBuffer) -> np.ndarray:

@@ -21,10 +21,12 @@ from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
+from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn
 
+from sb3_mbrl.common.buffers import end_trajectories
 from sb3_mbrl.common.env_state import restore_env_state, save_env_state
 from sb3_mbrl.common.files import make_folder, new_folder, sync_folder, write_atomically
 
@@ -186,12 +188,15 @@ class ExactCheckpoints(OffPolicyAlgorithm):
         # After the updates and before gSDE draws its noise: here a run can be cut without a trace
         if self._checkpoint_due is not None:
             self.save_checkpoint(self._checkpoint_due)
-        rollout = super().collect_rollouts(*args, **kwargs)
-        if not rollout.continue_training:
-            # A callback stopped before the last transition was stored: what follows is not the successor of _last_obs, so
-            # the next learn() starts a new episode
-            self._last_obs = None
-        return rollout
+        rollout = None
+        try:
+            rollout = super().collect_rollouts(*args, **kwargs)
+            return rollout
+        finally:
+            if rollout is None or not rollout.continue_training:
+                # A callback, an exception or Ctrl-C stopped before the last transition was stored: what the environments
+                # return next is not the successor of _last_obs, so the next learn() starts new episodes
+                self._last_obs = None
 
     def _setup_learn(
         self,
@@ -202,12 +207,33 @@ class ExactCheckpoints(OffPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         keep_noise = self._goes_on and not reset_num_timesteps and self.num_timesteps > 0
+        self._fit_to_environments()
+        if reset_num_timesteps or self._last_obs is None:  # SB3 resets the environments, wherever their episodes stand
+            end_trajectories(self.replay_buffer)
         action_noise = deepcopy(self.action_noise)
         start = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if keep_noise:  # SB3 resets it at each learn(); the run that goes on would not have
             self.action_noise = action_noise
         self._goes_on = False
         return start
+
+    def _fit_to_environments(self) -> None:
+        """
+        State from a run with another number of environments is fitted to that of this run.
+
+        :raises ValueError: the replay buffer has room for another number of environments
+        """
+        assert self.env is not None
+        n_envs, buffer = self.env.num_envs, self.replay_buffer
+        if buffer is not None and buffer.n_envs != n_envs:
+            raise ValueError(
+                f"The replay buffer holds transitions of {buffer.n_envs} environments side by side, this run has {n_envs}. "
+                f"Go on with a VecEnv of {buffer.n_envs}, e.g. make_vec_env(..., n_envs={buffer.n_envs}), or without that "
+                "replay buffer."
+            )
+        self.action_noise = noise_for(self.action_noise, n_envs)
+        if self._last_episode_starts is not None and len(self._last_episode_starts) != n_envs:
+            self._last_obs = None  # of the other environments
 
     # ---------------------------------------------------------------- save and load
 
@@ -334,6 +360,18 @@ def _gsde_distributions(policy: th.nn.Module) -> dict[str, StateDependentNoiseDi
 def _noise_of(gsde: StateDependentNoiseDistribution) -> dict[str, th.Tensor]:
     """The noise matrices, which are no parameters and which SB3 draws anew when it loads."""
     return {name: getattr(gsde, name).detach() for name in ("exploration_mat", "exploration_matrices")}
+
+
+def noise_for(action_noise: ActionNoise | None, n_envs: int) -> ActionNoise | None:
+    """
+    :param action_noise: of a run with any number of environments
+    :param n_envs: environments that it is now added to the actions of
+    :return: the same, or, if it draws for another number of environments, the noise that was given for one of them, which
+        SB3 vectorizes in ``learn``
+    """
+    if isinstance(action_noise, VectorizedActionNoise) and action_noise.n_envs != n_envs:
+        return action_noise.base_noise
+    return action_noise
 
 
 def restore_generator(generator: th.Generator, state: th.Tensor) -> None:

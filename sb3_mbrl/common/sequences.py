@@ -122,10 +122,11 @@ class SequenceReplayBuffer(ReplayBuffer):
     def add(self, *args: Any, **kwargs: Any) -> None:
         """Store a transition of each environment; the arguments are those of SB3's buffer."""
         row = self.pos
+        # Of the sequences only one starting here had this row: the write head cuts those that start before it. First, so that
+        # an interrupt leaves no sequence that starts in the old transition and goes on in the new one
+        self.starts[row], self.scaled_priorities[row] = False, 0
         super().add(*args, **kwargs)
         self.unbroken = np.where(self._continues(row), self.unbroken + 1, 1)
-        # Of the sequences only one starting here had this row: the write head cuts those that start before it
-        self.starts[row], self.scaled_priorities[row] = False, 0
         ended = self._ended(row)
         for length in range(1, self.horizon + 1):
             # Those that this row completes, by their number of transitions or as the last one of an episode

@@ -13,6 +13,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import ActionNoise
@@ -22,8 +23,8 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_mbrl.common.buffers import initial_rows, real_transitions
-from sb3_mbrl.common.checkpoints import pickle_replay_buffer
+from sb3_mbrl.common.buffers import end_trajectories, initial_rows, real_transitions
+from sb3_mbrl.common.checkpoints import noise_for, pickle_replay_buffer
 from sb3_mbrl.common.types import RewardFn, TerminationFn
 from sb3_mbrl.dynamics.ensemble import check_spaces
 from sb3_mbrl.dynamics.learning import LearnsDynamics
@@ -213,7 +214,9 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
     ) -> BasePolicy:
         self._setup_dynamics()
         if self._agent_zip:
-            self.agent = self.algorithm_class.load(io.BytesIO(self._agent_zip), device=self.device)
+            # With environments, as n_imagined_envs may be another than it was saved with
+            imagined: Any = _NothingYet(self.n_imagined_envs, observation_space, action_space)
+            self.agent = self.algorithm_class.load(io.BytesIO(self._agent_zip), imagined, self.device)
             self._agent_zip = b""
         else:
             self.agent = self.algorithm_class(
@@ -251,11 +254,15 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
         """
         self.agent.set_env(self._imagined(self.n_imagined_envs, self.start_states, self._imagined_horizon(), **self._rules()))
         self.agent.set_logger(Logger(None, []))
+        if isinstance(self.agent, OffPolicyAlgorithm):
+            self.agent.action_noise = noise_for(self.agent.action_noise, self.n_imagined_envs)
         stop = _StopWhenNoLongerBetter(self._validate) if isinstance(self.agent, OnPolicyAlgorithm) else None
         before = self.agent.num_timesteps
-        with self._progress_of_the_real_run():
-            self.agent.learn(n_steps, callback=stop, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
-        self._end_trajectories()
+        try:
+            with self._progress_of_the_real_run():
+                self.agent.learn(n_steps, callback=stop, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+        finally:  # the next round begins elsewhere, even if this one was interrupted
+            end_trajectories(getattr(self.agent, "replay_buffer", None))
 
         self._log({"imagination/n_steps": self.agent.num_timesteps - before})
         self._promise()
@@ -350,13 +357,6 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
         finally:
             del self.agent._update_current_progress_remaining  # the method of the class is back
 
-    def _end_trajectories(self) -> None:
-        """The next round begins elsewhere: no n-step return may go on over the last transition of this one."""
-        buffer = getattr(self.agent, "replay_buffer", None)
-        if buffer is not None and hasattr(buffer, "timeouts"):
-            running = buffer.dones[buffer.pos - 1] == 0
-            buffer.dones[buffer.pos - 1], buffer.timeouts[buffer.pos - 1, running] = 1, 1
-
     # ---------------------------------------------------------------- reality
 
     def _promise(self) -> None:
@@ -438,8 +438,14 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
     def _restore_checkpoint_extras(self, extras: dict[str, Any]) -> None:
         super()._restore_checkpoint_extras(extras)
         if "agent_buffer" in extras:
-            self.agent.replay_buffer = pickle.loads(extras["agent_buffer"].cpu().numpy().tobytes())  # type: ignore[attr-defined]
-            self.agent.replay_buffer.device = self.agent.device  # type: ignore[attr-defined]
+            buffer: ReplayBuffer = pickle.loads(extras["agent_buffer"].cpu().numpy().tobytes())
+            if buffer.n_envs != self.n_imagined_envs:
+                raise ValueError(
+                    f"The checkpoint holds imagined transitions of n_imagined_envs={buffer.n_envs} environments side by side, "
+                    f"got n_imagined_envs={self.n_imagined_envs}. Leave that argument as it was, or load the zip alone."
+                )
+            buffer.device = self.agent.device
+            self.agent.replay_buffer = buffer  # type: ignore[attr-defined]
 
     def _random_state(self) -> dict[str, Any]:
         # Until a checkpoint is loaded, agent and environment share one action space: pickled together, its stream stays one

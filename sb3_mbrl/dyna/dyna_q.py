@@ -183,6 +183,7 @@ class DynaQ(BaseAlgorithm):
         while self.num_timesteps < total_timesteps:
             states = self._last_obs
             assert isinstance(states, np.ndarray)
+            self._last_obs = None  # until this step is learned from: after an exception or Ctrl-C, learn() starts new episodes
             actions = np.array([self.policy.explore(state) for state in states])
             new_obs, rewards, dones, infos = self.env.step(actions)
             self.num_timesteps += self.env.num_envs
@@ -215,9 +216,10 @@ class DynaQ(BaseAlgorithm):
     def _remember(self, state: int, action: int, outcome: Outcome) -> None:
         pair = state * self.policy.q.shape[1] + action
         counts = self.model[pair]
-        if len(counts) == 0:
-            self._known.append(pair)
+        is_new = len(counts) == 0
         counts[outcome] = counts.get(outcome, 0) + 1
+        if is_new:  # last: an interrupt leaves no pair to plan from whose outcome is not known
+            self._known.append(pair)
 
     def _plan(self) -> None:
         """Updates from pairs that were met before, drawn uniformly, and outcomes drawn as often as they followed."""
