@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
@@ -107,7 +107,8 @@ class MixedReplayBuffer:
     :param real_ratio: share of real rows in a batch, rounded down (the official code: 12 of 256 at 0.05)
     :param gamma: discount of an imagined row, for real buffers that give a discount per row
     :param generator: source of the imagined rows; the real rows come from SB3's own stream
-    :param n_batches: drawn at once
+    :param n_batches: drawn at once, the real rows of SB3's own buffers too. A user's ``sample`` is called for each batch, as
+        it may give shares, priorities or rows without replacement that are meant for one
     """
 
     def __init__(
@@ -125,34 +126,45 @@ class MixedReplayBuffer:
         self.gamma = gamma
         self.generator = generator
         self.n_batches = n_batches
-        self._drawn: list[ReplayBufferSamples] = []
+        self._drawn_real: list[ReplayBufferSamples] = []
+        self._drawn_imagined: list[ReplayBufferSamples] = []
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
         """
         :param batch_size: B, the same in every call
         :param env: normalises observations and rewards of both kinds alike
-        :return: ``int(B * real_ratio)`` real rows, then imagined ones; all real while nothing has been imagined
+        :return: ``int(B * real_ratio)`` real rows, then imagined ones; all real while nothing has been imagined. Fields that a
+            user's buffer adds (weights, indices) are those of the real rows
+        :raises ValueError: a user's buffer returns something else than transitions, or another number of them
         """
         n_real = int(batch_size * self.real_ratio) if len(self.model) > 0 else batch_size
         if n_real == batch_size:
-            return self.real.sample(batch_size, env=env)
-        if not self._drawn:
-            self._drawn = self._draw(n_real, batch_size - n_real, env)
-        return self._drawn.pop()
+            return self._sample_real(batch_size, env)
+        if not self._drawn_imagined:
+            drawn = self._imagined(self.n_batches * (batch_size - n_real), env)
+            self._drawn_imagined = _split(drawn, self.n_batches)
+        imagined = self._drawn_imagined.pop()
+        return imagined if n_real == 0 else self._joined(self._real(n_real, env), imagined)
 
-    def _draw(self, n_real: int, n_imagined: int, env: VecNormalize | None) -> list[ReplayBufferSamples]:
-        """All batches by one gather of each kind: several would cost several times as much."""
-        imagined = self._imagined(self.n_batches * n_imagined, env)
-        if n_real == 0:
-            return _split(imagined, self.n_batches)
-        real = self.real.sample(self.n_batches * n_real, env=env)
+    def _real(self, n: int, env: VecNormalize | None) -> ReplayBufferSamples:
+        if not samples_as_sb3(self.real):
+            return self._sample_real(n, env)
+        if not self._drawn_real:  # all batches by one gather: several would cost several times as much
+            self._drawn_real = _split(self._sample_real(self.n_batches * n, env), self.n_batches)
+        return self._drawn_real.pop()
+
+    def _sample_real(self, n: int, env: VecNormalize | None) -> ReplayBufferSamples:
+        samples = self.real.sample(n, env=env)
+        if not samples_as_sb3(self.real):
+            _check_samples(samples, n, self.real)
+        return samples
+
+    def _joined(self, real: ReplayBufferSamples, imagined: ReplayBufferSamples) -> ReplayBufferSamples:
         if real.discounts is not None:
             imagined = imagined._replace(discounts=th.full_like(imagined.rewards, self.gamma))
-        return [
-            # float64 observations (most of MuJoCo) come out of SB3's buffer as float32, as do ours
-            ReplayBufferSamples(*map(_join, *both))
-            for both in zip(_split(real, self.n_batches), _split(imagined, self.n_batches), strict=True)
-        ]
+        # float64 observations (most of MuJoCo) come out of SB3's buffer as float32, as do ours
+        columns = {name: column for name, column in imagined._asdict().items() if column is not None}
+        return real._replace(**{name: th.cat([getattr(real, name).float(), column]) for name, column in columns.items()})
 
     def _imagined(self, batch_size: int, env: VecNormalize | None) -> ReplayBufferSamples:
         rows = self.model.sample(batch_size, self.generator)
@@ -165,8 +177,28 @@ class MixedReplayBuffer:
         )
 
 
-def _join(real: th.Tensor | None, imagined: th.Tensor | None) -> Any:
-    return None if real is None or imagined is None else th.cat([real.float(), imagined])
+def samples_as_sb3(buffer: ReplayBuffer) -> bool:
+    """
+    :param buffer: of SB3 or of a user
+    :return: whether its rows are drawn independently of each other, by methods of SB3's own: then many batches are one
+    """
+    draw, gather = (getattr(method, "__func__", None) for method in (buffer.sample, buffer._get_samples))
+    return draw is ReplayBuffer.sample and gather in (ReplayBuffer._get_samples, NStepReplayBuffer._get_samples)
+
+
+def _check_samples(samples: Any, n: int, buffer: ReplayBuffer) -> None:
+    """:raises ValueError: not a named tuple of n transitions"""
+    asked = f"{type(buffer).__name__}.sample({n})"
+    fields = ReplayBufferSamples._fields
+    missing = [name for name in (*fields, "_replace") if not hasattr(samples, name)]
+    if missing:
+        raise ValueError(
+            f"{asked} must return SB3's ReplayBufferSamples, or a NamedTuple with its fields {list(fields)} and others of "
+            f"yours; got {type(samples).__name__} without {missing}."
+        )
+    shapes = {name: tuple(getattr(samples, name).shape) for name in fields if name != "discounts"}
+    if any(shape[:1] != (n,) for shape in shapes.values()):
+        raise ValueError(f"{asked} must return {n} rows, which imagined ones are added to; got {shapes}.")
 
 
 def _split(samples: ReplayBufferSamples, n: int) -> list[ReplayBufferSamples]:

@@ -141,13 +141,13 @@ def _random_transitions(algorithm: Any) -> Transitions:
 
 
 def _real_buffer(algorithm: Any, data: Transitions) -> ReplayBuffer:
-    buffer = ReplayBuffer(N_TRANSITIONS, algorithm.observation_space, algorithm.action_space, algorithm.device)
-    shape = (N_TRANSITIONS, 1, -1)
-    buffer.observations[:] = data.observations.cpu().numpy().reshape(buffer.observations.shape)
-    buffer.next_observations[:] = data.next_observations.cpu().numpy().reshape(buffer.observations.shape)
-    buffer.actions[:] = data.actions.cpu().numpy().reshape(shape)
-    buffer.rewards[:] = data.rewards.cpu().numpy().reshape(N_TRANSITIONS, 1)
-    buffer.full = True
+    """Of the algorithm's kind, as a user's may sample in its own way, and return more than SB3's."""
+    buffer: ReplayBuffer = algorithm.replay_buffer_class(
+        N_TRANSITIONS, algorithm.observation_space, algorithm.action_space, algorithm.device, **algorithm.replay_buffer_kwargs
+    )
+    columns = (data.observations, data.next_observations, data.actions, data.rewards, data.terminated)
+    for obs, next_obs, action, reward, done in zip(*(each.cpu().numpy()[:, np.newaxis] for each in columns), strict=True):
+        buffer.add(obs, next_obs, action, reward, done, [{}])
     return buffer
 
 

@@ -1,4 +1,5 @@
 from collections import deque
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -17,6 +18,7 @@ from sb3_mbrl.common.buffers import (
     normalize_obs,
     normalize_reward,
     real_transitions,
+    samples_as_sb3,
 )
 from sb3_mbrl.common.types import Transitions
 
@@ -239,6 +241,80 @@ def test_batches_drawn_at_once_are_like_those_drawn_one_by_one(real_ratio, kind)
         assert {tensor.shape[0] for tensor in batch if tensor is not None} == {40}
         assert (batch.discounts is None) == (kind is ReplayBuffer or n_real == 0)
     assert len({tuple(batch.rewards.flatten().tolist()) for batch in batches}) == 7
+
+
+class HalfDemonstrations(ReplayBuffer):
+    """Rewards of demonstrations are 2000 and more. Draws without replacement, and says which rows it drew."""
+
+    class Samples(NamedTuple):
+        observations: th.Tensor
+        actions: th.Tensor
+        next_observations: th.Tensor
+        dones: th.Tensor
+        rewards: th.Tensor
+        discounts: th.Tensor | None
+        indices: np.ndarray
+
+    def sample(self, batch_size, env=None):
+        indices = np.random.choice(self.size(), batch_size, replace=False)
+        samples = self._get_samples(indices, env)
+        samples.rewards[: batch_size // 2] += REAL
+        return self.Samples(*samples, indices=indices)
+
+
+def test_a_users_buffer_is_asked_for_each_batch():
+    view = mixed(real_buffer(20, HalfDemonstrations), model_buffer(10, *range(10)), 0.5)
+    view.n_batches = 5
+    for _ in range(7):
+        batch = view.sample(24)
+        assert ((batch.rewards >= 2 * REAL).sum(), (batch.rewards >= REAL).sum()) == (6, 12)
+        assert len(set(batch.indices)) == 12
+
+
+def test_fields_of_a_user_are_those_of_the_real_rows():
+    real = real_buffer(20, HalfDemonstrations)
+    batch = mixed(real, model_buffer(10, *range(10)), 0.5).sample(24)
+    assert isinstance(batch, HalfDemonstrations.Samples)
+    assert np.array_equal(batch.rewards[6:12, 0], real.rewards[batch.indices[6:], 0])
+    assert batch.rewards.shape == (24, 1) and batch.indices.shape == (12,)
+    # Nothing imagined: the user's own sample
+    assert mixed(real, model_buffer(10), 0.5).sample(8).indices.shape == (8,)
+
+
+@pytest.mark.parametrize("kind", [ReplayBuffer, NStepReplayBuffer])
+def test_sb3s_own_buffers_are_asked_once(kind, monkeypatch):
+    assert samples_as_sb3(real_buffer(kind=kind))
+    asked = []
+    gather = kind._get_samples
+    monkeypatch.setattr(kind, "_get_samples", lambda self, rows, env=None: asked.append(len(rows)) or gather(self, rows, env))
+    view = mixed(real_buffer(kind=kind), model_buffer(10, *range(10)), 0.5)
+    view.n_batches = 3
+    [view.sample(8) for _ in range(3)]
+    assert asked == [12] and samples_as_sb3(view.real)
+
+
+@pytest.mark.parametrize("method", ["sample", "_get_samples"])
+def test_whatever_a_user_overrides_counts(method):
+    theirs = type("Theirs", (ReplayBuffer,), {method: lambda self, *args, **kwargs: None})
+    assert not samples_as_sb3(real_buffer(kind=theirs))
+    assert samples_as_sb3(real_buffer(kind=type("Theirs", (ReplayBuffer,), {"add": ReplayBuffer.add})))
+    patched = real_buffer()
+    setattr(patched, method, lambda *args, **kwargs: None)
+    assert not samples_as_sb3(patched)
+
+
+@pytest.mark.parametrize(
+    ("returned", "named"),
+    [
+        (lambda self, n, env: dict(self._get_samples(np.arange(n), env)._asdict()), r"sample\(12\) must return .* got dict"),
+        (lambda self, n, env: self._get_samples(np.arange(n), env)[:5], "got tuple without"),
+        (lambda self, n, env: self._get_samples(np.arange(n - 1), env), r"Theirs.sample\(12\) must return 12 rows"),
+    ],
+)
+def test_what_is_no_batch_is_refused_in_words(returned, named):
+    theirs = type("Theirs", (ReplayBuffer,), {"sample": lambda self, n, env=None: returned(self, n, env)})
+    with pytest.raises(ValueError, match=named):
+        mixed(real_buffer(kind=theirs), model_buffer(10, *range(10)), 0.5).sample(24)
 
 
 class Still(gym.Env):

@@ -1,10 +1,13 @@
 """Every option trains, and does what it says."""
 
+from typing import NamedTuple
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -17,6 +20,7 @@ from sb3_mbrl.dynamics import AdaptiveRolloutLength
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination
 from sb3_mbrl.dynamics.termination import NeverTerminates
 from sb3_mbrl.mbpo import MBPO
+from sb3_mbrl.mbpo.model_based import ModelBased
 
 
 def assert_trained(model):
@@ -111,6 +115,34 @@ class TestSacOptions:
         model = make_mbpo(replay_buffer_class=CountingBuffer).learn(60)
         assert model.replay_buffer.n_added == 60
         assert_trained(model)
+
+    def test_replay_buffer_that_returns_more(self, tiny):
+        class Weighted(NamedTuple):
+            observations: th.Tensor
+            actions: th.Tensor
+            next_observations: th.Tensor
+            dones: th.Tensor
+            rewards: th.Tensor
+            discounts: th.Tensor | None
+            weights: th.Tensor
+
+        class WeightedBuffer(ReplayBuffer):
+            def _get_samples(self, batch_inds, env=None):
+                return Weighted(*super()._get_samples(batch_inds, env), weights=th.ones(len(batch_inds)))
+
+        class WeightedSAC(SAC):
+            seen = 0
+
+            def train(self, gradient_steps, batch_size=64):
+                super().train(gradient_steps, batch_size)
+                self.seen += len(self.replay_buffer.sample(batch_size).weights)
+
+        class MyMBPO(ModelBased, WeightedSAC):
+            pass
+
+        # At verbose=1 updates are timed before the first one
+        model = MyMBPO("MlpPolicy", "PointMass-v0", replay_buffer_class=WeightedBuffer, verbose=1, **tiny).learn(60)
+        assert model.seen == 20 * 8  # real rows of 32
 
     def test_full_replay_buffer(self, make_mbpo):
         model = make_mbpo(buffer_size=50).learn(170)
