@@ -24,10 +24,10 @@ def main() -> None:
     env = make_vec_env("Pendulum-v1", n_envs=4, seed=1)
     print("MBPO's policy:", evaluate_policy(model, env, n_eval_episodes=4))
 
-    planned = MPCPolicy(model.dynamics, planner="icem", horizon=10, discount=model.gamma, actor=model, terminal_value=model)
+    planned = MPCPolicy(model, planner="icem", horizon=10, discount=model.gamma, actor=model, terminal_value=model)
     print("a plan of 10 steps that ends in its critic:", evaluate_policy(planned, env, n_eval_episodes=4))
 
-    spinning = MPCPolicy(model.dynamics, planner="icem", horizon=10, reward_fn=spin)
+    spinning = MPCPolicy(model, planner="icem", horizon=10, reward_fn=spin)
     obs, state = env.reset(), None
     for _ in range(50):
         action, state = spinning.predict(obs, state)

@@ -58,7 +58,7 @@ def main() -> None:
     obs, angles = env.reset(), []
     print(f"{'':15} {'angle':>6} {'its std':>8} {'velocity':>9}   (last quarter of {args.steps} steps)")
     for name, reward_fn in TASKS.items():
-        policy = MPCPolicy(model.dynamics, planner="icem", horizon=25, reward_fn=reward_fn)
+        policy = MPCPolicy(model, planner="icem", horizon=25, reward_fn=reward_fn)
         state, velocities = None, []
         for _ in range(args.steps):
             action, state = policy.predict(obs, state, deterministic=True)

@@ -4,6 +4,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_mbrl.common.random import Generators
 
@@ -98,3 +99,37 @@ class DynamicsModel(SteppableModel, Protocol):
         :param rows: (B, S)
         :return: the raw observations that the environment would give there, (B, O)
         """
+
+
+def dynamics_of(model: DynamicsModel | BaseAlgorithm) -> DynamicsModel:
+    """
+    :param model: a model, or an algorithm that learns one, which it has as ``dynamics``
+    :return: the model
+    :raises ValueError: neither
+    """
+    if isinstance(model, BaseAlgorithm):
+        if not hasattr(model, "dynamics"):
+            raise ValueError(
+                f"{type(model).__name__} has no learned dynamics that can be used on their own; MBPO, PETS and Dyna have. "
+                "Pass one of these, or a model."
+            )
+        return model.dynamics  # type: ignore[no-any-return]
+    if isinstance(model, type) or not all(callable(getattr(model, name, None)) for name in ("start", "step", "observe")):
+        given = f"the class {model.__name__}" if isinstance(model, type) else f"an object of type {type(model).__name__}"
+        raise ValueError(
+            f"A model of the dynamics is needed, got {given}. Pass a ProbabilisticEnsemble, an algorithm that has learned "
+            "one, or SimulatorModel(env), the true environment as a model."
+        )
+    return model
+
+
+def check_fitted(model: DynamicsModel) -> None:
+    """
+    :param model: of the dynamics; one that does not learn is always fitted
+    :raises ValueError: it has not been fitted
+    """
+    if not getattr(model, "is_fitted", True):
+        raise ValueError(
+            "The model has not been fitted to data: what it imagines is noise. Call its fit(transitions) first, or learn() of "
+            "the algorithm that it belongs to; from_env() of learned environments collects and fits."
+        )

@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 from sb3_mbrl.common.actions import action_bounds, one_hot
 from sb3_mbrl.dynamics.ensemble import check_spaces
-from sb3_mbrl.dynamics.model import DynamicsModel, Members, ModelStep
+from sb3_mbrl.dynamics.model import DynamicsModel, Members, ModelStep, check_fitted
 
 StartFn = Callable[[int, th.Generator], th.Tensor | np.ndarray]
 """``f(n, generator) -> raw observations (n, O)`` at which branches begin."""
@@ -276,11 +276,7 @@ class Imagination:
 
 def _check_model(dynamics: DynamicsModel, rules: ImaginationRules) -> None:
     check_spaces(dynamics.observation_space, dynamics.action_space)
-    if not getattr(dynamics, "is_fitted", True):
-        raise ValueError(
-            "The model has not been fitted to data: it would imagine noise. Call its fit(transitions), or let from_env "
-            "collect and fit."
-        )
+    check_fitted(dynamics)
     if rules.value_mode != "expected" and getattr(dynamics, "reward_fn", None) is not None:
         raise ValueError(
             f"value_mode={rules.value_mode!r}: the reward is known (reward_fn), so that members do not disagree about it. Use "

@@ -7,9 +7,10 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium.envs.registration import EnvSpec
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_mbrl.dynamics.model import DynamicsModel
+from sb3_mbrl.dynamics.model import DynamicsModel, dynamics_of
 from sb3_mbrl.envs.experience import Bounds, ImaginedFromExperience, RealEnv, as_vec_env, horizon_for, spec_of
 from sb3_mbrl.envs.imagination import Imagination, ImaginationRules, StartFn, to_model
 from sb3_mbrl.envs.rendering import state_setter
@@ -30,7 +31,8 @@ class LearnedModelEnv(ImaginedFromExperience, gym.Env[np.ndarray, Any]):
     Predictions that are not finite truncate the episode where it was, with reward 0.
 
     :param env: the real environment or its id
-    :param dynamics: a fitted model, or a simulator that starts from observations
+    :param dynamics: a fitted model, an algorithm that has learned one (``MBPO``, ``PETS``, ``Dyna``), or a simulator that
+        starts from observations
     :param start_states: raw observations (M, O) at which episodes begin, drawn uniformly, or ``f(n, generator) -> (n, O)``;
         None: those that 100 resets of the real environment give
     :param horizon: steps until truncation; None: the time limit of the real environment, 1000 if it is not known
@@ -44,12 +46,13 @@ class LearnedModelEnv(ImaginedFromExperience, gym.Env[np.ndarray, Any]):
     def __init__(
         self,
         env: gym.Env | str,
-        dynamics: DynamicsModel,
+        dynamics: DynamicsModel | BaseAlgorithm,
         start_states: np.ndarray | th.Tensor | StartFn | None = None,
         horizon: int | None = None,
         observation_bounds: Bounds | None = None,
         **rules: Any,
     ):
+        dynamics = dynamics_of(dynamics)
         self.env = gym.make(env) if isinstance(env, str) else env
         if horizon is None:
             with as_vec_env(self.env) as vec_env:

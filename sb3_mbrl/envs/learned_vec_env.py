@@ -6,9 +6,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
 
-from sb3_mbrl.dynamics.model import DynamicsModel
+from sb3_mbrl.dynamics.model import DynamicsModel, dynamics_of
 from sb3_mbrl.envs.experience import Bounds, ImaginedFromExperience, RealEnv, check_n_envs
 from sb3_mbrl.envs.imagination import Imagination, ImaginationRules, StartFn, to_model
 
@@ -24,7 +25,8 @@ class LearnedModelVecEnv(ImaginedFromExperience, VecEnv):
     It behaves as SB3's ``DummyVecEnv``; wrap it in ``VecMonitor`` to see returns, in ``VecNormalize`` to scale. Predictions
     that are not finite truncate their episode where it was, with reward 0.
 
-    :param dynamics: a fitted model, or a simulator that starts from observations
+    :param dynamics: a fitted model, an algorithm that has learned one (``MBPO``, ``PETS``, ``Dyna``), or a simulator that
+        starts from observations
     :param n_envs: number of environments
     :param start_states: raw observations (M, O) at which episodes begin, drawn uniformly, or ``f(n, generator) -> (n, O)``
     :param horizon: steps until truncation
@@ -36,13 +38,14 @@ class LearnedModelVecEnv(ImaginedFromExperience, VecEnv):
 
     def __init__(
         self,
-        dynamics: DynamicsModel,
+        dynamics: DynamicsModel | BaseAlgorithm,
         n_envs: int,
         start_states: np.ndarray | th.Tensor | StartFn,
         horizon: int,
         observation_bounds: Bounds | None = None,
         **rules: Any,
     ):
+        dynamics = dynamics_of(dynamics)
         check_n_envs(n_envs)
         self.imagination = Imagination(dynamics, n_envs, start_states, ImaginationRules(horizon, **rules), observation_bounds)
         self.render_mode: str | None = None  # SB3 asks for it before it is set

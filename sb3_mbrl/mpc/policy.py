@@ -25,6 +25,7 @@ from sb3_mbrl.common.files import write_atomically
 from sb3_mbrl.common.policies import actor_function, value_function
 from sb3_mbrl.common.types import RewardFn, TerminationFn
 from sb3_mbrl.dynamics import DynamicsModel, ProbabilisticEnsemble
+from sb3_mbrl.dynamics.model import check_fitted, dynamics_of
 from sb3_mbrl.planning import ModelObjective, Plan, Planner, PlannerState, make_planner
 from sb3_mbrl.planning.objective import ValueFn
 from sb3_mbrl.planning.proposals import Actor, policy_proposals
@@ -69,8 +70,9 @@ class MPCPolicy(BasePolicy):
     state each call plans from nothing. ``deterministic=True`` is a function of the model, the observation and the state: the
     samples of the planner are the same each time, and an environment's plan does not depend on the others in the batch.
 
-    :param model: to plan in: a :class:`~sb3_mbrl.dynamics.ProbabilisticEnsemble` (``MBPO(...).dynamics``), a simulator, or a
-        model of yours
+    :param model: to plan in: an algorithm that learns one (``MBPO``, ``PETS``, ``Dyna``), a
+        :class:`~sb3_mbrl.dynamics.ProbabilisticEnsemble`, a simulator, or a model of yours. It has to be fitted before the
+        first plan
     :param planner: ``"icem"``, ``"cem"``, ``"mppi"``, ``"pddm"``, ``"random_shooting"``, ``"gradient"``, or a
         :class:`~sb3_mbrl.planning.Planner`
     :param horizon: actions in a plan; None: the planner's default
@@ -85,6 +87,8 @@ class MPCPolicy(BasePolicy):
     :param kappa: standard deviations away from the mean for the latter two
     :param disagreement_weight: of the elites' disagreement, added to rewards: negative to avoid it, positive to seek it
     :param reward_fn: takes the place of the model's reward: ``f(obs (B, O), action (B, A), next_obs (B, O)) -> (B,)``
+    :param termination_fn: takes the place of the model's termination, for a task that ends elsewhere: ``f(obs (B, O), action
+        (B, A), next_obs (B, O)) -> (B,) bool``
     :param terminal_value: of the state where a plan ends: a trained SB3 algorithm (its critic), or ``f(obs (B, O)) -> (B,)``
     :param actor: whose plans compete with the samples: a trained SB3 algorithm, or ``f(obs (B, O)) -> actions (B, A)`` in
         [-1, 1] (one-hot if discrete)
@@ -101,7 +105,7 @@ class MPCPolicy(BasePolicy):
 
     def __init__(
         self,
-        model: DynamicsModel,
+        model: DynamicsModel | BaseAlgorithm,
         planner: str | Planner = "icem",
         horizon: int | None = None,
         planner_kwargs: Mapping[str, Any] | None = None,
@@ -114,6 +118,7 @@ class MPCPolicy(BasePolicy):
         kappa: float = 1.0,
         disagreement_weight: float = 0.0,
         reward_fn: RewardFn | None = None,
+        termination_fn: TerminationFn | None = None,
         terminal_value: BaseAlgorithm | ValueFn | None = None,
         actor: BaseAlgorithm | Actor | None = None,
         n_proposals: int = 8,
@@ -122,6 +127,7 @@ class MPCPolicy(BasePolicy):
         vec_normalize: VecNormalize | None = None,
         seed: int | None = None,
     ):
+        model = dynamics_of(model)
         super().__init__(model.observation_space, model.action_space, squash_output=True)
         self.model = model
         self.planner = _planner_for(model, planner, horizon, planner_kwargs)
@@ -137,6 +143,7 @@ class MPCPolicy(BasePolicy):
             kappa=kappa,
             disagreement_weight=disagreement_weight,
             reward_fn=reward_fn,
+            termination_fn=termination_fn,
             terminal_value=value_function(terminal_value) if isinstance(terminal_value, BaseAlgorithm) else terminal_value,
             action_repeat=action_repeat,
         )
@@ -184,8 +191,8 @@ class MPCPolicy(BasePolicy):
         :param episode_start: where a new episode begins, (B,)
         :param deterministic: the same samples each time, instead of new ones
         :return: actions in the environment's scale, and the state for the next call
-        :raises ValueError: the observation does not fit, or ``state`` comes from another number of environments or from a
-            policy with another horizon, planner or action space
+        :raises ValueError: the model has not been fitted, the observation does not fit, or ``state`` comes from another number
+            of environments or from a policy with another horizon, planner or action space
         """
         check_observation(observation)
         if self.vec_normalize is not None:
@@ -224,6 +231,7 @@ class MPCPolicy(BasePolicy):
 
     def _replan(self, obs: PyTorchObs, memory: MPCState, due: th.Tensor, deterministic: bool) -> MPCState:
         """New plans for the environments that are due."""
+        check_fitted(self.model)
         begin = time.perf_counter()
         # In all environments, as a model of live ones could not tell which are meant; and once, as it forgets earlier starts
         rows, old = self.model.start(obs)[due], MPCState(*(tensor[due] for tensor in memory))
@@ -305,10 +313,10 @@ class MPCPolicy(BasePolicy):
         cls,
         path: str | pathlib.Path,
         device: th.device | str = "auto",
-        model: DynamicsModel | None = None,
+        model: DynamicsModel | BaseAlgorithm | None = None,
         planner: Planner | None = None,
         model_reward_fn: RewardFn | None = None,
-        termination_fn: TerminationFn | None = None,
+        model_termination_fn: TerminationFn | None = None,
         **kwargs: Any,
     ) -> "MPCPolicy":
         """
@@ -319,9 +327,9 @@ class MPCPolicy(BasePolicy):
         :param model: needed again if it is no :class:`~sb3_mbrl.dynamics.ProbabilisticEnsemble`
         :param planner: needed again if it is one of yours
         :param model_reward_fn: needed again if the model was made with a ``reward_fn``
-        :param termination_fn: needed again if the model was made with a function of yours
-        :param kwargs: arguments of the policy: ``reward_fn``, ``terminal_value``, ``actor`` (functions, or SB3 algorithms) and
-            ``vec_normalize`` are needed again if it had them, others take the place of what was saved
+        :param model_termination_fn: needed again if the model was made with a ``termination_fn``
+        :param kwargs: arguments of the policy: ``reward_fn``, ``termination_fn``, ``terminal_value``, ``actor`` (functions, or
+            SB3 algorithms) and ``vec_normalize`` are needed again if it had them, others take the place of what was saved
         :return: the policy
         :raises ValueError: the file is damaged or no such policy, or something is missing
         """
@@ -342,7 +350,7 @@ class MPCPolicy(BasePolicy):
             with tempfile.TemporaryDirectory() as folder:
                 file = pathlib.Path(folder) / "model.safetensors"
                 file.write_bytes(weights or b"")
-                model = ProbabilisticEnsemble.load(file, device, model_reward_fn, termination_fn)
+                model = ProbabilisticEnsemble.load(file, device, model_reward_fn, model_termination_fn)
         if planner is None:
             planner_class = getattr(planning, config["planner"], None)
             if planner_class is None or config["planner_kwargs"] is None:
@@ -353,6 +361,7 @@ class MPCPolicy(BasePolicy):
     def _functions(self) -> dict[str, Any]:
         return {
             "reward_fn": self.objective.reward_fn,
+            "termination_fn": self.objective.termination_fn,
             "terminal_value": self.objective.terminal_value,
             "actor": self.actor,
             "vec_normalize": self.vec_normalize,

@@ -17,11 +17,13 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
+from sb3_mbrl.common.actions import to_environment
 from sb3_mbrl.common.buffers import real_transitions
 from sb3_mbrl.common.types import RewardFn, TerminationFn
 from sb3_mbrl.dynamics.ensemble import check_spaces
 from sb3_mbrl.dynamics.learning import LearnsDynamics
 from sb3_mbrl.mpc import ActsByPlanning, MPCPolicy
+from sb3_mbrl.mpc.policy import check_observation
 
 SelfPETS = TypeVar("SelfPETS", bound="PETS")
 
@@ -253,6 +255,30 @@ class PETS(LearnsDynamics, ActsByPlanning, OffPolicyAlgorithm):
             self._planner_state = None
             return super()._sample_action(self.num_timesteps + 1, action_noise, n_envs)
         return self._with_noise(self._planned_actions(), action_noise)
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Plan, see :meth:`sb3_mbrl.MPCPolicy.predict`. Before the first fit there is no model to plan in: actions are then in
+        the middle of their bounds, or the first of discrete ones, so that evaluations during the warm-up go on.
+
+        :param observation: of one environment, or of B
+        :param state: what the last call returned; None to begin
+        :param episode_start: where a new episode begins, (B,)
+        :param deterministic: the same samples each time, instead of new ones
+        :return: actions in the environment's scale, and the state for the next call
+        """
+        if self.dynamics.is_fitted:
+            return super().predict(observation, state, episode_start, deterministic)
+        check_observation(observation)
+        obs, vectorized = self.policy.obs_to_tensor(observation)
+        actions = to_environment(th.zeros(len(obs), self.dynamics.action_dim), self.action_space)
+        return actions if vectorized else actions[0], None
 
     # ---------------------------------------------------------------- learn, save and load
 

@@ -6,8 +6,8 @@ from typing import Literal
 import torch as th
 
 from sb3_mbrl.common.random import Generators
-from sb3_mbrl.common.types import RewardFn
-from sb3_mbrl.dynamics.model import DynamicsModel, Members
+from sb3_mbrl.common.types import RewardFn, TerminationFn
+from sb3_mbrl.dynamics.model import DynamicsModel, Members, ModelStep
 from sb3_mbrl.planning.planner import Score
 
 ValueFn = Callable[[th.Tensor], th.Tensor]
@@ -45,6 +45,8 @@ class ModelObjective:
         observation, in its own units: negative is a penalty, positive a bonus. It costs an evaluation of all elites
     :param reward_fn: takes the place of the model's reward: ``f(obs, action, next_obs)`` on raw observations and actions in
         the environment's scale, so that one model serves many tasks
+    :param termination_fn: takes the place of the model's termination: ``f(obs, action, next_obs) -> (B,) bool``, called as
+        ``reward_fn`` is
     :param terminal_value: value of the observation where the plan ends; None: 0
     :param action_repeat: model steps for each action of a sequence
     :raises ValueError: a name that is not known, or a number out of its range
@@ -63,6 +65,7 @@ class ModelObjective:
         kappa: float = 1.0,
         disagreement_weight: float = 0.0,
         reward_fn: RewardFn | None = None,
+        termination_fn: TerminationFn | None = None,
         terminal_value: ValueFn | None = None,
         action_repeat: int = 1,
     ):
@@ -92,6 +95,7 @@ class ModelObjective:
         self.kappa = kappa
         self.disagreement_weight = disagreement_weight
         self.reward_fn = reward_fn
+        self.termination_fn = termination_fn
         self.terminal_value = terminal_value
         self.action_repeat = action_repeat
 
@@ -143,11 +147,7 @@ class ModelObjective:
             step = self.model.step(
                 rows, action, generator, members, self.deterministic, uncertainty=self.disagreement_weight != 0
             )
-            reward = step.reward
-            if self.reward_fn is not None:
-                before, after = self.model.observe(rows), self.model.observe(step.next_obs)
-                reward = self.reward_fn(before, self.model.unscale_action(action), after)
-                _check_shape("reward_fn", reward, len(rows))
+            reward, terminated = self._outcome(rows, action, step)
             if self.disagreement_weight != 0:
                 assert step.epistemic_std is not None
                 reward = reward + self.disagreement_weight * step.epistemic_std[:, :-1].norm(dim=1)
@@ -156,13 +156,29 @@ class ModelObjective:
             total = th.where(alive & ~_are_finite(step.next_obs), th.nan, total)
             # A row that has ended stands still: where it would go could spoil the gradient of what came before
             rows = th.where(alive.unsqueeze(1), step.next_obs, rows)
-            alive = alive & ~step.terminated
+            alive = alive & ~terminated
             weight *= self.discount
         value = self._value_of_the_end(rows, generator)
         if value is not None:
             total = total + weight * th.where(alive, value, 0.0)
         total = th.where(th.isfinite(total), total, th.nan)
         return self._over_particles(total.reshape(n_envs, self.n_particles, n))
+
+    def _outcome(self, rows: th.Tensor, action: th.Tensor, step: ModelStep) -> tuple[th.Tensor, th.Tensor]:
+        """Reward and termination of a step, (B,) each: the model's, or what functions of the user say of it."""
+        reward, terminated = step.reward, step.terminated
+        if self.reward_fn is None and self.termination_fn is None:
+            return reward, terminated
+        seen = (self.model.observe(rows), self.model.unscale_action(action), self.model.observe(step.next_obs))
+        if self.reward_fn is not None:
+            reward = self.reward_fn(*seen)
+            _check_shape("reward_fn", reward, len(rows))
+        if self.termination_fn is not None:
+            terminated = self.termination_fn(*seen)
+            _check_shape("termination_fn", terminated, len(rows))
+            if terminated.dtype != th.bool:
+                raise ValueError(f"termination_fn must return a bool tensor, got {terminated.dtype}.")
+        return reward, terminated
 
     def _value_of_the_end(self, rows: th.Tensor, generator: Generators) -> th.Tensor | None:
         """Of each row of the model where a plan ends, (B,); None: 0."""

@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 import torch as th
 
+from sb3_mbrl import MBPO
 from sb3_mbrl.dynamics import ProbabilisticEnsemble, SimulatorModel
-from sb3_mbrl.envs import Imagination, ImaginationRules
+from sb3_mbrl.envs import Imagination, ImaginationRules, LearnedModelEnv, LearnedModelVecEnv
 
 START = np.zeros((1, 2), np.float32)
 
@@ -235,6 +236,18 @@ def test_a_model_that_is_not_fitted_is_refused(drift_model):
     model = ProbabilisticEnsemble(drift_model.observation_space, drift_model.action_space, device="cpu")
     with pytest.raises(ValueError, match="not been fitted"):
         imagine(model)
+
+
+def test_an_algorithm_lends_its_model_to_imagined_environments():
+    model = MBPO("MlpPolicy", "Pendulum-v1", buffer_size=10, policy_kwargs={"net_arch": [8]}, device="cpu")
+    starts = np.array([[1.0, 0.0, 0.0]])
+    with pytest.raises(ValueError, match="not been fitted"):
+        LearnedModelVecEnv(model, 2, starts, 5)
+    model.dynamics.holdout_mse.zero_()
+    env, venv = LearnedModelEnv("Pendulum-v1", model, starts), LearnedModelVecEnv(model, 2, starts, 5)
+    assert env.imagination.dynamics is venv.imagination.dynamics is model.dynamics
+    with pytest.raises(ValueError, match="A model of the dynamics is needed"):
+        LearnedModelVecEnv(gym.make("Pendulum-v1"), 2, starts, 5)
 
 
 def test_pessimism_about_a_known_reward_is_refused(scripted):

@@ -14,7 +14,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_mbrl import MPCPolicy
+from sb3_mbrl import MBPO, MPCPolicy
 from sb3_mbrl.common.policies import actor_function, value_function
 from sb3_mbrl.dynamics import ProbabilisticEnsemble, SimulatorModel
 from sb3_mbrl.planning import CEM, CategoricalCEM
@@ -45,11 +45,15 @@ def calls(policy):
     return counted
 
 
-def random_model(action_space):
+def random_model(action_space, fitted=True, **functions):
     space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
-    return ProbabilisticEnsemble(
-        space, action_space, 2, 2, [8], generator=th.Generator().manual_seed(0), device="cpu", normalize_targets=False
+    generator = th.Generator().manual_seed(0)
+    model = ProbabilisticEnsemble(
+        space, action_space, 2, 2, [8], generator=generator, device="cpu", normalize_targets=False, **functions
     )
+    if fitted:
+        model.holdout_mse.copy_(th.arange(2.0))
+    return model
 
 
 # ---------------------------------------------------------------- acting
@@ -300,10 +304,11 @@ def test_the_normalization_is_asked_for_and_arguments_may_change(model, tmp_path
 
 def test_what_a_file_cannot_hold_is_asked_for(model, tmp_path):
     path = tmp_path / "policy.zip"
-    MPCPolicy(model, **PLANNER, reward_fn=lambda obs, action, next_obs: obs[:, 0]).save(path)
-    with pytest.raises(ValueError, match=r"saved with \['reward_fn'\]"):
+    functions = {"reward_fn": lambda obs, action, next_obs: obs[:, 0], "termination_fn": lambda obs, action, n: obs[:, 0] > 1}
+    MPCPolicy(model, **PLANNER, **functions).save(path)
+    with pytest.raises(ValueError, match=r"saved with \['reward_fn', 'termination_fn'\]"):
         MPCPolicy.load(path)
-    MPCPolicy.load(path, reward_fn=lambda obs, action, next_obs: obs[:, 0])
+    assert MPCPolicy.load(path, **functions).objective.termination_fn is functions["termination_fn"]
     simulator = SimulatorModel("Pendulum-v1")
     MPCPolicy(simulator, **PLANNER).save(path)
     with pytest.raises(ValueError, match="pass model="):
@@ -341,6 +346,71 @@ def cheap(model, planner, **kwargs):
 def assert_close(first, second):
     for one, other in zip(first, second, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+# ---------------------------------------------------------------- what is planned in
+
+
+def test_an_algorithm_lends_its_model(trained, policy):
+    np.testing.assert_array_equal(
+        MPCPolicy(trained, **PLANNER).predict(OBS, deterministic=True)[0], policy.predict(OBS, deterministic=True)[0]
+    )
+    mbpo = MBPO("MlpPolicy", "Slider-v0", buffer_size=100, policy_kwargs={"net_arch": [8]}, device="cpu")
+    assert MPCPolicy(mbpo).model is mbpo.dynamics
+
+
+def test_a_saved_policy_takes_an_algorithm_as_its_model(trained, tmp_path):
+    MPCPolicy(SimulatorModel("Pendulum-v1"), **PLANNER).save(tmp_path / "policy.zip")
+    assert MPCPolicy.load(tmp_path / "policy.zip", model=trained).model is trained.dynamics
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: SAC("MlpPolicy", "Pendulum-v1", buffer_size=10), "SAC has no learned dynamics .* MBPO, PETS and Dyna have"),
+        (lambda: gym.make("Pendulum-v1"), r"A model of the dynamics is needed, got an object of type .*SimulatorModel\(env\)"),
+        (lambda: ProbabilisticEnsemble, "got the class ProbabilisticEnsemble"),
+        (lambda: None, "got an object of type NoneType"),
+    ],
+)
+def test_what_is_no_model_is_refused(model, message):
+    with pytest.raises(ValueError, match=message):
+        MPCPolicy(model())
+
+
+def test_a_model_that_was_not_fitted_is_refused_until_it_is():
+    model = random_model(spaces.Box(-1, 1, (1,)), fitted=False)
+    policy = MPCPolicy(model, **PLANNER)
+    for act in (policy.predict, lambda obs: policy._predict(th.as_tensor(obs))):
+        with pytest.raises(ValueError, match="has not been fitted to data: what it imagines is noise"):
+            act(OBS)
+    model.holdout_mse.zero_()
+    assert policy.predict(OBS)[0].shape == (4, 1)
+
+
+def test_an_end_can_be_swapped_as_a_reward_can(model):
+    """Each step is paid 1, and ends the plan if it goes left: the way to many steps is to the right."""
+
+    def ends_on_the_way_left(obs, action, next_obs):
+        assert action.abs().max() <= 2  # in the environment's scale
+        return action[:, 0] < 0
+
+    def one(obs, action, next_obs):
+        return th.ones(len(obs))
+
+    swapped = MPCPolicy(model, **PLANNER, reward_fn=one, termination_fn=ends_on_the_way_left)
+    for _ in range(2):
+        swapped.predict(OBS)
+        assert (swapped.last_plan.value == 5).all()
+    ended = MPCPolicy(model, **PLANNER, reward_fn=one, termination_fn=lambda obs, action, next_obs: obs[:, 0] < np.inf)
+    ended.predict(OBS)
+    assert (ended.last_plan.value == 1).all()
+
+
+def test_an_end_that_is_no_bool_is_refused(model):
+    policy = MPCPolicy(model, **PLANNER, termination_fn=lambda obs, action, next_obs: obs[:, 0])
+    with pytest.raises(ValueError, match="termination_fn must return a bool tensor"):
+        policy.predict(OBS)
 
 
 @pytest.mark.parametrize("planner", CHEAP)
@@ -712,14 +782,12 @@ def test_every_argument_survives(model, tmp_path, planner):
 
 
 def test_a_model_with_functions_asks_for_them(tmp_path):
-    space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
     functions = {"reward_fn": lambda o, a, n: n[:, 0], "termination_fn": lambda o, a, n: n[:, 0] > 1}
-    model = ProbabilisticEnsemble(space, spaces.Discrete(3), 2, 2, [8], device="cpu", **functions)
-    policy, path = cheap(model, "cem"), tmp_path / "policy.zip"
+    policy, path = cheap(random_model(spaces.Discrete(3), **functions), "cem"), tmp_path / "policy.zip"
     policy.save(path)
     with pytest.raises(ValueError, match="reward_fn of yours"):
         MPCPolicy.load(path)
-    given = {"model_reward_fn": functions["reward_fn"], "termination_fn": functions["termination_fn"]}
+    given = {f"model_{name}": function for name, function in functions.items()}
     loaded = MPCPolicy.load(path, device="cpu", **given)
     np.testing.assert_array_equal(loaded.predict(OBS, deterministic=True)[0], policy.predict(OBS, deterministic=True)[0])
 

@@ -54,6 +54,17 @@ def test_the_ensemble_is_that_of_the_table_of_fidelity():
     assert dynamics.weight_decay == pytest.approx((2.5e-5, 7 / 12 * 1e-4, 7.5e-5, 1e-4))
 
 
+@pytest.mark.parametrize("env_id", ["Slider-v0", "DiscreteSlider-v0"])
+def test_an_action_before_the_first_fit_is_the_middle_or_the_first(make_pets, env_id):
+    model = make_pets(env_id)
+    for deterministic in (True, False):
+        actions, state = model.predict(OBS, deterministic=deterministic)
+        assert actions.tolist() == ([[0.0]] * 4 if env_id == "Slider-v0" else [5] * 4) and state is None
+    assert model.predict(OBS[0])[0].shape == model.action_space.shape
+    with pytest.raises(ValueError, match="not been fitted"):
+        model.policy.predict(OBS)
+
+
 def test_refits_when_it_is_time(make_pets, monkeypatch):
     for aggregate, fits in ((True, [51, 76, 101]), (False, [51])):
         model, seen = make_pets(aggregate=aggregate), []
