@@ -108,7 +108,7 @@ def follow(
         pieces = unseen(buffer, now, now + PIECE)
         error = one_step_error(dynamics, concatenate(pieces))
         one_step.append(error.summary()["one_step_error"])
-        surprise = float(((error.rmse / dynamics.target_normalizer.std) ** 2).mean() / report.holdout_mse)
+        surprise = float(((error.rmse / dynamics.target_normalizer.divisor) ** 2).mean() / report.holdout_mse)
         errors = open_loop_error(dynamics, pieces, HORIZON, generator=generator, n_samples=1)
         later.append(over_outputs(errors.expectation)[-1].item())
     return one_step, later, n_gradient_steps, seconds

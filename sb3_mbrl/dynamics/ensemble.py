@@ -298,8 +298,8 @@ class ProbabilisticEnsemble(nn.Module):
     def loss(self, inputs: th.Tensor, targets: th.Tensor) -> th.Tensor:
         """
         Gaussian negative log-likelihood (up to constants; see ``nll_beta``), averaged over rows and outputs, summed over
-        members;
-        the bounds of the log-variance are pulled together with weight 0.01 (Chua et al. 2018, appendix A.1).
+        members; the bounds of the log-variance are pulled together with weight 0.01 (Chua et al. 2018, appendix A.1), times
+        the weight that ``nll_beta`` gives to a row whose variance lies at the bound.
         Squared error for a deterministic ensemble.
 
         :param inputs: normalised observation and action, (members, B, O + A)
@@ -311,9 +311,13 @@ class ProbabilisticEnsemble(nn.Module):
         if not self.probabilistic:
             return error.mean(dim=(1, 2)).sum()
         nll = error * th.exp(-logvar) + logvar
+        upper, lower = self.max_logvar, self.min_logvar
         if self.nll_beta > 0:
             nll = nll * th.exp(self.nll_beta * logvar.detach())
-        return nll.mean(dim=(1, 2)).sum() + 0.01 * (self.max_logvar.sum() - self.min_logvar.sum())
+            # Each bound weighs as much as a row whose variance lies there: left at full weight, the pull on the lower bound
+            # would outweigh the likelihood, and the noise floor would rise however well the model predicts
+            upper, lower = (bound * th.exp(self.nll_beta * bound.detach()) for bound in (upper, lower))
+        return nll.mean(dim=(1, 2)).sum() + 0.01 * (upper.sum() - lower.sum())
 
     # ---------------------------------------------------------------- data
 

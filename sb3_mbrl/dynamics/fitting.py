@@ -106,8 +106,7 @@ def fit(
     # Statistics from the training rows alone; fixed during the fit, so that the weights keep their meaning
     model.input_normalizer.fit(inputs[train])
     inputs = model.input_normalizer(inputs)
-    if model.normalize_targets:
-        model.target_normalizer.fit(targets[train])
+    model.target_normalizer.fit(targets[train], z_score=model.normalize_targets)
     targets = model.target_normalizer(targets)
     rows = _rows_per_member(train, model.ensemble_size, bootstrap, generator)
 

@@ -7,6 +7,8 @@ from torch import nn
 class Normalizer(nn.Module):
     """
     Z-scores its input with the mean and standard deviation of the data it was last fitted on.
+    A dimension that never moved has a standard deviation of 0: it is only centered on the way in, and comes out as the
+    constant that it was, whatever a network adds to it.
     The statistics are buffers, so they travel with the state dict of the model that owns them.
 
     :param dim: number of input dimensions
@@ -20,30 +22,37 @@ class Normalizer(nn.Module):
         self.register_buffer("mean", th.zeros(dim))
         self.register_buffer("std", th.ones(dim))
 
-    def fit(self, inputs: th.Tensor) -> None:
+    def fit(self, inputs: th.Tensor, z_score: bool = True) -> None:
         """
         :param inputs: the training rows only (statistics of held-out rows would leak), (N, dim)
+        :param z_score: False leaves dimensions that moved as they are
         """
         # Accumulated in float64: a float32 sum over a million rows loses the digits that a small std is made of
         inputs = inputs.double()
         mean = inputs.mean(dim=0)
         std = inputs.std(dim=0, correction=0)
-        # A dimension that never moved must not be blown up when it moves by a rounding error
-        floor = 1e-6 * mean.abs().clamp_min(1e-6)
-        std = th.where(std > floor, std, th.ones_like(std))
+        # A rounding error is no movement, and must not be blown up
+        moved = std > 1e-6 * mean.abs().clamp_min(1e-6)
+        if not z_score:
+            mean, std = mean.masked_fill(moved, 0.0), th.ones_like(std)
         self.mean.copy_(mean)
-        self.std.copy_(std)
+        self.std.copy_(std.masked_fill(~moved, 0.0))
+
+    @property
+    def divisor(self) -> th.Tensor:
+        """The standard deviation, and 1 where nothing moved, (dim,)."""
+        return self.std.masked_fill(self.std == 0.0, 1.0)
 
     def forward(self, inputs: th.Tensor) -> th.Tensor:
         """
         :param inputs: raw, (..., dim)
         :return: z-scores, (..., dim)
         """
-        return (inputs - self.mean) / self.std
+        return (inputs - self.mean) / self.divisor
 
     def inverse(self, normalized: th.Tensor) -> th.Tensor:
         """
         :param normalized: z-scores, (..., dim)
-        :return: in raw units, (..., dim)
+        :return: in raw units; the constant where nothing moved, (..., dim)
         """
         return normalized * self.std + self.mean

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import pickle
 
@@ -136,15 +137,26 @@ def test_precisions_are_checked():
 
 
 @pytest.mark.parametrize("nll_beta", [0.0, 0.5, 1.0])
-def test_the_loss_is_the_likelihood_plus_a_hundredth_of_the_bounds(nll_beta):
+def test_the_loss_is_the_likelihood_plus_a_hundredth_of_the_bounds_each_weighted_like_a_row_that_lies_there(nll_beta):
     model = shaken(nll_beta=nll_beta)
     x, y = (th.randn(3, 7, dim, generator=seeded(dim)) for dim in (OBS_DIM + ACTION_DIM, OBS_DIM + 1))
-    expected = 0.01 * (model.max_logvar.sum() - model.min_logvar.sum()).item()
+    upper, lower = (bound.detach().double().numpy() for bound in (model.max_logvar, model.min_logvar))
+    expected = 0.01 * (np.exp(upper) ** nll_beta * upper - np.exp(lower) ** nll_beta * lower).sum()
     for member in range(3):
         mean, logvar = reference_member(model, member, x[member].double().numpy())
         nll = (mean - y[member].numpy()) ** 2 / np.exp(logvar) + logvar
         expected += (np.exp(logvar) ** nll_beta * nll).mean()
     assert model.loss(x, y).item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("nll_beta", [0.0, 0.5, 1.0])
+def test_a_bound_far_from_all_rows_is_pulled_by_a_hundredth_of_its_weight(nll_beta):
+    model = shaken(nll_beta=nll_beta)
+    with th.no_grad():
+        model.min_logvar.fill_(-40.0)
+    x, y = (th.randn(3, 7, dim, generator=seeded(dim)) for dim in (OBS_DIM + ACTION_DIM, OBS_DIM + 1))
+    model.loss(x, y).backward()
+    th.testing.assert_close(model.min_logvar.grad, th.full((OBS_DIM + 1,), -0.01 * math.exp(-40.0 * nll_beta)))
 
 
 def test_the_weight_of_a_row_is_not_differentiated():

@@ -35,17 +35,25 @@ def test_inverse_undoes_forward(rows):
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1234.567, -3e5, 1e-8])
-def test_a_dimension_that_never_moved_is_only_centred(value):
-    normalizer = fitted(th.full((1000, 1), value))
-    assert normalizer.std.item() == 1.0
-    assert abs(normalizer(th.full((1, 1), value)).item()) <= abs(value) * 1e-6
+def test_a_dimension_that_never_moved_is_only_centered_and_comes_out_as_it_was(value):
+    rows = th.full((1000, 1), value)
+    normalizer = fitted(rows)
+    assert normalizer(rows).unique().tolist() == [0.0]
     assert normalizer(th.full((1, 1), value + 1.0)).item() == pytest.approx(1.0, abs=0.05)
+    assert th.equal(normalizer.inverse(th.randn(1000, 1, generator=th.Generator().manual_seed(0))), rows)
 
 
-def test_one_row_gives_its_mean_and_unit_std():
+def test_one_row_is_all_there_is():
     normalizer = fitted(th.tensor([[4.0, -2.0]]))
-    assert normalizer.mean.tolist() == [4.0, -2.0]
-    assert normalizer.std.tolist() == [1.0, 1.0]
+    assert normalizer(th.tensor([[5.0, -2.0]])).tolist() == [[1.0, 0.0]]
+    assert normalizer.inverse(th.tensor([[9.0, 9.0]])).tolist() == [[4.0, -2.0]]
+
+
+def test_without_z_scores_only_what_never_moved_is_touched():
+    normalizer = Normalizer(2)
+    normalizer.fit(th.tensor([[4.0, -2.0], [4.0, 3.0]]), z_score=False)
+    assert normalizer(th.tensor([[5.0, 7.0]])).tolist() == [[1.0, 7.0]]
+    assert normalizer.inverse(th.tensor([[9.0, 9.0]])).tolist() == [[4.0, 9.0]]
 
 
 def test_a_small_spread_far_from_zero_survives_a_million_rows():
