@@ -311,12 +311,14 @@ class ProbabilisticEnsemble(nn.Module):
         if not self.probabilistic:
             return error.mean(dim=(1, 2)).sum()
         nll = error * th.exp(-logvar) + logvar
-        upper, lower = self.max_logvar, self.min_logvar
+        upper: th.Tensor = self.max_logvar
+        lower: th.Tensor = self.min_logvar
         if self.nll_beta > 0:
             nll = nll * th.exp(self.nll_beta * logvar.detach())
             # Each bound weighs as much as a row whose variance lies there: left at full weight, the pull on the lower bound
             # would outweigh the likelihood, and the noise floor would rise however well the model predicts
-            upper, lower = (bound * th.exp(self.nll_beta * bound.detach()) for bound in (upper, lower))
+            upper = upper * th.exp(self.nll_beta * upper.detach())
+            lower = lower * th.exp(self.nll_beta * lower.detach())
         return nll.mean(dim=(1, 2)).sum() + 0.01 * (upper.sum() - lower.sum())
 
     # ---------------------------------------------------------------- data
