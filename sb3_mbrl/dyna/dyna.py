@@ -61,7 +61,7 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
     was than what the episodes that followed in reality returned; ``imagination/alarm``, 1 where they part, by more than
     three standard deviations of the imagined returns and a fifth of their mean: the model is being exploited. Where the
     environment does not tell its time limit, the longest of the latest real episodes takes its place; until one has ended,
-    and where a longer one follows, nothing is compared.
+    where a longer one follows, and where ``reward_fn`` is another reward, nothing is compared.
 
     :param algorithm_class: of Stable-Baselines3, sb3-contrib or yours, on- or off-policy
     :param policy: of the algorithm
@@ -242,10 +242,11 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
         assert self.replay_buffer is not None
         self._compare_with_reality()
         transitions = real_transitions(self.replay_buffer, self.device)
-        self._fit_dynamics(transitions)
-        if self._n_fitted == len(transitions):  # or it was loaded without its replay buffer: wait until there is enough again
+        report = self._fit_dynamics(transitions)
+        if report is not None:  # or it was loaded without its replay buffer: wait until there is enough again
             with self._timed("imagining", "imagining"):
                 self._learn_in_the_model(self.imagined_steps_per_step * self._steps_since_fit())
+                self._promise(comparable=report.reward_agrees)
         self._last_fit_timestep = self.num_timesteps
 
     def _learn_in_the_model(self, n_steps: int) -> None:
@@ -265,7 +266,6 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
             end_trajectories(getattr(self.agent, "replay_buffer", None))
 
         self._log({"imagination/n_steps": self.agent.num_timesteps - before})
-        self._promise()
         for name, value in self.agent.logger.name_to_value.items():
             self.logger.record(f"agent/{name}", value)
 
@@ -359,15 +359,19 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
 
     # ---------------------------------------------------------------- reality
 
-    def _promise(self) -> None:
-        """What the model promises for the policy that acts from now on, over episodes as long as the real ones."""
+    def _promise(self, comparable: bool) -> None:
+        """
+        What the model promises for the policy that acts from now on, over episodes as long as the real ones.
+
+        :param comparable: whether both pay the same reward
+        """
         length = self._episode_length()
         if length is None:
             self._promised = None
             return
         returns = self._imagined_returns(length, deterministic=False)
-        self._promised = (float(returns.mean()), float(returns.std()), length)
-        self._log({"imagination/return_mean": self._promised[0]})
+        self._promised = (float(returns.mean()), float(returns.std()), length) if comparable else None
+        self._log({"imagination/return_mean": float(returns.mean())})
 
     def _episode_length(self) -> int | None:
         """

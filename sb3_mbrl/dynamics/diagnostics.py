@@ -188,8 +188,8 @@ class OneStepError:
     :param coverage_90: the same for 90 %
     :param mean_squared_z: mean of (error / predicted standard deviation)^2; 1 is calibrated, more is over-confident.
         The calibration is NaN for a model that tells no uncertainty, and for the reward of a known ``reward_fn``
-    :param termination_precision: share of the predicted terminations that happened; 1 when none was predicted
-    :param termination_recall: share of the terminations that were predicted; 1 when none happened
+    :param termination_precision: share of the predicted terminations that happened; NaN when none was predicted
+    :param termination_recall: share of the terminations that were predicted; NaN when none happened
     :param predicted: predicted change of the observation, and reward, (N, D)
     :param actual: what happened, (N, D)
     :param std: predicted standard deviation, (N, D)

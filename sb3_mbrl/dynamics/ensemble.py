@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -22,7 +23,9 @@ from sb3_mbrl.common.actions import BOUND_ACTIONS, action_bounds, action_dim
 from sb3_mbrl.common.files import write_atomically
 from sb3_mbrl.common.random import Generators, randint, randn
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
-from sb3_mbrl.dynamics.fitting import FitReport, check_fit_arguments, fit
+from sb3_mbrl.common.user_functions import check_returned, probe
+from sb3_mbrl.dynamics.agreement import RewardAgreement, reward_agreement, termination_disagreement
+from sb3_mbrl.dynamics.fitting import FitReport, check_finite, check_fit_arguments, fit
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination
 from sb3_mbrl.dynamics.model import Members, ModelStep
 from sb3_mbrl.dynamics.normalizer import Normalizer
@@ -201,6 +204,9 @@ class ProbabilisticEnsemble(nn.Module):
         groups.append({"params": list(self.biases)})
         if probabilistic and learn_logvar_bounds:
             groups.append({"params": [self.max_logvar, self.min_logvar]})
+        probe(observation_space, action_space, self.device, reward_fn=reward_fn, termination_fn=termination_fn)
+        self._doubted: list[Any] = []  # functions that disagreed with the data, of which the user was told
+
         # Adam with its own (coupled) weight decay is the paper's 0.5 * decay * ||W||^2 added to the loss; AdamW is not
         self.optimizer = th.optim.Adam(groups, lr=learning_rate, fused=True)
 
@@ -353,23 +359,60 @@ class ProbabilisticEnsemble(nn.Module):
         Train on all of ``transitions`` (weights, optimiser and normaliser are kept between calls) and choose
         the elites anew. See :func:`sb3_mbrl.dynamics.fitting.fit` for the arguments.
 
+        A ``reward_fn`` and a ``termination_fn`` are compared with the transitions. A termination that they contradict, and a
+        reward of another scale, are warned of, once for each function; that it is another reward is said in the report, since
+        it may be meant.
+
         :param transitions: every real transition so far
         :param generator: source of the holdout split, the bootstrap and the shuffling
         :return: errors and cost of this fit
-        :raises ValueError: an argument out of its range, non-finite data, or terminations that nothing can predict
+        :raises ValueError: an argument out of its range, non-finite data, terminations that nothing can predict, or a
+            ``reward_fn`` that is not finite
         """
         check_fit_arguments(kwargs)
+        check_finite(transitions)
+        reward = self._compare_rewards(transitions)
         if isinstance(self.termination_fn, LearnedTermination):
             report = fit(self, transitions, generator, **kwargs)
             scores = self.termination_fn.fit(self._in_env_scale(transitions), generator)
         else:
             scores = self._check_termination(transitions)
             report = fit(self, transitions, generator, **kwargs)
-        return replace(report, termination_precision=scores["precision"], termination_recall=scores["recall"])
+        report = replace(report, termination_precision=scores["precision"], termination_recall=scores["recall"])
+        if reward is None:
+            return report
+        note = "" if reward.agrees or reward.wrong_scale or self._was_doubted(self.reward_fn) else reward.text
+        return replace(report, reward_mse=reward.mse, reward_agrees=reward.agrees, note=note)
+
+    def _compare_rewards(self, transitions: Transitions) -> RewardAgreement | None:
+        """A reward function that is given beside the real rewards; None if the reward is learned."""
+        if self.reward_fn is None:
+            return None
+        with th.no_grad():
+            obs, next_obs = transitions.observations, transitions.next_observations
+            given = self._known_reward(self.reward_fn, obs, transitions.actions, next_obs)
+        if not given.isfinite().all():
+            rows = (~given.isfinite()).nonzero()
+            raise ValueError(
+                f"reward_fn returns NaN or infinity for {len(rows)} of {len(given)} real transitions (first: row "
+                f"{int(rows[0])}). Restrict it to values that it is defined for, for instance with clamp."
+            )
+        agreement = reward_agreement(given, transitions.rewards)
+        if agreement.wrong_scale and not self._was_doubted(self.reward_fn):
+            warnings.warn(agreement.text, stacklevel=3)
+        return agreement
+
+    def _was_doubted(self, function: Any) -> bool:
+        """Whether the user has been told that a function disagrees with the data; from now on it has been."""
+        if any(function is each for each in self._doubted):
+            return True
+        self._doubted.append(function)
+        return False
 
     def _check_termination(self, transitions: Transitions) -> dict[str, float]:
         """Precision and recall of a termination function that is given; one that predicts nothing is refused."""
-        scores = termination_scores(self.predict_termination(transitions), transitions.terminated)
+        predicted = self.predict_termination(transitions)
+        scores = termination_scores(predicted, transitions.terminated)
         n_terminated = int(transitions.terminated.sum())
         never = isinstance(self.termination_fn, NeverTerminates)
         if scores["recall"] == 0.0 and (never or n_terminated >= 10):
@@ -379,6 +422,9 @@ class ProbabilisticEnsemble(nn.Module):
                 + ': the model would imagine a life after death. Pass termination_fn="learned", or a function '
                 "f(obs, action, next_obs) -> (B,) bool."
             )
+        disagreement = termination_disagreement(predicted, transitions.terminated)
+        if disagreement is not None and not self._was_doubted(self.termination_fn):
+            warnings.warn(disagreement, stacklevel=3)
         return scores
 
     def _in_env_scale(self, transitions: Transitions) -> Transitions:
@@ -400,12 +446,13 @@ class ProbabilisticEnsemble(nn.Module):
 
     def _terminated(self, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
         terminated = self.termination_fn(obs, self.unscale_action(action), next_obs)
-        if terminated.shape != obs.shape[:1] or terminated.dtype != th.bool:
-            raise ValueError(
-                f"termination_fn must return a bool tensor of shape ({obs.shape[0]},), "
-                f"got {terminated.dtype} of shape {tuple(terminated.shape)}."
-            )
+        check_returned("termination_fn", terminated, obs)
         return terminated
+
+    def _known_reward(self, reward_fn: RewardFn, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
+        reward = reward_fn(obs, self.unscale_action(action), next_obs)
+        check_returned("reward_fn", reward, obs)
+        return reward
 
     # ---------------------------------------------------------------- stepping
 
@@ -490,9 +537,7 @@ class ProbabilisticEnsemble(nn.Module):
 
         next_obs, reward = output[:, :-1], output[:, -1]
         if self.reward_fn is not None:
-            reward = self.reward_fn(obs, self.unscale_action(action), next_obs)
-            if reward.shape != obs.shape[:1]:
-                raise ValueError(f"reward_fn must return shape ({len(obs)},), got {tuple(reward.shape)}.")
+            reward = self._known_reward(self.reward_fn, obs, action, next_obs)
         terminated = self._terminated(obs, action, next_obs)
         if not uncertainty:
             return ModelStep(next_obs, reward, terminated)

@@ -1,5 +1,6 @@
 """Fitting an ensemble: holdout, bootstrap, early stopping, per-member restore, elites."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -38,11 +39,13 @@ class FitReport:
     :param holdout_nll: Gaussian negative log-likelihood up to constants, mean over outputs;
         for a deterministic ensemble the MSE
     :param holdout_nll_worst_dim: the same of the worst output
-    :param reward_mse: mean squared error of the reward, in its own units
+    :param reward_mse: mean squared error of the reward, in its own units; that of a ``reward_fn`` over all rows
     :param elite_spread: worst elite's MSE divided by the best elite's
-    :param termination_precision: share of the predicted terminations that are true (1 if none is predicted), over all rows;
+    :param termination_precision: share of the predicted terminations that are true (NaN if none is predicted), over all rows;
         of a learned head, over its held-out rows
-    :param termination_recall: share of the terminations that are predicted (1 if there is none)
+    :param termination_recall: share of the terminations that are predicted (NaN if there is none)
+    :param reward_agrees: whether a ``reward_fn`` is what the environment paid; True of a learned reward
+    :param note: for the user, in the first fit that gives a reason: ``reward_fn`` is another reward, which may be meant
     """
 
     n_epochs: int
@@ -57,8 +60,17 @@ class FitReport:
     holdout_nll_worst_dim: float
     reward_mse: float
     elite_spread: float
-    termination_precision: float = 1.0
-    termination_recall: float = 1.0
+    termination_precision: float = math.nan
+    termination_recall: float = math.nan
+    reward_agrees: bool = True
+    note: str = ""
+
+    def scalars(self) -> dict[str, float]:
+        """
+        :return: the numbers by their names, without those that are not defined
+        """
+        numbers = {name: value for name, value in vars(self).items() if name not in ("reward_agrees", "note")}
+        return {name: value for name, value in numbers.items() if not math.isnan(value)}
 
 
 def fit(

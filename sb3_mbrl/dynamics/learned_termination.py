@@ -135,8 +135,8 @@ class LearnedTermination(nn.Module):
         :param generator: draws the minibatches; ``None`` for one seeded with 0
         :param max_epochs: upper limit; an epoch is 32 minibatches, whatever N
         :param batch_size: rows of a minibatch
-        :return: ``epochs`` trained, ``loss`` (binary cross-entropy, nats), ``precision`` and ``recall``,
-            measured on the holdout rows, or on all rows when nothing was held out
+        :return: ``epochs`` trained, ``loss`` (binary cross-entropy, nats), ``precision`` and ``recall`` (NaN without a
+            termination), measured on the holdout rows, or on all rows when nothing was held out
         :raises ValueError: the data is empty or not finite
         """
         _require_finite(transitions)
@@ -144,7 +144,7 @@ class LearnedTermination(nn.Module):
         inputs = th.cat((transitions.observations, transitions.actions, transitions.next_observations), dim=-1)
         labels = transitions.terminated.to(self.mean.device)
         if not labels.any():
-            return {"epochs": 0.0, "loss": 0.0, "precision": 1.0, "recall": 1.0}
+            return {"epochs": 0.0, "loss": 0.0, "precision": math.nan, "recall": math.nan}
         self.termination_seen.fill_(1.0)
         train_rows, holdout_rows = _stratified_split(labels)
         inputs = inputs.to(self.mean)

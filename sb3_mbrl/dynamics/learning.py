@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_mbrl.common.algorithm import ModelAlgorithm
 from sb3_mbrl.common.arguments import check_number
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
+from sb3_mbrl.dynamics.agreement import n_contradicted
 from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble, check_spaces
 from sb3_mbrl.dynamics.fitting import FitReport, check_fit_arguments, fit
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination, check_termination_fn, make_termination
@@ -160,10 +161,11 @@ class LearnsDynamics(ModelAlgorithm):
             return self.model_train_freq
         return self.num_timesteps - self._last_fit_timestep
 
-    def _fit_dynamics(self, transitions: Transitions, **arguments: Any) -> None:
+    def _fit_dynamics(self, transitions: Transitions, **arguments: Any) -> FitReport | None:
         """
         :param transitions: all there are
         :param arguments: of the fit, that follow from the algorithm's own
+        :return: what the fit did; None: there was none
         """
         assert self.replay_buffer is not None
         if len(transitions) < self._n_fitted / 2 and not self.replay_buffer.full:
@@ -173,7 +175,7 @@ class LearnsDynamics(ModelAlgorithm):
                     f"Model not refitted at step {self.num_timesteps}: it knows {self._n_fitted} transitions, of which the "
                     f"replay buffer has {len(transitions)}. load_replay_buffer brings back what was saved of it."
                 )
-            return
+            return None
         self._n_fitted = len(transitions)
         self._check_auto_termination(transitions)
         budget = {}
@@ -184,6 +186,7 @@ class LearnsDynamics(ModelAlgorithm):
             fit_kwargs = {"on_epoch": self._show_epoch, **arguments, **budget, **self.fit_kwargs}
             report = self.dynamics.fit(transitions, self._generator, **fit_kwargs)
         self._log_fit(report)
+        return report
 
     def _check_auto_termination(self, transitions: Transitions) -> None:
         """The rule that ``"auto"`` found is refused if the real data contradict it."""
@@ -210,12 +213,14 @@ class LearnsDynamics(ModelAlgorithm):
 
     def _log_fit(self, report: FitReport) -> None:
         self._describe("")
-        self._log({f"dynamics/{name}": value for name, value in vars(report).items()})
+        self._log({f"dynamics/{name}": value for name, value in report.scalars().items()})
         if self.verbose >= 1:
             print(
                 f"Model fitted at step {self.num_timesteps}: {report.n_epochs} epochs on {report.n_train} transitions in "
                 f"{report.seconds:.1f} s, holdout MSE {report.holdout_mse:.3g}"
             )
+            if report.note:
+                print(report.note)
 
     # ---------------------------------------------------------------- save and load
 
@@ -236,9 +241,8 @@ def check_known_termination(dynamics: ProbabilisticEnsemble, transitions: Transi
     :param transitions: real ones
     :raises ValueError: they contradict the rule
     """
-    n_wrong = int((dynamics.predict_termination(transitions) != transitions.terminated).sum())
-    # A state within a rounding error of the limit may fall on either side in float32
-    if n_wrong > 1 + len(transitions) // 1000:
+    n_wrong = n_contradicted(dynamics.predict_termination(transitions), transitions.terminated)
+    if n_wrong > 0:
         raise ValueError(
             f"termination_fn='auto' took the rule of the known task, but it disagrees with {n_wrong} of {len(transitions)} "
             "real transitions: a wrapper probably changes observations or terminations. Pass termination_fn='learned' or a "

@@ -24,6 +24,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from sb3_mbrl.common.actions import BOUND_ACTIONS, action_bounds, action_dim, to_environment
 from sb3_mbrl.common.random import Generators
 from sb3_mbrl.common.types import RewardFn, TerminationFn
+from sb3_mbrl.common.user_functions import check_returned, probe
 from sb3_mbrl.dynamics.classic_control import CLASSIC_TASKS, Outcome
 from sb3_mbrl.dynamics.model import Members, ModelStep
 
@@ -275,6 +276,7 @@ class SimulatorModel:
         self.env_spec = envs[0].spec
         self.reward_fn, self.termination_fn = reward_fn, termination_fn
         self._set_spaces(envs[0])
+        probe(self.observation_space, self.action_space, self.device, reward_fn=reward_fn, termination_fn=termination_fn)
         self.simulator = self._choose_simulator(envs, env, n_threads or os.cpu_count() or 1, get_state, set_state)
 
     def _set_spaces(self, env: gym.Env) -> None:
@@ -384,9 +386,13 @@ class SimulatorModel:
             diverged = next_rows_tensor.isnan().any(dim=1)
             seen = (self.observe(obs), self.unscale_action(action), self.observe(next_rows_tensor))
             if self.reward_fn is not None:
-                reward_tensor = self.reward_fn(*seen).float().masked_fill(diverged, th.nan)
+                reward_tensor = self.reward_fn(*seen)
+                check_returned("reward_fn", reward_tensor, seen[0])
+                reward_tensor = reward_tensor.float().masked_fill(diverged, th.nan)
             if self.termination_fn is not None:
-                terminated_tensor = self.termination_fn(*seen) | diverged
+                terminated_tensor = self.termination_fn(*seen)
+                check_returned("termination_fn", terminated_tensor, seen[0])
+                terminated_tensor = terminated_tensor | diverged
         n_outputs = int(np.prod(self.observation_space.shape)) + 1
         std = th.zeros(len(rows), n_outputs) if uncertainty else None
         return ModelStep(next_rows_tensor, reward_tensor, terminated_tensor, std, std)

@@ -502,12 +502,12 @@ def termination_scores(predicted: th.Tensor, actual: th.Tensor) -> dict[str, flo
     """
     :param predicted: predicted terminations, (N,) bool
     :param actual: true terminations, (N,) bool
-    :return: ``precision`` (share of the predicted ones that happened; 1.0 when none was predicted) and ``recall``
-        (share of the ones that happened that were predicted; 1.0 when none happened)
+    :return: ``precision`` (share of the predicted ones that happened; NaN when none was predicted) and ``recall``
+        (share of the ones that happened that were predicted; NaN when none happened)
     """
     hits = int((predicted & actual).sum())
     n_predicted, n_actual = int(predicted.sum()), int(actual.sum())
     return {
-        "precision": hits / n_predicted if n_predicted else 1.0,
-        "recall": hits / n_actual if n_actual else 1.0,
+        "precision": hits / n_predicted if n_predicted else math.nan,
+        "recall": hits / n_actual if n_actual else math.nan,
     }

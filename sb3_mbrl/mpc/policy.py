@@ -24,6 +24,7 @@ from sb3_mbrl.common.actions import to_environment
 from sb3_mbrl.common.files import write_atomically
 from sb3_mbrl.common.policies import actor_function, value_function
 from sb3_mbrl.common.types import RewardFn, TerminationFn
+from sb3_mbrl.common.user_functions import check_returned, probe
 from sb3_mbrl.dynamics import DynamicsModel, ProbabilisticEnsemble
 from sb3_mbrl.dynamics.model import check_fitted, dynamics_of
 from sb3_mbrl.planning import ModelObjective, Plan, Planner, PlannerState, make_planner
@@ -158,6 +159,7 @@ class MPCPolicy(BasePolicy):
         self.action_repeat = action_repeat
         self.replan_freq = replan_freq
         self.actor = actor_function(actor) if isinstance(actor, BaseAlgorithm) else actor
+        probe(model.observation_space, model.action_space, model.device, actor=self.actor)
         self.n_proposals = n_proposals
         self.proposal_noise = proposal_noise
         self.max_plan_seconds = max_plan_seconds
@@ -264,11 +266,10 @@ class MPCPolicy(BasePolicy):
         )
 
     def _act(self, obs: th.Tensor) -> th.Tensor:
-        """What the actor does; functions of the user may come in any shape and precision."""
+        """What the actor does; functions of the user may come in any precision."""
         assert self.actor is not None
-        actions, expected = self.actor(obs), (len(obs), self.model.action_dim)
-        if actions.shape != expected:
-            raise ValueError(f"actor must return actions of shape {expected}, got {tuple(actions.shape)}.")
+        actions = self.actor(obs)
+        check_returned("actor", actions, obs, self.model.action_dim)
         return actions.float()
 
     def _generators(self, n_plans: th.Tensor, deterministic: bool) -> list[th.Generator]:

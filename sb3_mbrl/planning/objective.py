@@ -7,6 +7,7 @@ import torch as th
 
 from sb3_mbrl.common.random import Generators
 from sb3_mbrl.common.types import RewardFn, TerminationFn
+from sb3_mbrl.common.user_functions import check_returned, probe
 from sb3_mbrl.dynamics.model import DynamicsModel, Members, ModelStep
 from sb3_mbrl.planning.planner import Score
 
@@ -86,6 +87,14 @@ class ModelObjective:
             )
         if not 0 <= kappa < float("inf"):
             raise ValueError(f"kappa must not be negative, got {kappa}; value_mode gives the sign.")
+        probe(
+            model.observation_space,
+            model.action_space,
+            model.device,
+            reward_fn=reward_fn,
+            termination_fn=termination_fn,
+            terminal_value=terminal_value,
+        )
         self.model = model
         self.discount = discount
         self.n_particles = n_particles
@@ -172,20 +181,19 @@ class ModelObjective:
         seen = (self.model.observe(rows), self.model.unscale_action(action), self.model.observe(step.next_obs))
         if self.reward_fn is not None:
             reward = self.reward_fn(*seen)
-            _check_shape("reward_fn", reward, len(rows))
+            check_returned("reward_fn", reward, seen[0])
         if self.termination_fn is not None:
             terminated = self.termination_fn(*seen)
-            _check_shape("termination_fn", terminated, len(rows))
-            if terminated.dtype != th.bool:
-                raise ValueError(f"termination_fn must return a bool tensor, got {terminated.dtype}.")
+            check_returned("termination_fn", terminated, seen[0])
         return reward, terminated
 
     def _value_of_the_end(self, rows: th.Tensor, generator: Generators) -> th.Tensor | None:
         """Of each row of the model where a plan ends, (B,); None: 0."""
         if self.terminal_value is None:
             return None
-        value = self.terminal_value(self.model.observe(rows))
-        _check_shape("terminal_value", value, len(rows))
+        obs = self.model.observe(rows)
+        value = self.terminal_value(obs)
+        check_returned("terminal_value", value, obs)
         return value
 
     def _members(self, n_envs: int, n: int) -> Members:
@@ -209,8 +217,3 @@ class ModelObjective:
 def _are_finite(rows: th.Tensor) -> th.Tensor:
     """``isfinite(rows).all(dim=1)``, five times as fast: zero times what is not finite is NaN."""
     return (0 * rows).sum(dim=1) == 0
-
-
-def _check_shape(name: str, values: th.Tensor, n_rows: int) -> None:
-    if values.shape != (n_rows,):
-        raise ValueError(f"{name} must return shape ({n_rows},), one number for each row, got {tuple(values.shape)}.")

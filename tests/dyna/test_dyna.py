@@ -217,6 +217,14 @@ def test_nothing_is_promised_before_an_episode_has_shown_how_long_it_is(monkeypa
     assert not {"imagination/return_mean", "imagination/alarm"} & model.logger.name_to_value.keys()
 
 
+def test_returns_of_another_reward_are_not_compared():
+    model = make(env=make_short_pendulum(), reward_fn=lambda obs, action, next_obs: next_obs[:, 0]).learn(
+        130, log_interval=1_000
+    )
+    assert "imagination/return_mean" in model.logger.name_to_value
+    assert not {"imagination/gap", "imagination/alarm"} & model.logger.name_to_value.keys()
+
+
 def test_an_episode_longer_than_the_promise_is_not_compared():
     model = make()
     model._logger = Logger(None, [])

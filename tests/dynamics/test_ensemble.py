@@ -2,6 +2,7 @@ import json
 import math
 import os
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -514,14 +515,91 @@ def test_a_learned_termination_predicts_from_actions_in_minus_one_to_one():
     [th.zeros(5, 1), th.zeros(5), th.zeros(5, 1, dtype=th.bool), th.zeros((), dtype=th.bool), th.zeros(5, dtype=th.int)],
 )
 def test_a_termination_function_that_does_not_give_one_bool_a_row_is_refused(returned):
-    with pytest.raises(ValueError, match=r"bool tensor of shape \(5,\)"):
-        shaken(termination_fn=lambda *args: returned).step(*inputs(), seeded())
+    model = shaken(termination_fn=lambda obs, *_: returned if len(obs) == 5 else obs[:, 0] > 0)  # right where it is tried
+    with pytest.raises(ValueError, match=r"termination_fn must return a bool tensor of shape \(5,\)"):
+        model.step(*inputs(), seeded())
 
 
 @pytest.mark.parametrize("returned", [th.zeros(5, 1), th.zeros(()), th.zeros(1)])
 def test_a_reward_function_that_does_not_give_one_number_a_row_is_refused(returned):
-    with pytest.raises(ValueError, match=r"reward_fn must return shape \(5,\)"):
-        shaken(reward_fn=lambda *args: returned).step(*inputs(), seeded())
+    model = shaken(reward_fn=lambda obs, *_: returned if len(obs) == 5 else obs[:, 0])
+    with pytest.raises(ValueError, match=r"reward_fn must return a float tensor of shape \(5,\)"):
+        model.step(*inputs(), seeded())
+
+
+def test_functions_are_tried_where_they_are_given_and_loaded(tmp_path):
+    with pytest.raises(ValueError, match=r"reward_fn must return.* got numpy\.ndarray"):
+        ensemble(reward_fn=lambda obs, action, next_obs: obs[:, 0].numpy())
+    shaken(reward_fn=lambda obs, action, next_obs: obs[:, 0]).save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"reward_fn must return a float tensor of shape \(2,\)"):
+        ProbabilisticEnsemble.load(tmp_path / "model", reward_fn=lambda obs, action, next_obs: obs)
+
+
+# ---------------------------------------------------------------- functions of the user beside the data
+
+
+def known(obs, action, next_obs):
+    return obs[:, 0] - 0.1 * (action**2).sum(dim=1)
+
+
+def data_with_known_reward(model, n=200):
+    data = transitions(n)
+    return replace(data, rewards=known(data.observations, model.unscale_action(data.actions), data.next_observations))
+
+
+def fits(model, data, n=2):
+    return [model.fit(data, seeded(), max_epochs=1) for _ in range(n)]
+
+
+def test_a_reward_function_that_the_data_confirm_is_not_spoken_of():
+    model = ensemble(reward_fn=known)
+    report = fits(model, data_with_known_reward(model))[0]
+    assert report.reward_agrees and report.note == "" and report.reward_mse < 1e-10
+
+
+def test_a_reward_in_other_units_is_warned_of_once():
+    model = ensemble(reward_fn=lambda *rows: 100 * known(*rows))
+    data = data_with_known_reward(model)
+    with pytest.warns(UserWarning, match=r"reward_fn pays .* 200 real .*correlation 1\.00.* It is 100 times") as caught:
+        reports = fits(model, data)
+    assert len(caught) == 1 and [report.note for report in reports] == ["", ""] and not reports[0].reward_agrees
+
+
+def test_another_reward_is_noted_once_as_it_may_be_meant():
+    model = ensemble(reward_fn=lambda *rows: -known(*rows))
+    first, second = fits(model, data_with_known_reward(model))
+    assert "reward_fn pays" in first.note and "(correlation -1.00)" in first.note
+    assert second.note == "" and not second.reward_agrees and second.reward_mse > 0.01
+
+
+def test_a_constant_reward_in_other_units_is_warned_of():
+    model = ensemble(reward_fn=lambda obs, action, next_obs: th.full((len(obs),), 100.0))
+    with pytest.warns(UserWarning, match="reward_fn pays 100 a step .* paid 1. It is 100 times"):
+        fits(model, replace(transitions(200), rewards=th.ones(200)))
+
+
+def test_a_reward_that_is_not_finite_on_real_transitions_is_an_error():
+    data = transitions(200)
+    model = ensemble(reward_fn=lambda obs, action, next_obs: th.log(obs[:, 0]))
+    n_bad = int((data.observations[:, 0] <= 0).sum())
+    with pytest.raises(ValueError, match=f"reward_fn returns NaN or infinity for {n_bad} of 200 real transitions"):
+        model.fit(data, seeded(), max_epochs=1)
+
+
+def test_a_termination_that_the_data_contradict_is_warned_of_once_for_each_function():
+    model = ensemble(termination_fn=lambda obs, action, next_obs: obs[:, 0] > -th.inf)
+    data = transitions(200)
+    message = "disagrees with 200 of 200 real transitions: 200 of the 200 that it ends went on, and 0 of the 0"
+    with pytest.warns(UserWarning, match=message) as caught:
+        reports = fits(model, data)
+    assert len(caught) == 1 and reports[0].termination_precision == 0
+    model.termination_fn = lambda obs, action, next_obs: obs[:, 0] > 0
+    with pytest.warns(UserWarning, match="termination_fn disagrees"):
+        fits(model, data)
+
+
+def test_where_nothing_ever_ended_there_are_no_scores_of_a_termination():
+    assert not any("termination" in name for name in fits(ensemble(), transitions(200), 1)[0].scalars())
 
 
 def test_a_prediction_that_is_not_finite_ends_the_task():
@@ -795,6 +873,7 @@ def test_discrete_actions_have_no_other_scale():
         return obs[:, 0]
 
     model, actions = ensemble(action_space=DISCRETE, reward_fn=reward), th.eye(3)
+    seen.clear()
     assert model.unscale_action(actions).equal(actions)
     assert model.scale_action(actions).equal(actions)
     model.step(th.zeros(3, OBS_DIM), actions, seeded())

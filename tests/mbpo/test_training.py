@@ -334,7 +334,9 @@ class TestModelOptions:
         assert_trained(model)
 
     def test_user_termination(self, make_mbpo):
-        model = make_mbpo("Line-v0", termination_fn=lambda obs, action, next_obs: next_obs[:, 0] > -np.inf).learn(60)
+        model = make_mbpo("Line-v0", termination_fn=lambda obs, action, next_obs: next_obs[:, 0] > -np.inf)
+        with pytest.warns(UserWarning, match="termination_fn disagrees with"):
+            model.learn(60)
         assert model.model_buffer.contents().terminated.all()
 
     @pytest.mark.parametrize(
