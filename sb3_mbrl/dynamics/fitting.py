@@ -157,7 +157,7 @@ def fit(
 
     snapshot.restore()
     model.holdout_mse.copy_(_member_mse(model, inputs[holdout], targets[holdout]))
-    errors = _holdout_errors(model, inputs[holdout], targets[holdout])
+    errors: dict[str, Any] = _holdout_errors(model, inputs[holdout], targets[holdout])
     return FitReport(
         n_epochs=epoch,
         n_gradient_steps=n_gradient_steps,
