@@ -122,6 +122,9 @@ class ProbabilisticEnsemble(nn.Module):
     :raises ValueError: spaces, sizes or names that are not supported
     """
 
+    n_fitted: int | None = None
+    """Transitions of the last fit; None if there was none, or none is known of."""
+
     holdout_mse: th.Tensor
     action_low: th.Tensor
     action_high: th.Tensor
@@ -209,6 +212,20 @@ class ProbabilisticEnsemble(nn.Module):
 
         # Adam with its own (coupled) weight decay is the paper's 0.5 * decay * ||W||^2 added to the loss; AdamW is not
         self.optimizer = th.optim.Adam(groups, lr=learning_rate, fused=True)
+
+    def __repr__(self) -> str:
+        """Its sizes and its last fit, rather than all modules and parameters."""
+        sizes = {
+            "observation_dim": self.observation_dim,
+            "action_dim": self.action_dim,
+            "ensemble_size": self.ensemble_size,
+            "n_elites": self.n_elites,
+            "net_arch": self.net_arch,
+        }
+        fit = "not fitted"
+        if self.is_fitted:
+            fit = f"n_fitted={self.n_fitted}, holdout_mse={self.holdout_mse[self.elites].mean().item():.3g}"
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in sizes.items())}, {fit})"
 
     # ---------------------------------------------------------------- networks
 
@@ -564,6 +581,7 @@ class ProbabilisticEnsemble(nn.Module):
             **{name: getattr(self, name) for name in _SAVED_ARGUMENTS},
             "reward_fn": "user" if self.reward_fn is not None else None,
             "termination_fn": "user" if kind is None else kind,
+            "n_fitted": self.n_fitted,
         }
         if isinstance(self.termination_fn, LearnedTermination):
             config["termination_kwargs"] = {name: getattr(self.termination_fn, name) for name in ("net_arch", "learning_rate")}
@@ -601,7 +619,7 @@ class ProbabilisticEnsemble(nn.Module):
             raise ValueError(f"{path} was not written by ProbabilisticEnsemble.save: format {metadata.get('format')!r}.")
         config = json.loads(metadata["config"])
         saved_reward, saved_termination = config.pop("reward_fn"), config.pop("termination_fn")
-        termination_kwargs = config.pop("termination_kwargs", {})
+        termination_kwargs, n_fitted = config.pop("termination_kwargs", {}), config.pop("n_fitted", None)
         if saved_reward == "user" and reward_fn is None:
             raise ValueError(f"{path} was saved with a reward_fn of yours: pass it again to load.")
         if saved_termination == "user" and termination_fn is None:
@@ -622,6 +640,7 @@ class ProbabilisticEnsemble(nn.Module):
                 state.setdefault(int(index), {})[key] = tensors.pop(name)
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
         model.load_state_dict(tensors)
+        model.n_fitted = n_fitted
         return model
 
     def _optimizers(self) -> dict[str, th.optim.Optimizer]:

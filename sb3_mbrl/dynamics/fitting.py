@@ -157,6 +157,7 @@ def fit(
 
     snapshot.restore()
     model.holdout_mse.copy_(_member_mse(model, inputs[holdout], targets[holdout]))
+    model.n_fitted = len(transitions)
     errors: dict[str, Any] = _holdout_errors(model, inputs[holdout], targets[holdout])
     return FitReport(
         n_epochs=epoch,

@@ -79,6 +79,10 @@ class LearnedTermination(nn.Module):
         self.register_buffer("termination_seen", th.zeros(()))
         self.optimizer = th.optim.Adam(self.network.parameters(), lr=learning_rate)
 
+    def __repr__(self) -> str:
+        seen = bool(self.termination_seen)
+        return f"{type(self).__name__}(input_dim={len(self.mean)}, net_arch={self.net_arch}, termination_seen={seen})"
+
     def logits(self, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
         """
         :param obs: raw observations, (B, O)

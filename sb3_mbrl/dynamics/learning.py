@@ -75,6 +75,7 @@ class LearnsDynamics(ModelAlgorithm):
             **arguments,
             **self.dynamics_kwargs,
         )
+        self.dynamics.n_fitted = self._n_fitted or None  # of a model that is being loaded
 
     def _check_dynamics_arguments(self, *set_by_the_algorithm: str) -> None:
         """

@@ -65,7 +65,7 @@ def measure(algorithm: "ModelBased") -> Costs:
 @contextmanager
 def _undone(algorithm: Any) -> Iterator[None]:
     """All that is saved with the algorithm, and what only goes on in memory."""
-    attributes, random = vars(algorithm).copy(), algorithm._random_state()
+    attributes, random, n_fitted = vars(algorithm).copy(), algorithm._random_state(), algorithm.dynamics.n_fitted
     generator = algorithm._generator.get_state()
     state_dicts, tensors = algorithm._get_torch_save_params()
     states = {name: deepcopy(recursive_getattr(algorithm, name).state_dict()) for name in state_dicts}
@@ -75,6 +75,7 @@ def _undone(algorithm: Any) -> Iterator[None]:
     finally:
         vars(algorithm).clear()
         vars(algorithm).update(attributes)
+        algorithm.dynamics.n_fitted = n_fitted
         for name, state in states.items():
             recursive_getattr(algorithm, name).load_state_dict(state)
         for name, value in values.items():

@@ -53,6 +53,17 @@ class LatentModel(nn.Module):
         self.register_buffer("action_low", low)
         self.register_buffer("action_high", high)
 
+    def __repr__(self) -> str:
+        """Its sizes, rather than all modules and parameters."""
+        space = self.observation_space
+        shapes = {name: each.shape for name, each in space.items()} if isinstance(space, spaces.Dict) else space.shape
+        latent_dim = self.termination_head[0].in_features  # type: ignore[index]
+        n_parameters = sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+        return (
+            f"{type(self).__name__}(observation={shapes}, action_dim={self.action_dim}, latent_dim={latent_dim}, "
+            f"width={self.width}, n_critics={len(self.critics)}, n_parameters={n_parameters})"  # type: ignore[arg-type]
+        )
+
     @property
     def elites(self) -> th.Tensor:
         """``[0]``: it is no ensemble."""

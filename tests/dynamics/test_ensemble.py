@@ -743,6 +743,19 @@ def test_an_unfitted_model_stays_unfitted(tmp_path):
     assert not ProbabilisticEnsemble.load(str(tmp_path / "model")).is_fitted
 
 
+def test_what_is_printed_of_a_model(tmp_path):
+    model = ensemble()
+    dims = f"observation_dim={OBS_DIM}, action_dim={ACTION_DIM}"
+    sizes = f"ProbabilisticEnsemble({dims}, ensemble_size=3, n_elites=2, net_arch=(16, 12)"
+    assert repr(model) == f"{sizes}, not fitted)"
+    report = model.fit(transitions(), seeded(), max_epochs=1)
+    assert repr(model) == f"{sizes}, n_fitted=200, holdout_mse={report.holdout_mse:.3g})"
+    model.save(tmp_path / "model")
+    assert repr(ProbabilisticEnsemble.load(tmp_path / "model")) == repr(model)
+    head = LearnedTermination(2, 1, net_arch=(8, 6))
+    assert repr(head) == "LearnedTermination(input_dim=5, net_arch=(8, 6), termination_seen=False)"
+
+
 def test_a_learned_termination_comes_back_and_goes_on_learning(tmp_path):
     data = transitions(terminated=th.arange(200) % 4 == 0)
     model = ensemble(termination_fn=LearnedTermination(OBS_DIM, ACTION_DIM, net_arch=(8, 6), learning_rate=3e-3))

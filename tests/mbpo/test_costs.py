@@ -23,6 +23,13 @@ def test_measuring_changes_nothing(make_mbpo):
     np.testing.assert_array_equal(loud.replay_buffer.actions[:150], silent.replay_buffer.actions[:150])
 
 
+def test_measuring_does_not_count_as_a_fit(make_mbpo):
+    model = make_mbpo().learn(120)
+    before = repr(model.dynamics)
+    measure(model)
+    assert repr(model.dynamics) == before
+
+
 @pytest.mark.parametrize("algorithm", [MBTQC, MBTD3, MBCrossQ])
 def test_other_algorithms(tiny, algorithm, capsys):
     algorithm("MlpPolicy", "PointMass-v0", **tiny, verbose=1).learn(60)

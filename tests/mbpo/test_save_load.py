@@ -80,7 +80,7 @@ def test_everything_is_in_the_zip(trained, tmp_path):
     assert before["dynamics.optimizer"]["state"] and before["dynamics.termination_fn.optimizer"]["state"]
     assert_equal_states(before, loaded.get_parameters())
     assert th.equal(loaded.dynamics.elites, trained.dynamics.elites)
-    assert loaded.dynamics.is_fitted
+    assert loaded.dynamics.is_fitted and repr(loaded.dynamics) == repr(trained.dynamics)
     for clock in ("num_timesteps", "_last_fit_timestep", "_n_updates", "_episode_num", "_seconds"):
         assert getattr(loaded, clock) == getattr(trained, clock)
     assert loaded._last_fit_timestep == 91

@@ -61,6 +61,16 @@ def test_actions_are_the_environments(trained):
     assert act(trained, OBS[0]).shape == (1,)
 
 
+def test_what_is_printed_of_a_world_model(make, kind):
+    name, latent_dim, n_critics = {"tdmpc": ("TOLD", 8, 2), "tdmpc2": ("WorldModel", 16, 3)}[kind]
+    model = make(kind).policy.model
+    n_parameters = sum(each.numel() for each in model.parameters() if each.requires_grad)
+    sizes = f"action_dim=1, latent_dim={latent_dim}, width=16, n_critics={n_critics}, n_parameters={n_parameters})"
+    assert repr(model) == f"{name}(observation=(2,), {sizes}"
+    both = "{'position': (1,), 'velocity': (1,)}"
+    assert repr(make(kind, "SliderDict-v0", "MultiInputPolicy").policy.model).startswith(f"{name}(observation={both}, action")
+
+
 def test_a_deterministic_action_depends_on_weights_observation_and_state_alone(trained):
     first, state = trained.predict(OBS, deterministic=True)
     trained.predict(OBS[::-1].copy())
