@@ -3,10 +3,11 @@ PDDM's planner (Nagabandi et al. 2019, https://arxiv.org/abs/1909.11652) on a ha
 
 Needs Gymnasium-Robotics: ``pip install -e '.[robotics]'``.
 
-PDDM's numbers: three networks of 2 x 250, plans of 7 steps, 700 candidates whose noise is filtered over time (beta = 0.7),
-weighted by their returns (kappa = 10). As there, the reward is known: all of it can be read off the observation. What differs:
-networks are probabilistic and keep their weights from fit to fit (PDDM trains them from scratch), and PDDM's own hand turns
-two balls.
+PDDM's numbers: three networks of 2 x 250, plans of 7 steps, 700 candidates that are filtered over time (beta = 0.7; 0.6 or
+0.7 for its hands), weighted by their returns (kappa = 10, as for its cube; 0.5 for its valve, 20 for its two balls). As there,
+the reward is known: all of it can be read off the observation. What differs: networks are probabilistic and keep their weights
+from fit to fit (PDDM trains them from scratch), all candidates have the same noise (PDDM gives a tenth of them 0.3 times as
+much), and PDDM's own hands turn other things.
 
 Tested with Gymnasium-Robotics 1.4.2, Gymnasium 1.4.0 and MuJoCo 4.0.0.
 """
