@@ -99,7 +99,8 @@ class MPCPolicy(BasePolicy):
     :param max_plan_seconds: of a call, the actor's proposals included: an iteration of the planner that would end later is not
         begun, and the best plan so far is taken; the first one is always made. Plans then depend on the clock, those of
         ``deterministic=True`` too
-    :param vec_normalize: if observations come normalised, by what
+    :param vec_normalize: if observations come normalised, by what; None: as those of the algorithm that is given as ``model``
+        (its ``dynamics`` alone plans from raw ones)
     :param seed: of the planner's samples, where actions are not deterministic
     :raises ValueError: an argument that is not known or does not fit
     """
@@ -128,6 +129,8 @@ class MPCPolicy(BasePolicy):
         vec_normalize: VecNormalize | None = None,
         seed: int | None = None,
     ):
+        if isinstance(model, BaseAlgorithm) and vec_normalize is None:
+            vec_normalize = model.get_vec_normalize_env()
         model = dynamics_of(model)
         super().__init__(model.observation_space, model.action_space, squash_output=True)
         self.model = model

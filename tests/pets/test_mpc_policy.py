@@ -359,6 +359,18 @@ def test_an_algorithm_lends_its_model(trained, policy):
     assert MPCPolicy(mbpo).model is mbpo.dynamics
 
 
+def test_observations_come_as_the_algorithm_sees_them(make_pets):
+    env = VecNormalize(make_vec_env("Slider-v0", n_envs=4, seed=0))
+    pets = make_pets(env).learn(60)
+    obs = env.normalize_obs(OBS)
+    planned, of_the_algorithm = (
+        each.predict(obs, deterministic=True)[0] for each in (MPCPolicy(pets, pets.policy.planner), pets)
+    )
+    np.testing.assert_array_equal(planned, of_the_algorithm)
+    raw, _ = MPCPolicy(pets.dynamics, pets.policy.planner).predict(OBS, deterministic=True)
+    np.testing.assert_allclose(raw, planned, atol=1e-3)
+
+
 def test_a_saved_policy_takes_an_algorithm_as_its_model(trained, tmp_path):
     MPCPolicy(SimulatorModel("Pendulum-v1"), **PLANNER).save(tmp_path / "policy.zip")
     assert MPCPolicy.load(tmp_path / "policy.zip", model=trained).model is trained.dynamics
