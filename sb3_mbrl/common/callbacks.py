@@ -1,6 +1,14 @@
-"""Callbacks shared by the algorithms."""
+"""Long work shows itself: in a progress bar, or in a line every half minute."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 from stable_baselines3.common.callbacks import ProgressBarCallback
+
+HALF_A_MINUTE = 30.0
 
 
 class ModelProgressBarCallback(ProgressBarCallback):
@@ -9,9 +17,102 @@ class ModelProgressBarCallback(ProgressBarCallback):
     the model takes seconds to minutes, during which SB3's bar looks frozen.
     """
 
+    def _on_training_start(self) -> None:
+        self.pbar = _bar(self.locals["total_timesteps"] - self.model.num_timesteps)
+
     def describe(self, text: str) -> None:
         """
         :param text: what is going on now, e.g. ``"fitting model, epoch 12"``; empty while stepping the environment
         """
         if hasattr(self, "pbar"):
             self.pbar.set_description(text)
+
+
+class EveryHalfMinute:
+    """Prints what it is told, but only if half a minute has passed since it was made or printed last."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        """
+        :param text: what is going on now
+        """
+        if time.monotonic() - self._last >= HALF_A_MINUTE:
+            print(text[:1].upper() + text[1:])
+            self._last = time.monotonic()
+
+
+class Show(Protocol):
+    """Shows how far work is."""
+
+    def __call__(self, text: str, n: int = 1) -> None:
+        """
+        :param text: what is going on now
+        :param n: steps done since the last call
+        """
+
+
+@contextmanager
+def showing(verbose: int, progress_bar: bool, total: int | None = None) -> Iterator[Show]:
+    """
+    For work that is not a callback's to watch.
+
+    :param verbose: at 1 and more, and without a bar, a line is printed every half minute
+    :param progress_bar: show a bar
+    :param total: steps until the work is done; None: not known
+    :return: a context with the function to be called after each step
+    :raises ImportError: the bar needs tqdm and rich
+    """
+    if not progress_bar:
+        say = EveryHalfMinute() if verbose >= 1 else None
+        yield lambda text, n=1: None if say is None else say(text)
+        return
+    ProgressBarCallback()  # says what to install
+    bar = _bar(total)
+
+    def show(text: str, n: int = 1) -> None:
+        bar.set_description(text)
+        bar.update(n)
+
+    try:
+        yield show
+    finally:
+        bar.close()
+
+
+def remaining_time(elapsed: float | None, done: float, total: float | None) -> str:
+    """
+    :param elapsed: seconds so far
+    :param done: steps done in them
+    :param total: steps to do
+    :return: the time for the others, at the average pace since the beginning. It grows while nothing is done, as in a fit; the
+        pace of the latest steps, which rich takes, would stand still
+    """
+    if not elapsed or not done or total is None:
+        return "-:--:--"
+    minutes, seconds = divmod(math.ceil(elapsed * (total - done) / done), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:d}:{minutes:02d}:{seconds:02d}"
+
+
+def _bar(total: int | None) -> Any:
+    """The bar of tqdm, drawn by rich, as SB3's. Both are optional."""
+    from rich.progress import BarColumn, ProgressColumn, Task, TimeElapsedColumn
+    from rich.text import Text
+    from tqdm.rich import FractionColumn, RateColumn, tqdm
+
+    class Remaining(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(remaining_time(task.elapsed, task.completed, task.total), style="progress.remaining")
+
+    description = "[progress.description]{task.description}"
+    if total is None:
+        return tqdm(progress=(description, BarColumn(bar_width=None), TimeElapsedColumn()))
+    columns = (
+        description + "[progress.percentage]{task.percentage:>4.0f}%",
+        BarColumn(bar_width=None),
+        FractionColumn(),
+        *("[", TimeElapsedColumn(), "<", Remaining(), ",", RateColumn(unit="it"), "]"),
+    )
+    return tqdm(total=total, progress=columns)

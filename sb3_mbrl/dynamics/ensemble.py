@@ -26,7 +26,7 @@ from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
 from sb3_mbrl.common.user_functions import check_returned, probe
 from sb3_mbrl.dynamics.agreement import RewardAgreement, reward_agreement, termination_disagreement
 from sb3_mbrl.dynamics.fitting import FitReport, check_finite, check_fit_arguments, fit
-from sb3_mbrl.dynamics.learned_termination import LearnedTermination
+from sb3_mbrl.dynamics.learned_termination import LearnedTermination, step_budget
 from sb3_mbrl.dynamics.model import Members, ModelStep
 from sb3_mbrl.dynamics.normalizer import Normalizer
 from sb3_mbrl.dynamics.termination import NeverTerminates, termination_from_json, termination_scores, termination_to_json
@@ -391,7 +391,8 @@ class ProbabilisticEnsemble(nn.Module):
         reward = self._compare_rewards(transitions)
         if isinstance(self.termination_fn, LearnedTermination):
             report = fit(self, transitions, generator, **kwargs)
-            scores = self.termination_fn.fit(self._in_env_scale(transitions), generator)
+            budget = step_budget(report.n_gradient_steps, kwargs.get("max_gradient_steps"))
+            scores = self.termination_fn.fit(self._in_env_scale(transitions), generator, max_gradient_steps=budget)
         else:
             scores = self._check_termination(transitions)
             report = fit(self, transitions, generator, **kwargs)

@@ -22,6 +22,14 @@ EpochCallback = Callable[[int, float], None]
 """Called after each epoch with its number and the best holdout MSE so far (mean over members)."""
 
 
+def epoch_shown_by(show: Callable[[str], None]) -> EpochCallback:
+    """
+    :param show: takes what is going on now
+    :return: tells it after each epoch
+    """
+    return lambda epoch, holdout_mse: show(f"fitting model, epoch {epoch}, error {holdout_mse:.2g}")
+
+
 @dataclass(frozen=True)
 class FitReport:
     """
@@ -71,6 +79,15 @@ class FitReport:
         """
         numbers = {name: value for name, value in vars(self).items() if name not in ("reward_agrees", "note")}
         return {name: value for name, value in numbers.items() if not math.isnan(value)}
+
+    def in_words(self) -> str:
+        """
+        :return: the gist in a line, and the note, if there is one, in another
+        """
+        gist = (
+            f"{self.n_epochs} epochs on {self.n_train} transitions in {self.seconds:.1f} s, holdout MSE {self.holdout_mse:.3g}"
+        )
+        return f"{gist}\n{self.note}" if self.note else gist
 
 
 def fit(

@@ -127,6 +127,7 @@ class LearnedTermination(nn.Module):
         generator: th.Generator | None = None,
         max_epochs: int = 50,
         batch_size: int = 256,
+        max_gradient_steps: int | None = None,
     ) -> dict[str, float]:
         """
         Fit all data again, starting from the present weights and optimiser state.
@@ -139,6 +140,7 @@ class LearnedTermination(nn.Module):
         :param generator: draws the minibatches; ``None`` for one seeded with 0
         :param max_epochs: upper limit; an epoch is 32 minibatches, whatever N
         :param batch_size: rows of a minibatch
+        :param max_gradient_steps: upper limit, within an epoch if need be; None: that of ``max_epochs`` alone
         :return: ``epochs`` trained, ``loss`` (binary cross-entropy, nats), ``precision`` and ``recall`` (NaN without a
             termination), measured on the holdout rows, or on all rows when nothing was held out
         :raises ValueError: the data is empty or not finite
@@ -154,7 +156,9 @@ class LearnedTermination(nn.Module):
         inputs = inputs.to(self.mean)
         self._set_statistics(inputs[train_rows], labels)
         measured_rows = train_rows if holdout_rows is None else holdout_rows
-        epochs = self._train(inputs, labels, train_rows, holdout_rows, generator, max_epochs, batch_size)
+        max_steps = _BATCHES_PER_EPOCH * (max_epochs if holdout_rows is not None else min(max_epochs, _EPOCHS_WITHOUT_HOLDOUT))
+        max_steps = max_steps if max_gradient_steps is None else min(max_steps, max_gradient_steps)
+        epochs = self._train(inputs, labels, train_rows, holdout_rows, generator, max_steps, batch_size)
         logits = self._evaluate(inputs[measured_rows])
         return {
             "epochs": float(epochs),
@@ -183,7 +187,7 @@ class LearnedTermination(nn.Module):
         train_rows: th.Tensor,
         holdout_rows: th.Tensor | None,
         generator: th.Generator,
-        max_epochs: int,
+        max_steps: int,
         batch_size: int,
     ) -> int:
         """
@@ -192,12 +196,10 @@ class LearnedTermination(nn.Module):
         :param train_rows: rows to train on
         :param holdout_rows: rows to stop by, or ``None``
         :param generator: draws the minibatches
-        :param max_epochs: upper limit
+        :param max_steps: upper limit of gradient steps
         :param batch_size: rows of a minibatch
         :return: epochs trained
         """
-        if holdout_rows is None:
-            max_epochs = min(max_epochs, _EPOCHS_WITHOUT_HOLDOUT)
         best_loss, best_weights, best_epoch = math.inf, None, 0
         epoch = 0
         while True:
@@ -205,9 +207,10 @@ class LearnedTermination(nn.Module):
                 loss = _loss(self._evaluate(inputs[holdout_rows]), labels[holdout_rows])
                 if loss < best_loss:
                     best_loss, best_weights, best_epoch = loss, copy.deepcopy(self.network.state_dict()), epoch
-            if epoch >= max_epochs or (holdout_rows is not None and epoch - best_epoch >= _PATIENCE):
+            steps_left = max_steps - epoch * _BATCHES_PER_EPOCH
+            if steps_left <= 0 or (holdout_rows is not None and epoch - best_epoch >= _PATIENCE):
                 break
-            for rows in _balanced_batches(labels, train_rows, batch_size, generator):
+            for rows in _balanced_batches(labels, train_rows, batch_size, generator)[:steps_left]:
                 self._update(inputs[rows], labels[rows])
             epoch += 1
         if best_weights is not None:
@@ -233,6 +236,18 @@ class LearnedTermination(nn.Module):
         :return: log-odds of a termination, (N,)
         """
         return self._balanced_logits(inputs) + self.prior_shift
+
+
+def step_budget(taken: int, allowed: int | None) -> int:
+    """
+    How long a head may train beside the dynamics: about as long as they did, so that it does not cost more.
+
+    :param taken: gradient steps of the fit of the dynamics
+    :param allowed: most gradient steps that it might have taken; None: there is no limit
+    :return: gradient steps of the head: ``taken``, or those that a few terminations need if that is more, within ``allowed``
+    """
+    budget = max(taken, _BATCHES_PER_EPOCH * _EPOCHS_WITHOUT_HOLDOUT)
+    return budget if allowed is None else min(budget, allowed)
 
 
 def check_termination_fn(termination_fn: TerminationFn | str | None) -> None:

@@ -13,10 +13,11 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbrl.common.algorithm import ModelAlgorithm
 from sb3_mbrl.common.arguments import check_number
+from sb3_mbrl.common.callbacks import EveryHalfMinute
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
 from sb3_mbrl.dynamics.agreement import n_contradicted
 from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble, check_spaces
-from sb3_mbrl.dynamics.fitting import FitReport, check_fit_arguments, fit
+from sb3_mbrl.dynamics.fitting import EpochCallback, FitReport, check_fit_arguments, epoch_shown_by, fit
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination, check_termination_fn, make_termination
 from sb3_mbrl.dynamics.termination import known_termination, termination_from_json, termination_to_json
 
@@ -184,7 +185,7 @@ class LearnsDynamics(ModelAlgorithm):
             steps = self._steps_since_fit() if self.dynamics.is_fitted else self.num_timesteps
             budget["max_gradient_steps"] = int(np.ceil(self.model_updates_per_step * steps))
         with self._timed("fitting"):
-            fit_kwargs = {"on_epoch": self._show_epoch, **arguments, **budget, **self.fit_kwargs}
+            fit_kwargs = {"on_epoch": self._watch_epochs(), **arguments, **budget, **self.fit_kwargs}
             report = self.dynamics.fit(transitions, self._generator, **fit_kwargs)
         self._log_fit(report)
         return report
@@ -209,19 +210,15 @@ class LearnsDynamics(ModelAlgorithm):
             self._last_fit_timestep = None  # num_timesteps starts again at 0
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
-    def _show_epoch(self, epoch: int, holdout_mse: float) -> None:
-        self._describe(f"fitting model, epoch {epoch}, error {holdout_mse:.2g}")
+    def _watch_epochs(self) -> EpochCallback:
+        """Of one fit: in the progress bar, or in a line every half minute."""
+        return epoch_shown_by(EveryHalfMinute() if self.verbose >= 1 and self._progress_bar is None else self._describe)
 
     def _log_fit(self, report: FitReport) -> None:
         self._describe("")
         self._log({f"dynamics/{name}": value for name, value in report.scalars().items()})
         if self.verbose >= 1:
-            print(
-                f"Model fitted at step {self.num_timesteps}: {report.n_epochs} epochs on {report.n_train} transitions in "
-                f"{report.seconds:.1f} s, holdout MSE {report.holdout_mse:.3g}"
-            )
-            if report.note:
-                print(report.note)
+            print(f"Model fitted at step {self.num_timesteps}: {report.in_words()}")
 
     # ---------------------------------------------------------------- save and load
 

@@ -16,10 +16,11 @@ from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from sb3_mbrl.common.callbacks import showing
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
 from sb3_mbrl.dynamics.diagnostics import collect_trajectories, concatenate
 from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble, check_spaces
-from sb3_mbrl.dynamics.fitting import FitReport, check_finite, fit
+from sb3_mbrl.dynamics.fitting import FitReport, check_finite, epoch_shown_by, fit
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination, make_termination
 from sb3_mbrl.dynamics.learning import check_known_termination
 from sb3_mbrl.dynamics.model import DynamicsModel
@@ -56,7 +57,12 @@ class Predicts(Protocol):
 
 
 def collect(
-    env: gym.Env | VecEnv | str, n_steps: int, policy: Predicts | None = None, seed: int | None = None
+    env: gym.Env | VecEnv | str,
+    n_steps: int,
+    policy: Predicts | None = None,
+    seed: int | None = None,
+    verbose: int = 0,
+    progress_bar: bool = False,
 ) -> list[Transitions]:
     """
     Let a policy act in the real environment, which is reset first.
@@ -65,6 +71,8 @@ def collect(
     :param n_steps: transitions, over all environments of a vector (rounded up)
     :param policy: anything with SB3's ``predict``; None: uniformly random actions
     :param seed: of the environment and of random actions
+    :param verbose: 1 for a line at the end, and every half minute until then
+    :param progress_bar: show a bar instead
     :return: trajectories, each from the first observation of an episode; raw observations and rewards, actions in [-1, 1]
         or one-hot
     :raises ValueError: n_steps < 1, or spaces that no model of observations has
@@ -76,7 +84,17 @@ def collect(
         if seed is not None:  # SB3 would draw one from NumPy's global stream
             vec_env.seed(seed)
         predict = _random_actions(vec_env.action_space, vec_env.num_envs, seed) if policy is None else policy.predict
-        return collect_trajectories(vec_env, predict, n_steps=-(-n_steps // vec_env.num_envs))
+        n_rounds, n_envs = -(-n_steps // vec_env.num_envs), vec_env.num_envs
+        with showing(verbose, progress_bar, total=n_rounds * n_envs) as show:
+
+            def act(*args: Any, **kwargs: Any) -> tuple[np.ndarray, Any]:
+                show("collecting real transitions", n_envs)
+                return predict(*args, **kwargs)
+
+            trajectories = collect_trajectories(vec_env, act, n_steps=n_rounds)
+        if verbose >= 1:
+            print(f"Collected {n_rounds * n_envs} real transitions in {len(trajectories)} episodes")
+        return trajectories
 
 
 @contextmanager
@@ -252,6 +270,8 @@ class ImaginedFromExperience:
         fit_kwargs: Mapping[str, Any] | None = None,
         seed: int | None = None,
         device: th.device | str = "auto",
+        verbose: int = 0,
+        progress_bar: bool = False,
         **kwargs: Any,
     ) -> SelfImagined:
         """
@@ -273,13 +293,16 @@ class ImaginedFromExperience:
         :param fit_kwargs: arguments of :func:`~sb3_mbrl.dynamics.fitting.fit`, of this fit and of :meth:`refit`
         :param seed: of what is collected and fitted; what is imagined is seeded as in any environment
         :param device: of the model
+        :param verbose: 1 for a line when the transitions are collected and when the model is fitted, and every half minute
+            until then
+        :param progress_bar: show a bar instead, of what is collected and of the fit
         :param kwargs: further arguments of the constructor
         :return: the environment; what was collected is its ``transitions``
         :raises ValueError: spaces, names, numbers; most of it before anything is collected
         """
         with as_vec_env(env) as vec_env:
             return cls._learned(
-                lambda device: Experience.of(collect(vec_env, n_steps, policy, seed), device),
+                lambda device: Experience.of(collect(vec_env, n_steps, policy, seed, verbose, progress_bar), device),
                 env,
                 vec_env,
                 vec_env.observation_space,
@@ -293,6 +316,8 @@ class ImaginedFromExperience:
                 fit_kwargs=fit_kwargs,
                 seed=seed,
                 device=device,
+                verbose=verbose,
+                progress_bar=progress_bar,
                 kwargs=kwargs,
             )
 
@@ -310,6 +335,8 @@ class ImaginedFromExperience:
         fit_kwargs: Mapping[str, Any] | None = None,
         seed: int | None = None,
         device: th.device | str = "auto",
+        verbose: int = 0,
+        progress_bar: bool = False,
         **kwargs: Any,
     ) -> SelfImagined:
         """
@@ -331,6 +358,8 @@ class ImaginedFromExperience:
         :param fit_kwargs: arguments of :func:`~sb3_mbrl.dynamics.fitting.fit`, of this fit and of :meth:`refit`
         :param seed: of what is fitted; what is imagined is seeded as in any environment
         :param device: of the model
+        :param verbose: 1 for a line when the model is fitted, and every half minute until then
+        :param progress_bar: show a bar of the fit instead
         :param kwargs: further arguments of the constructor
         :return: the environment; what was read is its ``transitions``
         :raises ValueError: a dataset that cannot be read, or is not of this environment; spaces, names, numbers; all of it
@@ -355,6 +384,8 @@ class ImaginedFromExperience:
                 fit_kwargs=fit_kwargs,
                 seed=seed,
                 device=device,
+                verbose=verbose,
+                progress_bar=progress_bar,
                 kwargs=kwargs,
             )
 
@@ -376,6 +407,8 @@ class ImaginedFromExperience:
         fit_kwargs: Mapping[str, Any] | None,
         seed: int | None,
         device: th.device | str,
+        verbose: int,
+        progress_bar: bool,
         kwargs: dict[str, Any],
     ) -> SelfImagined:
         """
@@ -403,7 +436,7 @@ class ImaginedFromExperience:
         check_finite(experience.transitions)
         if termination_fn == "auto" and not isinstance(dynamics.termination_fn, LearnedTermination):
             check_known_termination(dynamics, experience.transitions)
-        dynamics.fit(experience.transitions, generator, **fit_kwargs)
+        _fit(dynamics, experience.transitions, generator, verbose, progress_bar, fit_kwargs)
         return cls._from_experience(env, dynamics, experience, start_states, observation_bounds, fit_kwargs, kwargs)
 
     @classmethod
@@ -483,12 +516,20 @@ class ImaginedFromExperience:
         """The real transitions that the model is known to be fitted to; None if there are none."""
         return None if self._experience is None else self._experience.transitions
 
-    def refit(self, transitions: Transitions | Sequence[Transitions], **fit_kwargs: Any) -> FitReport:
+    def refit(
+        self,
+        transitions: Transitions | Sequence[Transitions],
+        verbose: int = 0,
+        progress_bar: bool = False,
+        **fit_kwargs: Any,
+    ) -> FitReport:
         """
         Fit the model further, to all transitions together. Branches under way go on in the new model; those that follow start
         from the new transitions too, unless ``start_states`` were given as an array or a function.
 
         :param transitions: what :func:`collect` returned, which tells where episodes began; or a batch of transitions
+        :param verbose: 1 for a line when the model is fitted, and every half minute until then
+        :param progress_bar: show a bar of the fit instead
         :param fit_kwargs: of this fit, in addition to those of :meth:`from_env`
         :return: errors and cost of this fit
         :raises ValueError: transitions that are not finite, or a model that cannot be fitted
@@ -498,12 +539,29 @@ class ImaginedFromExperience:
         experience = Experience.of(transitions, self.dynamics.device)
         known = self._experience
         experience = experience if known is None else known + experience
-        report = self.dynamics.fit(experience.transitions, self.imagination.generator, **{**self._fit_kwargs, **fit_kwargs})
+        fit_kwargs = {**self._fit_kwargs, **fit_kwargs}
+        generator = self.imagination.generator
+        report = _fit(self.dynamics, experience.transitions, generator, verbose, progress_bar, fit_kwargs)
         self._experience = experience
         if known is not None:
             starts = experience.starts(self._start_states)
             self.imagination.set_starts(starts, experience.bounds_unless(self._observation_bounds))
         return report
+
+
+def _fit(
+    dynamics: ProbabilisticEnsemble,
+    transitions: Transitions,
+    generator: th.Generator,
+    verbose: int,
+    progress_bar: bool,
+    fit_kwargs: Mapping[str, Any],
+) -> FitReport:
+    with showing(verbose, progress_bar) as show:
+        report = dynamics.fit(transitions, generator, **{"on_epoch": epoch_shown_by(show), **fit_kwargs})
+    if verbose >= 1:
+        print(f"Model fitted: {report.in_words()}")
+    return report
 
 
 def check_n_envs(n_envs: int) -> None:

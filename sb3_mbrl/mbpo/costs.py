@@ -41,7 +41,7 @@ class Costs:
     Seconds on this machine, with the threads that it has now.
 
     :param update: of one update of the algorithm
-    :param fit: of one gradient step of the model
+    :param fit: of one gradient step of the model, and one of a learned termination
     :param imagine: of one imagined transition
     """
 
@@ -137,7 +137,9 @@ def _random_transitions(algorithm: Any) -> Transitions:
     obs = np.clip(np.random.standard_normal((2, N_TRANSITIONS, *space.shape)), space.low, space.high)
     obs, next_obs = th.as_tensor(obs.reshape(2, N_TRANSITIONS, -1), dtype=th.float32, device=algorithm.device)
     action = th.rand(N_TRANSITIONS, algorithm.dynamics.action_dim, device=algorithm.device) * 2 - 1
-    ended = th.zeros(N_TRANSITIONS, dtype=th.bool, device=algorithm.device)
+    # A learned termination is only fitted where there is one
+    learned = isinstance(algorithm.dynamics.termination_fn, LearnedTermination)
+    ended = (th.arange(N_TRANSITIONS, device=algorithm.device) % 8 == 0) & learned
     return Transitions(obs, action, next_obs, th.randn(N_TRANSITIONS, device=algorithm.device), ended)
 
 
@@ -194,8 +196,8 @@ def forecast(algorithm: "ModelBased", total_timesteps: int, costs: Costs | None 
     if n_gradient_steps is not None:
         seconds += n_gradient_steps * costs.fit
         fits = f"at most {n_gradient_steps} gradient steps of the model of {costs.fit * 1e3:.1f} ms"
-    if isinstance(algorithm.dynamics.termination_fn, LearnedTermination):
-        fits += ", those of the learned termination not counted"
+        if isinstance(algorithm.dynamics.termination_fn, LearnedTermination):
+            fits += ", with those of the learned termination"
     return (
         f"To step {total_timesteps}: about {_in_words(seconds)} beside the environment's own steps. {n_updates} updates of "
         f"{costs.update * 1e3:.1f} ms, {at_most}{n_imagined} imagined transitions of {costs.imagine * 1e6:.1f} us, {fits}."

@@ -489,7 +489,7 @@ def test_a_reward_function_lets_gradients_through():
 def test_a_learned_termination_is_fitted_on_actions_in_the_environments_scale(monkeypatch):
     head, seen = LearnedTermination(OBS_DIM, ACTION_DIM, (8,)), []
 
-    def spy(rows, generator):
+    def spy(rows, generator, max_gradient_steps):
         seen.append(rows)
         return {"precision": 0.5, "recall": 0.25}
 
@@ -508,6 +508,26 @@ def test_a_learned_termination_predicts_from_actions_in_minus_one_to_one():
     model = ensemble(termination_fn=LearnedTermination(OBS_DIM, ACTION_DIM, (32,), generator=seeded()))
     model.fit(data, seeded(), max_epochs=1)
     assert (model.predict_termination(data) == data.terminated).float().mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        ({"max_gradient_steps": 5}, 5),
+        ({"max_gradient_steps": 40}, 40),
+        ({"max_epochs": 2}, 320),  # so few would teach it nothing
+        ({"max_epochs": 200}, 400),
+    ],
+    ids=str,
+)
+def test_a_learned_termination_has_the_budget_of_the_dynamics(limit, expected, monkeypatch):
+    head, steps = LearnedTermination(OBS_DIM, ACTION_DIM, (8,)), []
+    monkeypatch.setattr(head, "_update", lambda inputs, labels: steps.append(len(inputs)))
+    data = transitions(600)
+    monkeypatch.setattr("sb3_mbrl.dynamics.learned_termination._PATIENCE", 100)
+    data = replace(data, terminated=data.actions[:, 0] > 0.5)
+    ensemble(termination_fn=head).fit(data, seeded(), patience=300, **limit)
+    assert len(steps) == expected
 
 
 @pytest.mark.parametrize(

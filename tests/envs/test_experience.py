@@ -51,6 +51,23 @@ def test_collect_shares_the_steps_among_the_environments(drift):
     assert sum(len(trajectory) for trajectory in collect(env, 21)) == 22
 
 
+@pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning")
+@pytest.mark.parametrize("progress_bar", [False, True])
+def test_collecting_and_fitting_show_themselves(from_drift, drift, drift_ends, tiny_fit, capsys, progress_bar):
+    env = from_drift(n_steps=40, verbose=1, progress_bar=progress_bar)
+    out = capsys.readouterr().out
+    assert "Collected 40 real transitions in" in out and "Model fitted: " in out
+    more = collect(drift(), 40, seed=0)
+    env.refit(more, verbose=1, progress_bar=progress_bar)
+    arguments = {name: value for name, value in tiny_fit.items() if name != "n_steps"}
+    LearnedModelEnv.from_dataset(
+        more, drift(), horizon=10, termination_fn=drift_ends, verbose=1, progress_bar=progress_bar, **arguments
+    )
+    assert capsys.readouterr().out.count("Model fitted: ") == 2
+    from_drift(n_steps=40).refit(more)
+    assert capsys.readouterr().out == ""
+
+
 def test_collecting_nothing_is_refused(drift):
     with pytest.raises(ValueError, match="n_steps"):
         collect(drift(), 0)

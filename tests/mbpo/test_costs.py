@@ -149,8 +149,13 @@ def test_fits_that_end_early_cost_as_much_a_step(make_mbpo, monkeypatch, fit_kwa
     assert {report.n_gradient_steps for report in reports} == {N_GRADIENT_STEPS}
 
 
-def test_fits_of_a_learned_termination_are_not_counted(make_mbpo):
-    assert "learned termination not counted" in forecast(make_mbpo(termination_fn="learned"), 140, COSTS)
+def test_fits_of_a_learned_termination_are_counted(make_mbpo, monkeypatch):
+    model, steps = make_mbpo(termination_fn="learned"), []
+    head = model.dynamics.termination_fn
+    monkeypatch.setattr(head, "_update", lambda inputs, labels: steps.append(len(inputs)))
+    measure(model)
+    assert len(steps) == 2 * N_GRADIENT_STEPS  # once to warm up
+    assert "with those of the learned termination" in forecast(model, 140, COSTS)
     assert "learned termination" not in forecast(make_mbpo(termination_fn=None), 140, COSTS)
 
 

@@ -457,7 +457,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_that_was_cut_is_the_run_in_one_piece(make_pets, tmp_path, monkeypatch, case):
     # Two epochs instead of fifty; nothing else takes as long
-    monkeypatch.setattr(LearnedTermination.fit, "__defaults__", (None, 2, 256))
+    monkeypatch.setattr(LearnedTermination.fit, "__defaults__", (None, 2, 256, None))
     env_id, n_envs, settings = CASES[case]
     whole = make_pets(make_vec_env(env_id, n_envs), **deepcopy(settings)).learn(130)
     make_pets(make_vec_env(env_id, n_envs), **deepcopy(settings)).learn(70).save_checkpoint(tmp_path)
