@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 # Before anything imports pyplot
 os.environ["MPLBACKEND"] = "Agg"
@@ -13,6 +13,8 @@ from hypothesis import settings
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import EvalCallback, StopTrainingOnRewardThreshold
 from stable_baselines3.common.env_util import make_vec_env
+
+from tests.fake_device import FakeDevice, fake_device
 
 # `make test` runs two processes on two cores; results must not depend on how many threads sum
 th.set_num_threads(1)
@@ -35,3 +37,10 @@ def best_return() -> Callable[..., float]:
         return callback.best_mean_reward
 
     return train
+
+
+@pytest.fixture
+def accelerator(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDevice]:
+    """The fake device ``"lazy"``, which counts what the host reads from it."""
+    with fake_device(monkeypatch) as device:
+        yield device

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch as th
@@ -25,6 +26,14 @@ def _mkl_is_slow(cpuinfo: str = "/proc/cpuinfo") -> bool:
 MKL_IS_SLOW = _mkl_is_slow()
 """Then oneDNN makes all products, elsewhere PyTorch the batched ones of an ensemble's fit, and narrow ones."""
 
+ACTIVATIONS: dict[str, Callable[[th.Tensor], th.Tensor]] = {
+    "none": lambda multiplied: multiplied,
+    "swish": F.silu,
+    "relu": F.relu,
+    "tanh": th.tanh,
+}
+"""By the names of oneDNN, for devices that do without it."""
+
 NARROW = 16
 """Columns of a matrix for which oneDNN takes longer to begin than to multiply."""
 
@@ -37,6 +46,8 @@ def product(rows: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None, a
     :param activation: ``"swish"``, ``"relu"`` or ``"tanh"``, applied to what was just multiplied; ``"none"``
     :return: ``activation(F.linear(rows, weight, bias))``, (B, n_out), without a gradient
     """
+    if rows.device.type != "cpu":
+        return ACTIVATIONS[activation](F.linear(rows, weight, bias))
     n_out, n_in = weight.shape
     narrow = n_in <= NARROW or n_out == 1
     if narrow and activation in ("none", "relu") and not MKL_IS_SLOW and rows.dtype == th.float32:
@@ -51,6 +62,8 @@ def weight_gradient(gradient: th.Tensor, rows: th.Tensor) -> th.Tensor:
     :param rows: its input, (B, n_in)
     :return: ``gradient.t() @ rows``, (n_out, n_in), without a gradient
     """
+    if rows.device.type != "cpu":
+        return th.mm(gradient.t(), rows)
     n_in, n_out = rows.shape[1], gradient.shape[1]
     # Rows that are transposed are copied: better the narrow ones
     if n_in <= NARROW < n_out:

@@ -256,6 +256,10 @@ class ProbabilisticEnsemble(nn.Module):
         pays = onednn.MKL_IS_SLOW and th.get_num_threads() == 1 and hidden_dtype == th.float32 and inputs.shape[1] >= PADDING
         if pays and self.activation in DERIVATIVES and onednn.fits(inputs, self.weights[0]):
             return self._split_head(th.stack(self._forward_each(inputs)))
+        return self._split_head(self._forward_batched(inputs, hidden_dtype))
+
+    def _forward_batched(self, inputs: th.Tensor, hidden_dtype: th.dtype = th.float32) -> th.Tensor:
+        """What the last layer gives, of each member on its own rows, by products of PyTorch for all of them at once."""
         hidden = inputs
         for i, (weight, bias) in enumerate(zip(self.weights[:-1], self.biases[:-1], strict=True)):
             if i > 0 and hidden_dtype != th.float32:
@@ -263,7 +267,7 @@ class ProbabilisticEnsemble(nn.Module):
             hidden = ACTIVATIONS[self.activation](th.baddbmm(bias, hidden, weight))
         if hidden_dtype != th.float32:
             hidden = hidden.float()
-        return self._split_head(th.baddbmm(self.biases[-1], hidden, self.weights[-1]))
+        return th.baddbmm(self.biases[-1], hidden, self.weights[-1])
 
     def _forward_each(self, inputs: th.Tensor) -> list[th.Tensor]:
         """What the last layer gives, of each member, by oneDNN."""
@@ -280,6 +284,9 @@ class ProbabilisticEnsemble(nn.Module):
         :param members: (B,) long
         :return: what the last layer gives, (B, O + 1) or twice as many columns
         """
+        if inputs.device.type != "cpu":  # to learn from it which rows are whose would wait for all its work
+            everything = self._forward_batched(inputs.expand(self.ensemble_size, *inputs.shape))
+            return everything[members, th.arange(len(members), device=members.device)]
         if (members[1:] < members[:-1]).any():
             order = members.argsort()
             return self._forward_rows(inputs.index_select(0, order), members[order]).index_select(0, order.argsort())
@@ -289,6 +296,13 @@ class ProbabilisticEnsemble(nn.Module):
             layers = [(bias[member], weight[member]) for bias, weight in zip(self.biases, self.weights, strict=True)]
             outputs += [self._forward_member(block, layers) for block in rows.split(BLOCK)]
         return th.cat(outputs)
+
+    def _forward_elites(self, inputs: th.Tensor) -> th.Tensor:
+        """(B, O + A) -> what the last layer of each elite gives, (n_elites, B, O + 1) or twice as many columns."""
+        if inputs.device.type != "cpu":
+            return self._forward_batched(inputs.expand(self.ensemble_size, *inputs.shape))[self.elites]
+        members = self.elites.repeat_interleave(len(inputs))
+        return self._forward_rows(inputs.repeat(self.n_elites, 1), members).reshape(self.n_elites, len(inputs), -1)
 
     def _forward_member(self, rows: th.Tensor, layers: list[tuple[th.Tensor, th.Tensor]]) -> th.Tensor:
         """(B, O + A) through the biases and weights of one member."""
@@ -505,9 +519,7 @@ class ProbabilisticEnsemble(nn.Module):
         :return: means and variances of the next observation and the reward, (n_elites, B, O + 1) each
         """
         inputs = self.input_normalizer(th.cat([obs, action], dim=-1))
-        members = self.elites.repeat_interleave(len(inputs))
-        head = self._forward_rows(inputs.repeat(self.n_elites, 1), members)
-        mean, logvar = self._split_head(head.reshape(self.n_elites, len(inputs), -1))
+        mean, logvar = self._split_head(self._forward_elites(inputs))
         return Prediction(self._to_raw(mean, obs), logvar.exp() * self.target_normalizer.std**2)
 
     def step(

@@ -215,9 +215,10 @@ class _Snapshot:
         """Keep the members whose error fell by more than ``min_improvement``; True if there was one."""
         better = mse < (1.0 - min_improvement) * self.mse
         self.mse = th.where(better, mse, self.mse)
+        members = better.nonzero().squeeze(1)
         for best, parameter in zip(self.best, self.parameters, strict=True):
-            best[better] = parameter.detach()[better]
-        return bool(better.any())
+            best[members] = parameter.detach()[members]
+        return len(members) > 0
 
     def restore(self) -> None:
         with th.no_grad():

@@ -14,6 +14,9 @@ PolicyFn = Callable[[th.Tensor], th.Tensor]
 CHUNK = 16_384
 """Branches rolled out at a time: the activations of a chunk stay in the processor's cache."""
 
+CHUNK_OF_ACCELERATORS = 65_536
+"""The same elsewhere: a few hundred megabytes of activations keep it busy."""
+
 
 @dataclass
 class RolloutStats:
@@ -58,24 +61,28 @@ def branched_rollouts(
         each step (TS1)
     :return: what happened
     """
-    stats = RolloutStats(n_branches=len(start_obs))
-    for obs in start_obs.split(CHUNK):
+    stats, rewards = RolloutStats(n_branches=len(start_obs)), []
+    for obs in start_obs.split(CHUNK if start_obs.device.type == "cpu" else CHUNK_OF_ACCELERATORS):
         members = dynamics.sample_members(len(obs), generator) if one_member_per_branch else None
         for _ in range(length):
             action = policy(obs)
             step = dynamics.step(obs, action, generator, "random" if members is None else members, deterministic)
             finite = th.isfinite(step.next_obs).all(dim=1) & th.isfinite(step.reward)
-            imagined = Transitions(obs, action, step.next_obs, step.reward, step.terminated)
-            imagined = imagined if finite.all() else imagined[finite]
-            add(imagined)
-            stats.reward_sum += imagined.rewards.sum().item()
-
             goes_on = finite & ~step.terminated
-            stats.n_transitions += int(finite.sum())
-            stats.n_terminated += int((finite & step.terminated).sum())
-            stats.n_diverged += int((~finite).sum())
-            obs = step.next_obs[goes_on]
-            members = None if members is None else members[goes_on]
-            if len(obs) == 0:
+            # Read together, once a step: an accelerator has to finish all its work first
+            n_finite, n_going_on = th.stack([finite.sum(), goes_on.sum()]).tolist()
+            imagined = Transitions(obs, action, step.next_obs, step.reward, step.terminated)
+            imagined = imagined if n_finite == len(obs) else imagined[finite]
+            add(imagined)
+
+            rewards.append(imagined.rewards.sum())
+            stats.n_transitions += n_finite
+            stats.n_terminated += n_finite - n_going_on
+            stats.n_diverged += len(obs) - n_finite
+            if n_going_on == 0:
                 break
+            if n_going_on < len(obs) and members is not None:
+                members = members[goes_on]
+            obs = step.next_obs if n_going_on == len(obs) else step.next_obs[goes_on]
+    stats.reward_sum = sum(th.stack(rewards).tolist()) if rewards else 0.0
     return stats

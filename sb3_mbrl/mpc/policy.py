@@ -205,7 +205,7 @@ class MPCPolicy(BasePolicy):
         obs, vectorized = self.obs_to_tensor(observation)
         n_envs = len(obs) if isinstance(obs, th.Tensor) else len(next(iter(obs.values())))
         memory = self._memory(n_envs, state, episode_start)
-        due = ~memory.started | (memory.n_executed >= self.replan_freq * self.action_repeat)
+        due = self._due(n_envs, state, episode_start)
         if due.any():
             memory = self._replan(obs, memory, due, deterministic)
         rows = th.arange(n_envs, device=self.device)
@@ -216,7 +216,7 @@ class MPCPolicy(BasePolicy):
     def _predict(self, observation: Any, deterministic: bool = False) -> th.Tensor:
         """The first action of a plan made from nothing, (B, A) in [-1, 1] or one-hot."""
         memory = self._memory(len(observation), None, None)
-        return self._replan(observation, memory, ~memory.started, deterministic).actions[:, 0]
+        return self._replan(observation, memory, self._due(len(observation), None, None), deterministic).actions[:, 0]
 
     def _memory(self, n_envs: int, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None) -> MPCState:
         initial = self.planner.initial_state(n_envs, self.model.action_dim, self.device)
@@ -233,6 +233,14 @@ class MPCPolicy(BasePolicy):
             raise ValueError(f"episode_start is of {len(begins)} environments, the observation of {n_envs}.")
         counters = {name: getattr(memory, name).masked_fill(begins, 0) for name in ("n_executed", "n_plans")}
         return MPCState(*self.planner.reset(memory.planner, begins), memory.actions, **counters)
+
+    def _due(self, n_envs: int, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None) -> th.Tensor:
+        """Where a new plan is to be made, (B,) bool: on the host, which then need not wait for the device before it plans."""
+        if state is None:
+            return th.ones(n_envs, dtype=th.bool)
+        memory = MPCState(*(th.as_tensor(array) for array in state))
+        due = ~memory.started | (memory.n_executed >= self.replan_freq * self.action_repeat)
+        return due if episode_start is None else due | th.as_tensor(np.asarray(episode_start, dtype=bool)).reshape(-1)
 
     def _replan(self, obs: PyTorchObs, memory: MPCState, due: th.Tensor, deterministic: bool) -> MPCState:
         """New plans for the environments that are due."""

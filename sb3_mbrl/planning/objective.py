@@ -126,6 +126,8 @@ class ModelObjective:
         if isinstance(generator, Sequence) and len(generator) != len(starts):
             raise ValueError(f"Pass one generator, or one for each of the {len(starts)} environments; got {len(generator)}.")
 
+        step = self._step_of_a_plan()
+
         def returns(actions: th.Tensor) -> th.Tensor:
             n_envs, n = actions.shape[:2]
             # Whole environments first: how one is cut in pieces, and so its noise, must not depend on the others
@@ -135,13 +137,19 @@ class ModelObjective:
             for first in range(0, n_envs, envs_at_once):
                 envs = slice(first, first + envs_at_once)
                 own = generator if generator is None or isinstance(generator, th.Generator) else generator[envs]
-                pieces = [self._returns(starts[envs], piece, own) for piece in actions[envs].split(at_once, dim=1)]
+                pieces = [self._returns(step, starts[envs], piece, own) for piece in actions[envs].split(at_once, dim=1)]
                 rows.append(th.cat(pieces, dim=1))
             return th.cat(rows)
 
         return returns
 
-    def _returns(self, starts: th.Tensor, actions: th.Tensor, generator: Generators) -> th.Tensor:
+    def _step_of_a_plan(self) -> Callable[..., ModelStep]:
+        """The model's ``step``, for all candidates of one plan."""
+        return self.model.step
+
+    def _returns(
+        self, step_model: Callable[..., ModelStep], starts: th.Tensor, actions: th.Tensor, generator: Generators
+    ) -> th.Tensor:
         """(B, S) and (B, N, H, A) -> (B, N); the rows of the model are B x particles x N."""
         n_envs, n, horizon, _ = actions.shape
         rows = starts.repeat_interleave(self.n_particles * n, dim=0)
@@ -153,9 +161,7 @@ class ModelObjective:
         weight = 1.0
         for t in range(horizon * self.action_repeat):
             action = plans[:, t // self.action_repeat]
-            step = self.model.step(
-                rows, action, generator, members, self.deterministic, uncertainty=self.disagreement_weight != 0
-            )
+            step = step_model(rows, action, generator, members, self.deterministic, uncertainty=self.disagreement_weight != 0)
             reward, terminated = self._outcome(rows, action, step)
             if self.disagreement_weight != 0:
                 assert step.epistemic_std is not None

@@ -264,7 +264,8 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         """
         :raises ValueError: one is NaN or infinite
         """
-        numbers = {name: value.item() for name, value in values.items()}
+        # One reading for all: each waits until an accelerator has done all its work
+        numbers = dict(zip(values, th.stack([value.detach() for value in values.values()]).tolist(), strict=True))
         if not all(map(math.isfinite, numbers.values())):
             raise ValueError(
                 f"The networks have diverged: after {self._n_updates} updates {numbers}. Lower learning_rate or "

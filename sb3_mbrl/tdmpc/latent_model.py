@@ -163,6 +163,7 @@ class LatentModel(nn.Module):
         members: Members = "random",
         deterministic: bool = False,
         uncertainty: bool = False,
+        may_end: bool | None = None,
     ) -> ModelStep:
         """
         :param obs: latent states, (B, Z)
@@ -171,10 +172,12 @@ class LatentModel(nn.Module):
         :param members: of no effect
         :param deterministic: of no effect
         :param uncertainty: of no effect
+        :param may_end: whether the task can end; None: as :attr:`terminates` says, which an accelerator is asked for then, and
+            its answer waits for all its work
         :return: next latent states, rewards, and where the task has probably ended
         """
         next_z = self.next(obs, action)
-        if self.terminates:
+        if self.terminates if may_end is None else may_end:
             terminated = self.termination_logit(next_z) > 0
         else:
             terminated = th.zeros(len(next_z), dtype=th.bool, device=next_z.device)

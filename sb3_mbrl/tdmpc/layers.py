@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch as th
+import torch.nn.functional as F
 from torch import nn
 
 from sb3_mbrl.common.onednn import Linear
@@ -57,8 +58,11 @@ class NormMish(nn.LayerNorm):
         :param input: (..., D)
         :return: the same shape
         """
-        normed = super().forward(input)
-        return _Mish.apply(normed) if normed.requires_grad else mish_(normed)  # type: ignore[no-any-return]
+        return _mish(super().forward(input))
+
+
+def _mish(normed: th.Tensor) -> th.Tensor:
+    return _Mish.apply(normed) if normed.requires_grad else mish_(normed)  # type: ignore[no-any-return]
 
 
 def mish_(x: th.Tensor) -> th.Tensor:
@@ -112,17 +116,35 @@ def normed_mlp(sizes: Sequence[int], n_out: int, last: nn.Module | None = None, 
 
 
 class Critics(nn.ModuleList):
-    """An ensemble of networks."""
+    """An ensemble of networks, all of the same layers, as :func:`normed_mlp` makes them."""
 
-    def forward(self, x: th.Tensor, members: Sequence[int] | None = None) -> th.Tensor:
+    def forward(self, x: th.Tensor, members: th.Tensor | None = None) -> th.Tensor:
         """
         :param x: the same for all, (B, n_in), or each one's own, (K, B, n_in)
-        :param members: which of the networks, K of them; None: all
+        :param members: which of the networks, (K,) long; None: all
         :return: (K, B, n_out)
         """
-        chosen = range(len(self)) if members is None else members
+        if members is not None and members.device.type != "cpu":
+            return self._gathered(x, members)
+        chosen = range(len(self)) if members is None else members.tolist()
         inputs = x if x.dim() == 3 else len(chosen) * [x]
         return th.stack([self[member](own) for member, own in zip(chosen, inputs, strict=True)])
+
+    def _gathered(self, x: th.Tensor, members: th.Tensor) -> th.Tensor:
+        """The same where asking the device which networks are meant would wait for all its work: by index, layer by layer."""
+        x = x.expand(len(members), *x.shape[-2:])
+        for layers in zip(*self, strict=True):
+            first = layers[0]
+            if isinstance(first, nn.Dropout):
+                x = first(x)
+                continue
+            weight, bias = (th.stack([getattr(layer, name) for layer in layers])[members] for name in ("weight", "bias"))
+            if isinstance(first, nn.Linear):
+                x = th.baddbmm(bias.unsqueeze(1), x, weight.mT)
+            else:
+                normed = F.layer_norm(x, first.normalized_shape, eps=first.eps)
+                x = _mish(th.addcmul(bias.unsqueeze(1), normed, weight.unsqueeze(1)))
+        return x
 
 
 def symlog(x: th.Tensor) -> th.Tensor:

@@ -1,12 +1,14 @@
 """Planning in latent space: the project's MPPI and objective, with what TD-MPC does otherwise."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch as th
 
 from sb3_mbrl.common.random import Generators, rand, randn
+from sb3_mbrl.dynamics.model import ModelStep
 from sb3_mbrl.planning import MPPI, ModelObjective
 from sb3_mbrl.planning.planner import PlannerState, Score, Search, take
 from sb3_mbrl.tdmpc.latent_model import LatentModel
@@ -88,6 +90,9 @@ class LatentObjective(ModelObjective):
             return returns(actions[:, :, : self.horizon])
 
         return score
+
+    def _step_of_a_plan(self) -> Callable[..., ModelStep]:
+        return partial(self.model.step, may_end=bool(self.model.terminates))
 
     def _rows_at_a_time(self) -> int:
         # A megabyte of activations: more do not stay in a processor's cache. GPUs are only busy with more

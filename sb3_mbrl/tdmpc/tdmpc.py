@@ -237,14 +237,21 @@ class TDMPC(LatentAlgorithm):
         )
         loss = (batch.weights * loss).mean() / self.horizon + self.termination_coef * losses["termination_loss"]
         grad_norm = self._step_optimizer(self.policy.model_optimizer, loss, self.max_grad_norm)
-        self._finite({"loss": loss, "priorities": td_errors.sum()})
-        self.replay_buffer.update_priorities(batch.indices, td_errors)
+        self._update_priorities(batch, td_errors, loss)
         prior_loss = self._prior_loss(latents.detach(), self._weights_of_states(batch.valid))
         self._step_optimizer(self.policy.prior_optimizer, prior_loss, self.max_grad_norm)
         if self._n_updates % self.target_update_interval == 0:
             polyak_update(self.model.online().parameters(), self.model.targets.parameters(), self.tau)
         means = {name: each.mean() for name, each in losses.items()}
         return {"loss": loss, "grad_norm": grad_norm, "prior_loss": prior_loss, **means}
+
+    @th.no_grad()
+    def _update_priorities(self, batch: SequenceSamples, priorities: th.Tensor, loss: th.Tensor) -> None:
+        # The buffer is in the host's memory: the loss travels with the priorities
+        host = th.cat([priorities, loss.unsqueeze(0)]).cpu()
+        priorities, loss = host[:-1], host[-1]
+        self._finite({"loss": loss, "priorities": priorities.sum()})
+        self.replay_buffer.update_priorities(batch.indices, priorities)
 
     @th.no_grad()
     def _td_targets(self, batch: SequenceSamples) -> th.Tensor:

@@ -137,7 +137,7 @@ class WorldModel(LatentModel):
         n_blocks = 1 if generator is None or isinstance(generator, th.Generator) else len(generator)
         drawn = rand((n_blocks, len(critics)), generator, z.device).topk(2, dim=1).indices
         pairs = th.cat([z, action], dim=-1).unflatten(0, (n_blocks, -1)).repeat_interleave(2, dim=0)
-        values = self.two_hot.decode(critics(pairs, drawn.flatten().tolist()))
+        values = self.two_hot.decode(critics(pairs, drawn.flatten()))
         return values.unflatten(0, (n_blocks, 2)).transpose(0, 1).flatten(1)
 
     @th.no_grad()

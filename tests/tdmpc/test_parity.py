@@ -202,7 +202,7 @@ def test_critics_are_separate_networks():
     everywhere = critics(x)
     assert_close(everywhere, th.stack([plain(each, x) for each in critics]))
     own = th.randn(2, 5, 6, generator=generator(1))
-    assert_close(critics(own, [2, 0]), th.stack([plain(critics[2], own[0]), plain(critics[0], own[1])]))
+    assert_close(critics(own, th.tensor([2, 0])), th.stack([plain(critics[2], own[0]), plain(critics[0], own[1])]))
     everywhere.sum(dim=(1, 2))[0].backward()
     assert critics[0][0].weight.grad.any() and not critics[1][0].weight.grad.any()
 

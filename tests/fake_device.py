@@ -1,0 +1,141 @@
+"""
+A device that is none: its tensors lie in the host's memory and compute there, but say that they are elsewhere. So code that
+chooses by device takes its way for accelerators, tensors of two devices do not mix, and each reading by the host, for which an
+accelerator has to finish all its work first, is counted.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch as th
+from torch.utils import _foreach_utils
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_flatten, tree_map
+
+DEVICE = "lazy"
+"""A kind of device that PyTorch knows by name, and has no kernels for."""
+
+READINGS = {"_local_scalar_dense", "nonzero", "masked_select", "bincount", "_unique2", "unique_consecutive", "equal"}
+"""Operations whose result, or its size, the host has to know: ``item``, ``bool`` and ``int`` are the first."""
+
+
+class OnDevice(th.Tensor):
+    """
+    A tensor of the device.
+
+    :param host: what it holds
+    """
+
+    host: th.Tensor
+
+    @staticmethod
+    def __new__(cls, host: th.Tensor) -> "OnDevice":
+        layout = {"strides": host.stride(), "storage_offset": host.storage_offset(), "dtype": host.dtype}
+        made: Any = th.Tensor._make_wrapper_subclass(cls, host.shape, **layout, device=DEVICE)
+        made.host = host
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise AssertionError("A tensor of the fake device is used outside of its context.")
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
+
+class HostGenerator(th.Generator):
+    """Of the device's random numbers, which the host draws."""
+
+    def __new__(cls, device: th.device | str = "cpu") -> "HostGenerator":
+        return super().__new__(cls)
+
+    def __init__(self, device: th.device | str = "cpu"):
+        self.pretended = th.device(device)
+
+    @property
+    def device(self) -> th.device:
+        return self.pretended
+
+
+class FakeDevice(TorchDispatchMode):
+    """What happens on the device, and what is read from it: the number of readings by their names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readings: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        name = func._schema.name.removeprefix("aten::")
+        tensors = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, th.Tensor)]
+        ours = any(isinstance(each, OnDevice) for each in tensors)
+        target = None if kwargs.get("device") is None else th.device(kwargs["device"])
+        if ours:
+            self._count(name, args, target)
+            _check_devices(name, tensors, target)
+        stays = ours if target is None else target.type == DEVICE
+        if target is not None:
+            kwargs["device"] = "cpu"
+        result = func(*tree_map(_host, args), **tree_map(_host, kwargs))
+        if not stays:
+            return result
+        result = tree_map(lambda each: OnDevice(each) if isinstance(each, th.Tensor) else each, result)
+        return return_and_correct_aliasing(func, args, kwargs, result) if ours else result
+
+    def _count(self, name: str, args: Any, target: th.device | None) -> None:
+        if name in READINGS:
+            self.readings[name] += 1
+        elif target is not None and target.type == "cpu":
+            self.readings["copy to the host"] += 1
+        elif name == "copy_" and not isinstance(args[0], OnDevice):
+            self.readings["copy to the host"] += 1
+        elif name in ("index", "index_put_", "_index_put_impl_") and any(map(_is_mask, args[1])):
+            self.readings["mask"] += 1
+        elif name == "repeat_interleave" and isinstance(args[0], OnDevice):  # by numbers that the device knows
+            self.readings[name] += 1
+
+    @contextmanager
+    def read(self) -> Iterator[Counter[str]]:
+        """What is read in this context."""
+        self.readings.clear()
+        yield self.readings
+
+
+def _host(each: Any) -> Any:
+    return each.host if isinstance(each, OnDevice) else each
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, OnDevice) and index.dtype == th.bool
+
+
+def _check_devices(name: str, tensors: list[th.Tensor], target: th.device | None) -> None:
+    may_mix = target is not None or name in ("copy_", "index", "index_put_", "_index_put_impl_")
+    if not may_mix and any(each.dim() > 0 and not isinstance(each, OnDevice) for each in tensors):
+        raise AssertionError(f"{name} is given tensors of two devices.")
+
+
+@contextmanager
+def fake_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDevice]:
+    """
+    :param monkeypatch: undoes what this needs: generators of the device, and fused optimisers on it
+    :return: a context in which there is the device
+    """
+    monkeypatch.setattr(th, "Generator", HostGenerator)
+    fused = [*_foreach_utils._get_fused_kernels_supported_devices(), DEVICE]
+    for each in (th.optim.Adam, th.optim.Optimizer):
+        monkeypatch.setattr(sys.modules[each.__module__], "_get_fused_kernels_supported_devices", lambda: fused, raising=False)
+    swaps = th.__future__.get_swap_module_params_on_conversion()
+    th.__future__.set_swap_module_params_on_conversion(True)  # an optimiser keeps its parameters when a network moves
+    lifts = th._C._only_lift_cpu_tensors()
+    th._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=...) copies to it in the open
+    try:
+        with FakeDevice() as device:
+            yield device
+    finally:
+        th.__future__.set_swap_module_params_on_conversion(swaps)
+        th._C._set_only_lift_cpu_tensors(lifts)
