@@ -465,7 +465,8 @@ def _add_version(folder: pathlib.Path, complete: pathlib.Path) -> int:
 
 
 def _versions(folder: pathlib.Path) -> dict[int, pathlib.Path]:
-    folders = (path for path in folder.iterdir() if re.fullmatch(r"checkpoint-\d{8,}", path.name) and path.is_dir())
+    # Not "is a folder": one that another process has just removed must not look as if there had never been any
+    folders = (path for path in folder.iterdir() if re.fullmatch(r"checkpoint-\d{8,}", path.name) and not path.is_file())
     return {int(path.name.removeprefix("checkpoint-")): path for path in folders}
 
 

@@ -400,6 +400,18 @@ class TestSeveralProcesses:
         assert only_version(tmp_path).name == "checkpoint-00000003"
         assert ExactSAC.load_checkpoint(tmp_path).num_timesteps == 15
 
+    def test_what_is_replaced_while_it_is_looked_for(self, trained, tmp_path, monkeypatch):
+        make_model().save_checkpoint(tmp_path)
+        listed = list(tmp_path.iterdir())
+
+        def list_and_replace(folder):
+            monkeypatch.undo()
+            trained.save_checkpoint(tmp_path)
+            return iter(listed)
+
+        monkeypatch.setattr(type(tmp_path), "iterdir", list_and_replace)
+        assert ExactSAC.load_checkpoint(tmp_path).num_timesteps == 20
+
     @pytest.mark.parametrize("step", ["listed", "opened"])
     def test_what_is_replaced_while_it_is_loaded(self, trained, tmp_path, monkeypatch, step):
         make_model().save_checkpoint(tmp_path)
