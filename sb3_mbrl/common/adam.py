@@ -61,5 +61,5 @@ def _is_usual_group(optimizer: th.optim.Optimizer, group: dict[str, Any]) -> boo
     return (
         not any(group.get(option) for option in UNUSUAL)
         and isinstance(group["lr"], float)
-        and all(p.requires_grad and p in optimizer.state and p.device.type == "cpu" for p in group["params"])
+        and all(p.requires_grad and optimizer.state.get(p) and p.device.type == "cpu" for p in group["params"])
     )

@@ -23,12 +23,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.save_util import open_path
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn
+from stable_baselines3.common.save_util import load_from_zip_file, open_path, recursive_getattr
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, TensorDict
 
 from sb3_mbrl.common.buffers import end_trajectories
 from sb3_mbrl.common.env_state import restore_env_state, save_env_state
-from sb3_mbrl.common.files import make_folder, new_folder, sync_folder, write_atomically
+from sb3_mbrl.common.files import ZIP_ERRORS, make_folder, new_folder, sync_folder, write_atomically
+from sb3_mbrl.common.tensors import check_optimizer_state, check_optimizers
 
 SelfExactCheckpoints = TypeVar("SelfExactCheckpoints", bound="ExactCheckpoints")
 
@@ -289,7 +290,7 @@ class ExactCheckpoints(OffPolicyAlgorithm):
         if isinstance(env, str):
             env = maybe_make_env(env, verbose=0)
         try:
-            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+            model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         except (KeyError, RuntimeError) as error:
             # SB3 takes a mismatch of the names of state dicts for an old DQN, and stumbles over that
             stumbled = error.args == ("policy.optimizer",)
@@ -299,6 +300,33 @@ class ExactCheckpoints(OffPolicyAlgorithm):
                 f"{name} does not fit the arguments that it is loaded with, or another version of {cls.__name__} saved "
                 f"it: {error.__context__ if stumbled else error}"
             ) from error
+        check_optimizers(model)  # again: SB3 restores some parameters, as SAC's entropy coefficient, after set_parameters
+        return model
+
+    def set_parameters(
+        self,
+        load_path_or_dict: str | TensorDict,
+        exact_match: bool = True,
+        device: th.device | str = "auto",
+    ) -> None:
+        """
+        Load parameters from a given zip-file or a nested dictionary, as SB3 does. States of optimizers are compared with their
+        parameters first.
+
+        :param load_path_or_dict: location of the saved data (path or file-like, see ``save``), or a nested dictionary of state
+            dicts (see ``get_parameters``)
+        :param exact_match: whether everything that ``get_parameters`` returns must be there
+        :param device: Device on which the code should run
+        :raises ValueError: an object's name is unknown or missing, or the state of an optimizer is of other parameters
+        """
+        params = load_path_or_dict
+        if not isinstance(params, dict):
+            _, params, _ = load_from_zip_file(params, device=device, load_data=False)
+        for name, state in params.items():
+            optimizer = recursive_getattr(self, name, None)
+            if isinstance(optimizer, th.optim.Optimizer):
+                check_optimizer_state(optimizer, state, f"The state of {name}")
+        super().set_parameters(params, exact_match, device)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_checkpoint_due", "_goes_on"]
@@ -404,7 +432,7 @@ def _algorithm_in_zip(path: str | pathlib.Path | io.BufferedIOBase) -> str:
                 raise zipfile.BadZipFile
             known = _ALGORITHM_ENTRY in names
             return archive.read(_ALGORITHM_ENTRY).decode() if known else "another library (Stable-Baselines3 itself?)"
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except ZIP_ERRORS as error:
         raise ValueError(f"{path} is damaged, cut short or wasn't a zip-file. Load another save of the model.") from error
     finally:
         if isinstance(path, (str, pathlib.Path)):

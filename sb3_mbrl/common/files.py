@@ -5,6 +5,8 @@ import pathlib
 import secrets
 import shutil
 import stat
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO
@@ -14,6 +16,8 @@ try:
 except ImportError:  # Windows has no advisory locks: what a killed process leaves is not removed there
     fcntl = None  # type: ignore[assignment]
 
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, RuntimeError, ValueError)
+"""What Python's zipfile raises when the file that it was given, open, is damaged: that depends on the place."""
 _WORK = ".sb3_mbrl-"
 """What the names of files and folders begin with that a process is working on; its id and a random number follow."""
 

@@ -25,6 +25,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_mbrl.common.buffers import end_trajectories, initial_rows, real_transitions
 from sb3_mbrl.common.checkpoints import noise_for, pickle_replay_buffer
+from sb3_mbrl.common.tensors import check_optimizers
 from sb3_mbrl.common.types import RewardFn, TerminationFn
 from sb3_mbrl.dynamics.ensemble import check_spaces
 from sb3_mbrl.dynamics.learning import LearnsDynamics
@@ -218,6 +219,7 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
             imagined: Any = _NothingYet(self.n_imagined_envs, observation_space, action_space)
             self.agent = self.algorithm_class.load(io.BytesIO(self._agent_zip), imagined, self.device)
             self._agent_zip = b""
+            check_optimizers(self.agent)
         else:
             self.agent = self.algorithm_class(
                 self.agent_policy,  # type: ignore[arg-type]

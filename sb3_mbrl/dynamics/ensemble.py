@@ -1,9 +1,10 @@
 """The learned dynamics: an ensemble of probabilistic neural networks, stepped in batches."""
 
 import json
+import operator
 import pathlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -12,16 +13,15 @@ import numpy as np
 import torch as th
 import torch.nn.functional as F
 from gymnasium import spaces
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as save_tensors
 from stable_baselines3.common.utils import get_device
 from torch import nn
 
 from sb3_mbrl.common import onednn
 from sb3_mbrl.common.accelerated import DERIVATIVES, PRECISIONS, Layout, check_precision, perceptron
 from sb3_mbrl.common.actions import BOUND_ACTIONS, action_bounds, action_dim
-from sb3_mbrl.common.files import write_atomically
+from sb3_mbrl.common.config import Kind, check_config, read_json
 from sb3_mbrl.common.random import Generators, randint, randn
+from sb3_mbrl.common.tensors import ADAM_STATE, check_finite_tensors, check_tensors, load_tensors, save_tensors
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
 from sb3_mbrl.common.user_functions import check_returned, probe
 from sb3_mbrl.dynamics.agreement import RewardAgreement, reward_agreement, termination_disagreement
@@ -183,15 +183,11 @@ class ProbabilisticEnsemble(nn.Module):
         self.action_dim = action_dim(action_space)
         self.output_dim = self.observation_dim + 1  # the change of the observation, then the reward
 
-        input_dim = self.observation_dim + self.action_dim
-        head_dim = 2 * self.output_dim if probabilistic else self.output_dim
-        dims = [input_dim, *net_arch, head_dim]
-        self.input_normalizer = Normalizer(input_dim)
+        shapes = _weight_shapes(self.observation_dim, self.action_dim, ensemble_size, net_arch, probabilistic)
+        self.input_normalizer = Normalizer(self.observation_dim + self.action_dim)
         self.target_normalizer = Normalizer(self.output_dim)
-        self.weights = nn.ParameterList(
-            _initial_weight(ensemble_size, n_in, n_out, generator) for n_in, n_out in pairwise(dims)
-        )
-        self.biases = nn.ParameterList(nn.Parameter(th.zeros(ensemble_size, 1, n_out)) for n_out in dims[1:])
+        self.weights = nn.ParameterList(_initial_weight(*shape, generator) for shape in shapes)
+        self.biases = nn.ParameterList(nn.Parameter(th.zeros(members, 1, n_out)) for members, _, n_out in shapes)
         self.max_logvar = nn.Parameter(th.full((self.output_dim,), 0.5), requires_grad=learn_logvar_bounds)
         self.min_logvar = nn.Parameter(th.full((self.output_dim,), -10.0), requires_grad=learn_logvar_bounds)
         # The elites follow from these errors; as a float buffer they are saved with the weights
@@ -582,11 +578,21 @@ class ProbabilisticEnsemble(nn.Module):
 
     def save(self, path: str | pathlib.Path) -> None:
         """
-        Save as one safetensors file whose header carries the configuration as JSON. Atomic.
+        Save as one safetensors file whose header carries the configuration as JSON and a digest of everything. Atomic.
         Functions of the user are not saved: pass them again to :meth:`load`.
 
         :param path: the file; its folder is created if needed
+        :raises ValueError: the model has diverged: a file that is there is left as it is
         """
+        tensors = dict(self.state_dict())
+        for prefix, optimizer in self._optimizers().items():
+            for index, state in optimizer.state_dict()["state"].items():
+                tensors.update({f"{prefix}.{index}.{key}": value for key, value in state.items()})
+        check_finite_tensors(tensors, "The model was not saved: it", self._may_be_infinite())
+        save_tensors(path, tensors, FILE_FORMAT, json.dumps(self._config(), default=operator.methodcaller("item")))
+
+    def _config(self) -> dict[str, Any]:
+        """What :meth:`load` makes the model of, in JSON types. Functions of the user are no more than mentioned."""
         kind = "learned" if isinstance(self.termination_fn, LearnedTermination) else termination_to_json(self.termination_fn)
         config = {
             "observation_space": _space_to_json(self.observation_space),
@@ -595,14 +601,11 @@ class ProbabilisticEnsemble(nn.Module):
             "reward_fn": "user" if self.reward_fn is not None else None,
             "termination_fn": "user" if kind is None else kind,
             "n_fitted": self.n_fitted,
+            "termination_kwargs": None,
         }
         if isinstance(self.termination_fn, LearnedTermination):
-            config["termination_kwargs"] = {name: getattr(self.termination_fn, name) for name in ("net_arch", "learning_rate")}
-        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        for prefix, optimizer in self._optimizers().items():
-            for index, state in optimizer.state_dict()["state"].items():
-                tensors.update({f"{prefix}.{index}.{key}": value.contiguous() for key, value in state.items()})
-        write_atomically(path, save_tensors(tensors, metadata={"format": FILE_FORMAT, "config": json.dumps(config)}))
+            config["termination_kwargs"] = {name: getattr(self.termination_fn, name) for name in _SAVED_TERMINATION_ARGUMENTS}
+        return config
 
     @classmethod
     def load(
@@ -613,48 +616,60 @@ class ProbabilisticEnsemble(nn.Module):
         termination_fn: TerminationFn | None = None,
     ) -> "ProbabilisticEnsemble":
         """
-        Load what :meth:`save` wrote; nothing is unpickled.
+        Load what :meth:`save` wrote; nothing is unpickled, and nothing is made of a file that is not what was written.
 
         :param path: the file
         :param device: where the parameters go
         :param reward_fn: needed again if the model was saved with a user's reward function
-        :param termination_fn: needed again if the model was saved with a user's termination function
+        :param termination_fn: needed again if the model was saved with a user's termination function; otherwise it takes the
+            place of the one that was saved
         :return: the model
-        :raises ValueError: the file is truncated or not such a model, or a function is missing
+        :raises ValueError: the file is damaged or not such a model, or a function is missing
         """
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except SafetensorError as error:
-            raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
-        if metadata.get("format") != FILE_FORMAT:
-            raise ValueError(f"{path} was not written by ProbabilisticEnsemble.save: format {metadata.get('format')!r}.")
-        config = json.loads(metadata["config"])
+        tensors, text = load_tensors(path, FILE_FORMAT)
+        config = _read_config(text, tensors, str(path))
         saved_reward, saved_termination = config.pop("reward_fn"), config.pop("termination_fn")
-        termination_kwargs, n_fitted = config.pop("termination_kwargs", {}), config.pop("n_fitted", None)
+        termination_kwargs, n_fitted = config.pop("termination_kwargs"), config.pop("n_fitted")
         if saved_reward == "user" and reward_fn is None:
             raise ValueError(f"{path} was saved with a reward_fn of yours: pass it again to load.")
         if saved_termination == "user" and termination_fn is None:
             raise ValueError(f"{path} was saved with a termination_fn of yours: pass it again to load.")
-        config["observation_space"] = _space_from_json(config["observation_space"])
-        config["action_space"] = _space_from_json(config["action_space"])
-        if termination_fn is None and isinstance(saved_termination, dict):
-            termination_fn = termination_from_json(saved_termination)
-        elif termination_fn is None and saved_termination == "learned":
-            obs_dim = int(np.prod(config["observation_space"].shape))
-            termination_fn = LearnedTermination(obs_dim, action_dim(config["action_space"]), **termination_kwargs)
+        if saved_termination == "learned" and termination_fn is not None:  # which takes the place of the learned one
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("termination_")}
+        elif saved_termination == "learned":
+            termination_fn = LearnedTermination(*_dimensions(config), **termination_kwargs)
+        elif termination_fn is None:
+            termination_fn = saved_termination
         # The initial weights, soon overwritten, must not be drawn from the global stream
         model = cls(**config, reward_fn=reward_fn, termination_fn=termination_fn, generator=th.Generator(), device=device)
-        for prefix, optimizer in model._optimizers().items():
+        model._restore(tensors, str(path))
+        model.n_fitted = n_fitted
+        return model
+
+    def _restore(self, tensors: dict[str, th.Tensor], source: str) -> None:
+        expected = dict(self.state_dict())
+        for prefix, optimizer in self._optimizers().items():
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            if any(name.startswith(f"{prefix}.") for name in tensors):  # it has made a step
+                expected |= {
+                    f"{prefix}.{index}.{key}": th.zeros(()) if key == "step" else parameter
+                    for index, parameter in enumerate(parameters)
+                    for key in ADAM_STATE
+                }
+        check_tensors(tensors, expected, source)
+        check_finite_tensors(tensors, source, self._may_be_infinite())
+        for prefix, optimizer in self._optimizers().items():
             state: dict[int, dict[str, th.Tensor]] = {}
             for name in [name for name in tensors if name.startswith(f"{prefix}.")]:
                 _, index, key = name.split(".")
                 state.setdefault(int(index), {})[key] = tensors.pop(name)
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-        model.load_state_dict(tensors)
-        model.n_fitted = n_fitted
-        return model
+        self.load_state_dict(tensors)
+
+    def _may_be_infinite(self) -> list[str]:
+        """The holdout error before a fit, and whatever belongs to functions of the user that are modules."""
+        theirs = [name for name in ("reward_fn", "termination_fn") if not isinstance(getattr(self, name), LearnedTermination)]
+        return ["holdout_mse", *(name for name in self.state_dict() if name.split(".")[0] in theirs)]
 
     def _optimizers(self) -> dict[str, th.optim.Optimizer]:
         """Whose states a file carries, by the prefix of their tensors."""
@@ -664,18 +679,30 @@ class ProbabilisticEnsemble(nn.Module):
         return optimizers
 
 
-_SAVED_ARGUMENTS = (
-    "ensemble_size",
-    "n_elites",
-    "net_arch",
-    "activation",
-    "learning_rate",
-    "weight_decay",
-    "probabilistic",
-    "nll_beta",
-    "learn_logvar_bounds",
-    "normalize_targets",
-)
+_SAVED_ARGUMENTS: dict[str, Kind] = {
+    "ensemble_size": int,
+    "n_elites": int,
+    "net_arch": [int],
+    "activation": ACTIVATIONS.keys(),
+    "learning_rate": float,
+    "weight_decay": [float],
+    "probabilistic": bool,
+    "nll_beta": float,
+    "learn_logvar_bounds": bool,
+    "normalize_targets": bool,
+}
+_SAVED_TERMINATION_ARGUMENTS: dict[str, Kind] = {"net_arch": [int], "learning_rate": float}
+_BOX: dict[str, Kind] = {
+    "low": [str],
+    "high": [str],
+    "shape": [int],
+    "dtype": {np.dtype(code).name for code in np.typecodes["AllInteger"] + np.typecodes["Float"]},
+}
+_DISCRETE: dict[str, Kind] = {
+    "n": int,
+    "start": int,
+    "dtype": {np.dtype(code).name for code in np.typecodes["AllInteger"]},
+}
 
 
 def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
@@ -740,10 +767,75 @@ def _space_to_json(space: spaces.Space) -> dict[str, Any]:
     }
 
 
-def _space_from_json(data: dict[str, Any]) -> spaces.Space:
-    if "n" in data:
-        dtype = {} if data["dtype"] == "int64" else {"dtype": np.dtype(data["dtype"]).type}  # newer versions of Gymnasium
-        return spaces.Discrete(data["n"], start=data["start"], **dtype)
+def _space_from_json(data: Any, source: str) -> spaces.Space:
+    discrete = isinstance(data, dict) and "n" in data
+    check_config(data, _DISCRETE if discrete else _BOX, source, "a space")
     dtype = np.dtype(data["dtype"]).type
-    low, high = (np.array([float(bound) for bound in data[end]], dtype).reshape(data["shape"]) for end in ("low", "high"))
-    return spaces.Box(low, high, dtype=dtype)
+    try:
+        if discrete:
+            newer_gymnasium = {} if dtype is np.int64 else {"dtype": dtype}
+            return spaces.Discrete(data["n"], start=data["start"], **newer_gymnasium)
+        with np.errstate(over="raise"):
+            ends = (np.array([dtype(each) for each in data[end]], dtype) for end in ("low", "high"))
+            low, high = (end.reshape(data["shape"]) for end in ends)
+        return spaces.Box(low, high, dtype=dtype)
+    except (ArithmeticError, AssertionError, TypeError, ValueError) as error:
+        raise ValueError(f"{source} is damaged: {str(data)[:200]} is no space ({error}).") from error
+
+
+def _read_config(text: str, tensors: Mapping[str, th.Tensor], source: str) -> dict[str, Any]:
+    """
+    :param text: the configuration of a file
+    :param tensors: of the file
+    :param source: the file, for the message
+    :return: arguments of :class:`ProbabilisticEnsemble`, of networks that are not larger than the tensors
+    :raises ValueError: it is not what :meth:`ProbabilisticEnsemble.save` writes
+    """
+    config = read_json(text, source)
+    known = isinstance(config.get("termination_fn"), dict)
+    learned = config.get("termination_fn") == "learned"
+    kinds: dict[str, Kind] = {
+        "observation_space": dict,
+        "action_space": dict,
+        **_SAVED_ARGUMENTS,
+        "reward_fn": ({"user"}, None),
+        "n_fitted": (int, None),
+        "termination_fn": dict if known else {"user", "learned"},
+        "termination_kwargs": _SAVED_TERMINATION_ARGUMENTS if learned else (dict, None),
+    }
+    check_config(config, kinds, source)
+    for name in ("observation_space", "action_space"):
+        config[name] = _space_from_json(config[name], source)
+    if known:
+        rule = config["termination_fn"] = termination_from_json(config["termination_fn"])
+        observation_dim, _ = _dimensions(config)
+        if not all(bound.start < (bound.stop or observation_dim) <= observation_dim for bound in getattr(rule, "bounds", ())):
+            raise ValueError(f"{source} is damaged: its termination function is of other observations.")
+    _check_sizes(config, tensors, source)
+    return config
+
+
+def _dimensions(config: Mapping[str, Any]) -> tuple[int, int]:
+    return int(np.prod(config["observation_space"].shape)), action_dim(config["action_space"])
+
+
+def _check_sizes(config: Mapping[str, Any], tensors: Mapping[str, th.Tensor], source: str) -> None:
+    """Before the networks are made, which may be larger than the memory."""
+    dims, members = _dimensions(config), config["ensemble_size"]
+    shapes = _weight_shapes(*dims, members, config["net_arch"], config["probabilistic"])
+    expected: dict[str, tuple[int, ...]] = {f"weights.{i}": shape for i, shape in enumerate(shapes)}
+    if config["termination_fn"] == "learned":
+        sizes = [2 * dims[0] + dims[1], *config["termination_kwargs"]["net_arch"], 1]
+        expected |= {f"termination_fn.network.{2 * i}.weight": pair[::-1] for i, pair in enumerate(pairwise(sizes))}
+    for name, shape in expected.items():
+        if min(shape) < 1 or name not in tensors or tensors[name].shape != shape:
+            raise ValueError(f"{source} is damaged: its networks are not of the sizes that its configuration says.")
+
+
+def _weight_shapes(
+    observation_dim: int, action_dim: int, members: int, net_arch: Sequence[int], probabilistic: bool
+) -> list[tuple[int, int, int]]:
+    """(members, inputs, outputs) of each layer; the last one predicts the change of the observation and the reward."""
+    head_dim = (observation_dim + 1) * (2 if probabilistic else 1)
+    dims = [observation_dim + action_dim, *net_arch, head_dim]
+    return [(members, n_in, n_out) for n_in, n_out in pairwise(dims)]

@@ -11,6 +11,7 @@ import torch as th
 from gymnasium.envs.registration import registry
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from sb3_mbrl.common.config import Kind, check_config
 from sb3_mbrl.common.types import TerminationFn
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -451,6 +452,14 @@ _KINDS: dict[str, type[BuiltinTermination]] = {
     "below_tip": TerminatesBelowTip,
     "above_bar": TerminatesAboveBar,
 }
+_BOUND: Kind = {"start": int, "stop": (int, None), "low": (float, None), "high": (float, None), "inclusive": bool}
+_ARGUMENTS: dict[str, Kind] = {
+    "never": {},
+    "outside": {"bounds": [_BOUND]},
+    "inside": {"bounds": [_BOUND]},
+    "below_tip": {"link_length": float, "height": float},
+    "above_bar": {"height": float},
+}
 
 
 def termination_to_json(fn: TerminationFn) -> dict[str, Any] | None:
@@ -472,12 +481,13 @@ def termination_from_json(data: dict[str, Any]) -> BuiltinTermination:
     """
     :param data: what :func:`termination_to_json` returned
     :return: an equal termination function
-    :raises ValueError: the kind is not known to this version
+    :raises ValueError: the kind is not known to this version, or has other arguments
     """
     kwargs = dict(data)
     kind = kwargs.pop("kind", None)
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"Unknown termination kind {kind!r}, expected one of {sorted(_KINDS)}. Pass `termination_fn` again.")
+    check_config(kwargs, _ARGUMENTS[kind], f"The description of the termination {kind!r}", "it")
     if "bounds" in kwargs:
         kwargs["bounds"] = tuple(_bound_from_json(bound) for bound in kwargs["bounds"])
     return _KINDS[kind](**kwargs)
@@ -488,6 +498,8 @@ def _bound_from_json(data: dict[str, Any]) -> Bound:
     :param data: the fields of a bound, open ends as ``None``
     :return: the bound
     """
+    if not 0 <= data["start"] < (math.inf if data["stop"] is None else data["stop"]):
+        raise ValueError(f"A bound is on the entries {data['start']} to {data['stop']} of an observation, which are none.")
     low = -math.inf if data["low"] is None else data["low"]
     high = math.inf if data["high"] is None else data["high"]
     return Bound(data["start"], data["stop"], low, high, data["inclusive"])

@@ -19,15 +19,15 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_mbrl import planning
 from sb3_mbrl.common.actions import to_environment
-from sb3_mbrl.common.files import write_atomically
+from sb3_mbrl.common.config import Kind, check_config, read_json
+from sb3_mbrl.common.files import ZIP_ERRORS, write_atomically
 from sb3_mbrl.common.policies import actor_function, value_function
 from sb3_mbrl.common.types import RewardFn, TerminationFn
 from sb3_mbrl.common.user_functions import check_returned, probe
 from sb3_mbrl.dynamics import DynamicsModel, ProbabilisticEnsemble
 from sb3_mbrl.dynamics.model import check_fitted, dynamics_of
-from sb3_mbrl.planning import ModelObjective, Plan, Planner, PlannerState, make_planner
+from sb3_mbrl.planning import PLANNER_CLASSES, ModelObjective, Plan, Planner, PlannerState, make_planner
 from sb3_mbrl.planning.objective import ValueFn
 from sb3_mbrl.planning.proposals import Actor, policy_proposals
 
@@ -300,7 +300,7 @@ class MPCPolicy(BasePolicy):
 
         :param path: the file
         """
-        own_planner = getattr(planning, type(self.planner).__name__, None) is not type(self.planner)
+        own_planner = PLANNER_CLASSES.get(type(self.planner).__name__) is not type(self.planner)
         config = {
             "format": FILE_FORMAT,
             "planner": type(self.planner).__name__,
@@ -345,14 +345,17 @@ class MPCPolicy(BasePolicy):
         :return: the policy
         :raises ValueError: the file is damaged or no such policy, or something is missing
         """
-        try:
-            with zipfile.ZipFile(path) as archive:
-                config = json.loads(archive.read("policy.json"))
-                weights = archive.read("model.safetensors") if "model.safetensors" in archive.namelist() else None
-        except (zipfile.BadZipFile, KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is damaged or was not written by MPCPolicy.save: {error}") from error
-        if config.get("format") != FILE_FORMAT:
-            raise ValueError(f"{path} was not written by MPCPolicy.save: format {config.get('format')!r}.")
+        with open(path, "rb") as file:
+            try:
+                with zipfile.ZipFile(file) as archive:
+                    if archive.testzip() is not None:  # it also compares the names in the directory
+                        raise zipfile.BadZipFile("a file in it is not what was saved")
+                    text = archive.read("policy.json")
+                    weights = archive.read("model.safetensors") if "model.safetensors" in archive.namelist() else None
+            except (*ZIP_ERRORS, KeyError) as error:
+                raise ValueError(f"{path} is damaged or was not written by MPCPolicy.save: {error}") from error
+        config = read_json(text, str(path))
+        check_config(config, _SAVED, str(path))
         missing = [name for name in config["functions"] if kwargs.get(name) is None]
         if missing:
             raise ValueError(f"{path} was saved with {missing}, which a file cannot hold: pass them again to load.")
@@ -360,14 +363,16 @@ class MPCPolicy(BasePolicy):
             raise ValueError(f"{path} was saved without its model, which is no ProbabilisticEnsemble: pass model= to load.")
         if model is None:
             with tempfile.TemporaryDirectory() as folder:
-                file = pathlib.Path(folder) / "model.safetensors"
-                file.write_bytes(weights or b"")
-                model = ProbabilisticEnsemble.load(file, device, model_reward_fn, model_termination_fn)
+                weights_file = pathlib.Path(folder) / "model.safetensors"
+                weights_file.write_bytes(weights or b"")
+                model = ProbabilisticEnsemble.load(weights_file, device, model_reward_fn, model_termination_fn)
         if planner is None:
-            planner_class = getattr(planning, config["planner"], None)
-            if planner_class is None or config["planner_kwargs"] is None:
+            if config["planner"] not in PLANNER_CLASSES or config["planner_kwargs"] is None:
                 raise ValueError(f"{path} was saved with a {config['planner']} of yours: pass planner= to load.")
-            planner = planner_class(**config["planner_kwargs"])
+            try:
+                planner = PLANNER_CLASSES[config["planner"]](**config["planner_kwargs"])
+            except TypeError as error:
+                raise ValueError(f"{path} is damaged: it holds other arguments than {config['planner']} has.") from error
         return cls(model, planner, **{**config["policy"], **config["objective"], **kwargs})
 
     def _functions(self) -> dict[str, Any]:
@@ -380,8 +385,30 @@ class MPCPolicy(BasePolicy):
         }
 
 
-_OWN_ARGUMENTS = ("action_repeat", "replan_freq", "n_proposals", "proposal_noise", "max_plan_seconds", "seed")
-_OBJECTIVE_ARGUMENTS = ("discount", "n_particles", "propagation", "value_mode", "kappa", "disagreement_weight")
+_OWN_ARGUMENTS: dict[str, Kind] = {
+    "action_repeat": int,
+    "replan_freq": int,
+    "n_proposals": int,
+    "proposal_noise": float,
+    "max_plan_seconds": (float, None),
+    "seed": (int, None),
+}
+_OBJECTIVE_ARGUMENTS: dict[str, Kind] = {
+    "discount": float,
+    "n_particles": int,
+    "propagation": str,
+    "value_mode": str,
+    "kappa": float,
+    "disagreement_weight": float,
+}
+_SAVED: dict[str, Kind] = {
+    "format": {FILE_FORMAT},
+    "planner": str,
+    "planner_kwargs": (dict, None),
+    "policy": _OWN_ARGUMENTS,
+    "objective": _OBJECTIVE_ARGUMENTS,
+    "functions": [{"reward_fn", "termination_fn", "terminal_value", "actor", "vec_normalize"}],
+}
 
 
 def check_observation(observation: Any) -> None:

@@ -54,6 +54,10 @@ CATEGORICAL_PLANNERS = {
     "icem": CategoricalICEM,
     "mppi": CategoricalMPPI,
 }
+PLANNER_CLASSES: dict[str, type[Planner]] = {
+    each.__name__: each for each in (*PLANNERS.values(), *CATEGORICAL_PLANNERS.values()) if isinstance(each, type)
+}
+"""Those that a file may name."""
 
 
 def make_planner(name: str, discrete: bool = False, **kwargs: Any) -> Planner:

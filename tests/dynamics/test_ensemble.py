@@ -11,11 +11,12 @@ from gymnasium import spaces
 from safetensors.torch import save_file
 
 from sb3_mbrl.common import accelerated, onednn
+from sb3_mbrl.common.tensors import load_tensors, save_tensors
 from sb3_mbrl.common.types import Transitions
 from sb3_mbrl.dynamics import ensemble as ensemble_module
-from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble
+from sb3_mbrl.dynamics.ensemble import FILE_FORMAT, ProbabilisticEnsemble
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination
-from sb3_mbrl.dynamics.termination import Bound, TerminatesOutside
+from sb3_mbrl.dynamics.termination import Bound, NeverTerminates, TerminatesOutside
 
 OBS_DIM, ACTION_DIM = 3, 2
 OBS_SPACE = spaces.Box(-np.inf, np.inf, (OBS_DIM,), np.float32)
@@ -834,6 +835,100 @@ def test_files_of_others_are_refused(tmp_path):
         ProbabilisticEnsemble.load(tmp_path / "pickle")
     with pytest.raises(FileNotFoundError):
         ProbabilisticEnsemble.load(tmp_path / "missing")
+
+
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory):
+    """A model with everything that a file can hold, and its parts."""
+    model = ensemble(termination_fn=LearnedTermination(OBS_DIM, ACTION_DIM, net_arch=(4,)))
+    model.fit(transitions(terminated=th.arange(200) % 4 == 0), seeded(), max_epochs=1)
+    path = tmp_path_factory.mktemp("saved") / "model"
+    model.save(path)
+    tensors, config = load_tensors(path, FILE_FORMAT)
+    return path, tensors, json.loads(config)
+
+
+def test_a_flipped_bit_is_damage(saved_once, tmp_path):
+    content = saved_once[0].read_bytes()
+    for bit in range(0, 8 * len(content), 8 * len(content) // 200 - 1):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "changed").write_bytes(changed)
+        with pytest.raises(ValueError, match="damaged"):
+            ProbabilisticEnsemble.load(tmp_path / "changed")
+
+
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("optimizer.0.exp_avg", lambda tensor: tensor.flatten()[:1].clone()),  # the kernel would write beyond it
+        ("optimizer.0.exp_avg_sq", lambda tensor: None),
+        ("optimizer.3.step", lambda tensor: tensor[None]),
+        ("optimizer.99.step", lambda tensor: th.zeros(())),
+        ("optimizer.x.step", lambda tensor: th.zeros(())),
+        ("termination_optimizer.0.exp_avg", lambda tensor: tensor[:1].clone()),
+        ("optimizer.1.exp_avg", lambda tensor: tensor.double()),
+        ("weights.1", lambda tensor: tensor[:, :1].clone()),
+        ("biases.0", lambda tensor: None),
+        ("biases.0", lambda tensor: tensor.half()),
+        ("input_normalizer.std", lambda tensor: tensor * float("nan")),
+        ("optimizer.0.exp_avg", lambda tensor: tensor + float("inf")),
+        ("surplus", lambda tensor: th.zeros(1)),
+    ],
+)
+def test_tensors_of_another_model_are_refused(saved_once, tmp_path, name, change):
+    _, tensors, config = saved_once
+    changed = change(tensors.get(name))
+    kept = {other: tensor for other, tensor in tensors.items() if other != name}
+    save_tensors(tmp_path / "model", {**kept, **({} if changed is None else {name: changed})}, FILE_FORMAT, json.dumps(config))
+    with pytest.raises(ValueError, match="does not fit|holds NaN or infinity|not of the sizes"):
+        ProbabilisticEnsemble.load(tmp_path / "model")
+
+
+NASTY = [None, True, -1, 2.5, float("nan"), 10**12, "os.system", [[]], {"n": 10**12, "start": 0, "dtype": "int64"}]
+RIGHT = [("learning_rate", 2.5), ("learning_rate", 10**12)]
+
+
+def test_a_configuration_of_anything_else_is_refused(saved_once, tmp_path):
+    _, tensors, config = saved_once
+    bounds = [{"start": 9, "stop": None, "low": 0, "high": None, "inclusive": True}]
+    changes = [{name: value} for name in config for value in NASTY if value != config[name] and (name, value) not in RIGHT]
+    changes += [{"termination_fn": {"kind": "outside", "bounds": bounds}, "termination_kwargs": None}]
+    changes += [{"net_arch": [10**9, 12]}, {"ensemble_size": 10**9}, {"termination_kwargs": {"net_arch": [10**9]}}]
+    configs = [{**config, **change} for change in changes]
+    configs += [{key: value for key, value in config.items() if key != name} for name in config]
+    for wrong in (*configs, [], None, "config"):
+        save_tensors(tmp_path / "model", tensors, FILE_FORMAT, json.dumps(wrong))
+        with pytest.raises(ValueError):
+            ProbabilisticEnsemble.load(tmp_path / "model")
+
+
+def test_a_function_takes_the_place_of_a_learned_termination(saved_once):
+    model = ProbabilisticEnsemble.load(saved_once[0], termination_fn=NeverTerminates())
+    assert model.termination_fn == NeverTerminates()
+
+
+def test_a_model_that_diverged_does_not_replace_a_good_file(tmp_path):
+    good, diverged = ensemble(seed=1), ensemble(seed=2)
+    good.save(tmp_path / "model")
+    with th.no_grad():
+        diverged.weights[1][0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"was not saved: it holds NaN or infinity in 'weights.1'"):
+        diverged.save(tmp_path / "model")
+    assert_equal_states(ProbabilisticEnsemble.load(tmp_path / "model", device="cpu"), good)
+
+
+def test_modules_of_the_user_may_hold_infinity(tmp_path):
+    class Reward(th.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mask", th.tensor([0.0, -float("inf")]))
+
+        def forward(self, obs, action, next_obs):
+            return obs[:, 0]
+
+    ensemble(reward_fn=Reward()).save(tmp_path / "model")
+    ProbabilisticEnsemble.load(tmp_path / "model", reward_fn=Reward())
 
 
 def test_a_save_that_is_interrupted_leaves_the_last_good_model(tmp_path, monkeypatch):

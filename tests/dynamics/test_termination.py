@@ -372,6 +372,24 @@ def test_unknown_kind_is_an_error():
         termination_from_json({"kind": "sometimes"})
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"kind": ["never"]},
+        {"kind": "never", "height": 1.0},
+        {"kind": "above_bar"},
+        {"kind": "above_bar", "height": "1"},
+        {"kind": "outside", "bounds": 3},
+        {"kind": "outside", "bounds": [{"start": 0}]},
+        {"kind": "outside", "bounds": [{"start": 2, "stop": 2, "low": 0.0, "high": None, "inclusive": True}]},
+        {"kind": "inside", "bounds": [{"start": -1, "stop": None, "low": 0.0, "high": None, "inclusive": True}]},
+    ],
+)
+def test_a_description_of_anything_else_is_an_error(data):
+    with pytest.raises(ValueError, match="Unknown termination kind|The description of the termination|A bound is on"):
+        termination_from_json(data)
+
+
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=30))
 def test_scores_are_shares(pairs):
     predicted, actual = (th.tensor([pair[i] for pair in pairs], dtype=th.bool) for i in (0, 1))

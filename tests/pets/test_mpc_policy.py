@@ -1,7 +1,9 @@
 """A planner as an SB3 policy."""
 
+import json
 import pickle
 import time
+import zipfile
 
 import gymnasium as gym
 import numpy as np
@@ -325,6 +327,63 @@ def test_a_damaged_or_foreign_file(policy, tmp_path):
     PPO("MlpPolicy", "Slider-v0", n_steps=8, batch_size=8, device="cpu").save(path)
     with pytest.raises(ValueError, match="damaged or was not written by"):
         MPCPolicy.load(path)
+
+
+def rewrite(path, change):
+    """Change the configuration in a file."""
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(files["policy.json"])
+    change(config)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in {**files, "policy.json": json.dumps(config)}.items():
+            archive.writestr(name, content)
+
+
+@pytest.mark.parametrize("name", ["make_planner", "Planner", "ModelObjective", "partial", "os.system", "__builtins__"])
+def test_a_file_names_nothing_but_planners(policy, tmp_path, name):
+    path = tmp_path / "policy.zip"
+    policy.save(path)
+    rewrite(path, lambda config: config.update(planner=name, planner_kwargs={}))
+    with pytest.raises(ValueError, match=f"saved with a {name} of yours"):
+        MPCPolicy.load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: config.pop("policy"),
+        lambda config: config["policy"].pop("seed"),
+        lambda config: config["policy"].update(actor="os.system"),
+        lambda config: config["objective"].update(discount="1"),
+        lambda config: config.update(functions=["model"]),
+        lambda config: config.update(planner=["CEM"]),
+        lambda config: config["planner_kwargs"].update(surplus=1),
+        lambda config: config.update(format="sb3_mbrl.MPCPolicy.0"),
+    ],
+)
+def test_a_configuration_of_anything_else_is_refused(policy, tmp_path, change):
+    path = tmp_path / "policy.zip"
+    policy.save(path)
+    rewrite(path, change)
+    with pytest.raises(ValueError, match="is damaged"):
+        MPCPolicy.load(path)
+
+
+def test_a_flipped_bit_is_damage_or_changes_nothing(policy, tmp_path):
+    path = tmp_path / "policy.zip"
+    policy.save(path)
+    content, action = path.read_bytes(), policy.predict(OBS, deterministic=True)[0]
+    for byte in [*range(0, 60), *range(60, len(content), len(content) // 40), *range(len(content) - 150, len(content), 3)]:
+        changed = bytearray(content)
+        changed[byte] ^= 1 << byte % 8
+        path.write_bytes(changed)
+        try:
+            loaded = MPCPolicy.load(path, device="cpu")
+        except ValueError as error:
+            assert "damaged" in str(error)
+        else:  # the date of an entry, for instance
+            np.testing.assert_array_equal(loaded.predict(OBS, deterministic=True)[0], action)
 
 
 # ---------------------------------------------------------------- acting, for all planners

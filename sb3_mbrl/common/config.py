@@ -1,0 +1,62 @@
+"""Configurations that come from a file: compared with what they should be before anything is made of them."""
+
+import json
+import sys
+from collections.abc import Mapping, Set
+from typing import Any
+
+Kind = type | Set[str] | list["Kind"] | tuple["Kind", None] | Mapping[str, "Kind"]
+"""
+What a value should be: ``int``, ``float`` (finite, integers too), ``bool``, ``str`` or ``dict``; one of a set of names;
+``[kind]``, a list; ``(kind, None)``, which may be null; or a mapping with these keys and no others.
+"""
+_WORDS = {int: "an integer", float: "a finite number", bool: "true or false", str: "a text", dict: "a mapping"}
+
+
+def read_json(text: str | bytes, source: str) -> dict[str, Any]:
+    """
+    :param text: from a file
+    :param source: the file, for the message
+    :return: what it holds
+    :raises ValueError: it is not JSON, or no mapping
+    """
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{source} is damaged: its configuration is not JSON ({error}).") from error
+    _require(isinstance(config, dict), config, "a mapping", source, "its configuration")
+    return config  # type: ignore[no-any-return]
+
+
+def check_config(value: Any, kind: Kind, source: str, name: str = "its configuration") -> None:
+    """
+    :param value: from a file
+    :param kind: what it should be
+    :param source: the file, for the message
+    :param name: of the value, for the message
+    :raises ValueError: it is anything else
+    """
+    if isinstance(kind, tuple):
+        if value is not None:
+            check_config(value, kind[0], source, name)
+    elif isinstance(kind, Mapping):
+        _require(isinstance(value, dict), value, "a mapping", source, name)
+        _require(value.keys() == kind.keys(), sorted(value), f"a mapping of {sorted(kind)}", source, name)
+        for key in kind:
+            check_config(value[key], kind[key], source, key)
+    elif isinstance(kind, list):
+        _require(isinstance(value, list), value, "a list", source, name)
+        for index, entry in enumerate(value):
+            check_config(entry, kind[0], source, f"{name}[{index}]")
+    elif isinstance(kind, Set):
+        _require(isinstance(value, str) and value in kind, value, f"one of {sorted(kind)}", source, name)
+    else:
+        fits = type(value) is kind
+        if kind is float:
+            fits = type(value) in (int, float) and abs(value) <= sys.float_info.max
+        _require(fits, value, _WORDS[kind], source, name)
+
+
+def _require(fits: bool, value: Any, expected: str, source: str, name: str) -> None:
+    if not fits:
+        raise ValueError(f"{source} is damaged: {name} must be {expected}, got {repr(value)[:200]}.")
