@@ -77,7 +77,8 @@ def check_tensors(given: Mapping[str, Any], expected: Mapping[str, th.Tensor], s
     for name, tensor in expected.items():
         form, right = _form(given[name]), _form(tensor)
         if form != right:
-            raise ValueError(f"{source} does not fit: {name!r} is {form} instead of {right}.")
+            what = "type" if getattr(given[name], "shape", tensor.shape) == tensor.shape else "size"
+            raise ValueError(f"{source} does not fit: {what} mismatch for {name!r}, which is {form} instead of {right}.")
         if _strides(given[name]) != _strides(tensor):
             raise ValueError(f"{source} does not fit: {name!r} is laid out otherwise in memory.")
 

@@ -41,12 +41,15 @@ def test_another_format_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"weight": th.zeros(1)}, r"'weight' is torch.float32 of shape \(1,\) instead of torch.float32 of shape \(2, 3\)"),
-        ({"weight": th.zeros(2, 3).double()}, "'weight' is torch.float64"),
+        (
+            {"weight": th.zeros(1)},
+            r"size mismatch for 'weight', which is torch.float32 of shape \(1,\) instead of torch.float32 of shape \(2, 3\)",
+        ),
+        ({"weight": th.zeros(2, 3).double()}, "type mismatch for 'weight', which is torch.float64"),
         ({"weight": th.zeros(2, 3).to_sparse()}, "as torch.sparse"),
         ({"weight": th.zeros(1).expand(2, 3)}, "'weight' is laid out otherwise in memory"),
         ({"weight": th.zeros(3, 2).T}, "'weight' is laid out otherwise in memory"),
-        ({"weight": [[0.0] * 3] * 2}, "'weight' is a list"),
+        ({"weight": [[0.0] * 3] * 2}, "type mismatch for 'weight', which is a list"),
         ({"surplus": th.zeros(1)}, r"it lacks \[\] and holds the unknown \['surplus'\]"),
     ],
 )
@@ -159,7 +162,7 @@ def test_an_algorithm_refuses_the_state_of_another_optimizer_and_stays_as_it_is(
     before = copy.deepcopy(agent.get_parameters())
     parameters = copy.deepcopy(before) if exact_match else {name: copy.deepcopy(before[name])}
     parameters[name]["state"][0]["exp_avg"] = th.zeros(7)
-    with pytest.raises(ValueError, match=f"The state of {name}.* does not fit: 'exp_avg' is torch.float32 of shape"):
+    with pytest.raises(ValueError, match=f"The state of {name}.* does not fit: size mismatch for 'exp_avg'"):
         agent.set_parameters(parameters, exact_match)
     th.testing.assert_close(agent.get_parameters(), before, rtol=0, atol=0)
     agent.set_parameters(before)

@@ -886,7 +886,7 @@ def test_tensors_of_another_model_are_refused(saved_once, tmp_path, name, change
 
 
 NASTY = [None, True, -1, 2.5, float("nan"), 10**12, "os.system", [[]], {"n": 10**12, "start": 0, "dtype": "int64"}]
-RIGHT = [("learning_rate", 2.5), ("learning_rate", 10**12)]
+RIGHT = [("learning_rate", 2.5), ("learning_rate", 10**12), ("n_fitted", -1), ("n_fitted", 10**12), ("n_fitted", None)]
 
 
 def test_a_configuration_of_anything_else_is_refused(saved_once, tmp_path):
