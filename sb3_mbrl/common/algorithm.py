@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
@@ -13,11 +13,16 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_mbrl.common.arguments import OFF_POLICY, Rule, plain_arguments
 from sb3_mbrl.common.buffers import whole_rows
 from sb3_mbrl.common.callbacks import ModelProgressBarCallback
 from sb3_mbrl.common.checkpoints import ExactCheckpoints, restore_generator
+from sb3_mbrl.common.environments import accepted_environment, check_normalization
 
 SelfModelAlgorithm = TypeVar("SelfModelAlgorithm", bound="ModelAlgorithm")
 
@@ -34,6 +39,49 @@ class ModelAlgorithm(ExactCheckpoints):
     _progress_bar: ModelProgressBarCallback | None = None
     _seconds: Mapping[str, float] = MappingProxyType({})
     """Spent in each phase."""
+
+    _accepted: ClassVar[dict[str, Rule]] = OFF_POLICY
+    """What the arguments may be, each stored under its own name."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        # Before SB3 calculates with them
+        super().__init__(*args, **{**kwargs, **plain_arguments(kwargs, self._accepted)})
+
+    # ---------------------------------------------------------------- setup
+
+    def _check_numbers(self) -> None:
+        """
+        Called first in ``_setup_model``, since ``load`` sets attributes without calling the constructor with them.
+
+        :raises ValueError: an argument is not what :attr:`_accepted` says
+        """
+        vars(self).update(plain_arguments(vars(self), self._accepted))
+
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        if policy_name in self.policy_aliases:
+            return self.policy_aliases[policy_name]
+        elsewhere = {
+            "CnnPolicy": " For images there is TDMPC2.",
+            "MultiInputPolicy": " For Dict observations there is TDMPC2; or flatten them with "
+            "gymnasium.wrappers.FlattenObservation.",
+        }
+        raise ValueError(
+            f"Policy {policy_name} unknown: {type(self).__name__} has {' and '.join(map(repr, self.policy_aliases))}, or a "
+            f"subclass of it.{elsewhere.get(policy_name, '')}"
+        )
+
+    @classmethod
+    def _wrap_env(cls, env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:  # type: ignore[override]
+        # Every environment comes in here, at construction, set_env and load: what is not supported is refused first
+        env = accepted_environment(env)
+        cls._check_spaces(env.observation_space, env.action_space)
+        wrapped = OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        check_normalization(wrapped)
+        return wrapped
+
+    @staticmethod
+    def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
+        """:raises ValueError: spaces that the algorithm does not support"""
 
     def set_random_seed(self, seed: int | None = None) -> None:
         super().set_random_seed(seed)

@@ -1,12 +1,180 @@
-"""What arguments may be."""
+"""What arguments may be: rules, declared in one table per class, and the one function that checks them."""
 
-import math
-from numbers import Integral, Real
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+import torch as th
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+"""Every number ends up in a float32 tensor, where a larger one would be infinite."""
+
+MOST_STEPS = 10**15
+"""Steps that are only counted: more than any run makes, and sums and products with them stay integers of 64 bits."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """
+    What an argument may be. ``rule | None`` and ``rule | other`` accept either.
+
+    :param accepts: says so of any value whatsoever, without raising anything
+    :param words: what is accepted, to complete "it must be ..."
+    """
+
+    accepts: Callable[[Any], bool]
+    words: str
+
+    def __or__(self, other: "Rule | None") -> "Rule":
+        alternative = Rule(lambda value: value is None, "None") if other is None else other
+        return Rule(lambda value: self.accepts(value) or alternative.accepts(value), f"{self.words}, or {alternative.words}")
+
+
+def integer(lowest: int, highest: int = MOST_STEPS, whole_floats: bool = False) -> Rule:
+    """
+    :param lowest: that is accepted
+    :param highest: that is accepted
+    :param whole_floats: 1e4 is accepted too, as by SB3 where a number is only compared with others
+    :return: the rule. True and False are no integers
+    """
+
+    def accepts(value: Any) -> bool:
+        plain = value.item() if isinstance(value, np.generic) else value
+        if whole_floats and isinstance(plain, float) and plain.is_integer():
+            plain = int(plain)
+        return isinstance(plain, int) and not isinstance(plain, bool) and lowest <= plain <= highest
+
+    bounds = f"of at least {lowest:_}" if highest == MOST_STEPS else f"from {lowest:_} to {highest:_}"
+    return Rule(accepts, f"an integer {bounds}")
+
+
+def number(lowest: float = -FLOAT32_MAX, highest: float = FLOAT32_MAX, above: bool = False, below: bool = False) -> Rule:
+    """
+    :param lowest: that is accepted
+    :param highest: that is accepted
+    :param above: ``lowest`` is not accepted itself
+    :param below: ``highest`` is not accepted itself
+    :return: the rule. NaN and infinity are outside of any range; True and False are no numbers
+    """
+
+    def accepts(value: Any) -> bool:
+        plain = value.item() if isinstance(value, np.generic) else value
+        if not isinstance(plain, (int, float)) or isinstance(plain, bool) or not lowest <= plain <= highest:
+            return False
+        if isinstance(plain, int) and abs(plain) >= 2**63:  # PyTorch converts no such integer
+            return False
+        return not (above and plain == lowest) and not (below and plain == highest)
+
+    if lowest == -FLOAT32_MAX:
+        return Rule(accepts, "a finite number")
+    if highest == FLOAT32_MAX:
+        return Rule(accepts, f"a number {'above' if above else 'of at least'} {lowest}")
+    return Rule(accepts, f"a number in {'(' if above else '['}{lowest}, {highest}{')' if below else ']'}")
+
+
+def list_of(rule: Rule, fewest: int = 1, most: int = 100) -> Rule:
+    """
+    :param rule: of each element
+    :param fewest: elements
+    :param most: elements
+    :return: the rule of a list, tuple or array
+    """
+
+    def accepts(value: Any) -> bool:
+        if isinstance(value, (str, bytes)) or not isinstance(value, (Sequence, np.ndarray)) or getattr(value, "ndim", 1) != 1:
+            return False
+        return fewest <= len(value) <= most and all(rule.accepts(each) for each in value)
+
+    length = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    return Rule(accepts, f"a list of {length} elements, each {rule.words}")
+
+
+_integer = integer  # an argument of `check_number` has the same name
+
+BOOLEAN = Rule(lambda value: isinstance(value, (bool, np.bool_)), "True or False")
+SCHEDULE = Rule(callable, "a function of the remaining progress, from 1 to 0")
+NET_ARCH = list_of(integer(1, 100_000))
+"""Units of hidden layers."""
+SHARE = number(0, 1)
+SEED = integer(0, 2**32 - 1) | None
+"""NumPy takes no others."""
+DISCOUNT = number(0, 1)
+
+
+def _is_train_freq(value: Any) -> bool:
+    if not isinstance(value, tuple):
+        return integer(1).accepts(value)
+    unit = getattr(value[1], "value", value[1]) if len(value) == 2 else None
+    return isinstance(unit, str) and unit in ("step", "episode") and integer(1).accepts(value[0])
+
+
+def _is_coefficient_in_words(value: Any) -> bool:
+    """``"auto"``, ``"auto_0.1"`` and ``"0.1"``, of SB3."""
+    if not isinstance(value, str):
+        return False
+    start, _, initial = value.partition("_")
+    try:
+        return value == "auto" or number(0, above=start == "auto").accepts(float(initial if start == "auto" else value))
+    except ValueError:
+        return False
+
+
+OFF_POLICY: dict[str, Rule] = {
+    "learning_rate": number(0) | SCHEDULE,
+    "buffer_size": integer(1, 10**9),
+    "learning_starts": integer(0, whole_floats=True),
+    "batch_size": integer(1, 10**7),
+    "tau": SHARE,
+    "gamma": DISCOUNT,
+    "train_freq": Rule(_is_train_freq, 'an integer of at least 1, or such an integer and a unit: (1, "step"), (1, "episode")'),
+    "gradient_steps": integer(-1, 10**7),
+    "n_steps": integer(1, 10**6),
+    "optimize_memory_usage": BOOLEAN,
+    "ent_coef": number(0) | Rule(_is_coefficient_in_words, '"auto" or "auto_0.1", which begins there'),
+    "target_entropy": number() | Rule(lambda value: isinstance(value, str) and value == "auto", '"auto"'),
+    "target_update_interval": integer(1, whole_floats=True),
+    "policy_delay": integer(1, whole_floats=True),
+    "target_policy_noise": number(0),
+    "target_noise_clip": number(0),
+    "top_quantiles_to_drop_per_net": integer(0, 10**6),
+    "use_sde": BOOLEAN,
+    "sde_sample_freq": integer(-1),
+    "use_sde_at_warmup": BOOLEAN,
+    "stats_window_size": integer(1, 10**9),
+    "verbose": integer(0) | BOOLEAN,
+    "seed": SEED,
+}
+"""Arguments of the off-policy algorithms of Stable-Baselines3 and sb3-contrib, by their names there."""
+
+
+def check_arguments(values: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
+    """
+    :param values: of arguments, by name: ``locals()`` of a constructor, or ``vars()`` of an object that stores each under its
+        own name. Others may be among them
+    :param rules: what is checked, by name; an argument that is not among ``values`` is passed over
+    :raises ValueError: a value that is not accepted, with its name, what is accepted and what was given
+    """
+    for name, rule in rules.items():
+        if name in values and not rule.accepts(values[name]):
+            raise ValueError(f"{name} must be {rule.words}, got {_shown(values[name])}.{_hint(values[name], rule)}")
+
+
+def plain_arguments(values: Mapping[str, Any], rules: Mapping[str, Rule]) -> dict[str, Any]:
+    """
+    :param values: of arguments, by name, as for :func:`check_arguments`
+    :param rules: what is checked, by name
+    :return: those that are checked, with Python's numbers in the place of those of NumPy, also in arrays and tensors without
+        dimensions. Stable-Baselines3 accepts such an array in one place and not in another
+    :raises ValueError: a value that is not accepted
+    """
+    plain = {name: _plain(values[name]) for name in rules if name in values}
+    check_arguments(plain, rules)
+    return plain
 
 
 def check_number(
-    name: str, value: Any, lowest: float, highest: float = math.inf, above: bool = False, integer: bool = False
+    name: str, value: Any, lowest: float, highest: float = FLOAT32_MAX, above: bool = False, integer: bool = False
 ) -> None:
     """
     :param name: of an argument
@@ -17,8 +185,24 @@ def check_number(
     :param integer: nothing but integers is accepted
     :raises ValueError: it is not accepted
     """
-    fits = isinstance(value, Integral if integer else Real) and math.isfinite(value) and lowest <= float(value) <= highest
-    if not fits or (above and value == lowest):
-        kind = "an integer" if integer else "a number"
-        bounds = f"{'above' if above else 'of at least'} {lowest}" + (f" and at most {highest}" if highest < math.inf else "")
-        raise ValueError(f"{name} must be {kind} {bounds}, got {value!r}.")
+    most = MOST_STEPS if highest == FLOAT32_MAX else int(highest)
+    rule = _integer(int(lowest), most) if integer else number(lowest, highest, above)
+    check_arguments({name: value}, {name: rule})
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, (np.generic, np.ndarray, th.Tensor)) and value.ndim == 0 else value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}... ({type(value).__name__})"
+
+
+def _hint(value: Any, rule: Rule) -> str:
+    plain = _plain(value)
+    if not isinstance(plain, float):
+        return ""
+    if FLOAT32_MAX < abs(plain) < np.inf:
+        return " It is infinite in float32."
+    return f" Write {int(plain)}." if plain.is_integer() and rule.accepts(int(plain)) else ""

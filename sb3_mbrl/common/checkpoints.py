@@ -26,6 +26,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file, open_path, recursive_getattr
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, TensorDict
 
+from sb3_mbrl.common.arguments import OFF_POLICY, check_arguments, integer
 from sb3_mbrl.common.buffers import end_trajectories
 from sb3_mbrl.common.env_state import restore_env_state, save_env_state
 from sb3_mbrl.common.files import ZIP_ERRORS, make_folder, new_folder, sync_folder, write_atomically
@@ -348,9 +349,8 @@ class ExactCheckpointCallback(BaseCallback):
     model: ExactCheckpoints
 
     def __init__(self, save_freq: int, folder: str | pathlib.Path, verbose: int = 0):
+        check_arguments(locals(), {"save_freq": integer(1), "verbose": OFF_POLICY["verbose"]})
         super().__init__(verbose)
-        if save_freq < 1:
-            raise ValueError(f"save_freq must be at least 1 environment step, got {save_freq}.")
         self.save_freq = save_freq
         self.folder = folder
         self._last_save = 0

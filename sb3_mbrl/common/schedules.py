@@ -4,6 +4,11 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
+from sb3_mbrl.common.arguments import MOST_STEPS, integer
+
+LONGEST_ROLLOUT = 10**4
+"""Imagined steps of a branch."""
+
 
 class RolloutSchedule:
     """
@@ -20,13 +25,16 @@ class RolloutSchedule:
         values: Any = (0, 0, schedule, schedule) if isinstance(schedule, Real) else schedule
         if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != 4:
             raise ValueError(f"rollout_schedule must be {accepted}, got {schedule!r}.")
-        if not all(isinstance(value, Real) and float(value).is_integer() for value in values):
+        if not all(integer(-MOST_STEPS, whole_floats=True).accepts(value) for value in values):
             raise ValueError(f"rollout_schedule must hold integers, {accepted}; got {schedule!r}.")
         self.start, self.end, self.min_length, self.max_length = (int(value) for value in values)
         if not 0 <= self.start <= self.end:
             raise ValueError(f"rollout_schedule must start before it ends, at 0 or later: {accepted}; got {schedule!r}.")
-        if self.min_length < 1 or self.max_length < 1:
-            raise ValueError(f"Rollouts are at least one step long: rollout_schedule is {accepted}; got {schedule!r}.")
+        if not (1 <= self.min_length <= LONGEST_ROLLOUT and 1 <= self.max_length <= LONGEST_ROLLOUT):
+            raise ValueError(
+                f"Rollouts are at least one step and at most {LONGEST_ROLLOUT:_} steps long: rollout_schedule is {accepted}; "
+                f"got {schedule!r}."
+            )
 
     def __call__(self, num_timesteps: int) -> int:
         """

@@ -9,8 +9,20 @@ from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.type_aliases import TensorDict
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_mbrl.common.arguments import BOOLEAN, OFF_POLICY, SHARE, check_arguments, integer
+
 _RARE = 0.25
 """Share of starts below which they are listed instead of guessed."""
+
+_ACCEPTED = {
+    "buffer_size": OFF_POLICY["buffer_size"],
+    "n_envs": integer(1, 10**6),
+    "optimize_memory_usage": BOOLEAN,
+    "handle_timeout_termination": BOOLEAN,
+    "horizon": integer(1, 10**4),
+    "priority_exponent": SHARE,
+    "importance_exponent": SHARE,
+}
 
 
 class SequenceSamples(NamedTuple):
@@ -74,21 +86,19 @@ class SequenceReplayBuffer(ReplayBuffer):
         priority_exponent: float = 0.0,
         importance_exponent: float = 0.0,
     ):
+        check_arguments(locals(), {"optimize_memory_usage": BOOLEAN})
         if optimize_memory_usage:
             raise ValueError(
                 f"{type(self).__name__} does not support optimize_memory_usage=True: the last observation of an episode "
                 "would be lost. Leave it at False."
             )
-        if horizon < 1:
-            raise ValueError(f"horizon must be at least 1 transition, got {horizon}.")
+        check_arguments(locals(), _ACCEPTED)
         if buffer_size < horizon * n_envs:
             raise ValueError(
                 f"buffer_size={buffer_size} transitions of n_envs={n_envs} environments have no room for a sequence of "
                 f"horizon={horizon} transitions of each. Pass a buffer_size of at least {horizon * n_envs}, or a smaller "
                 "horizon."
             )
-        _check_exponent("priority_exponent", priority_exponent)
-        _check_exponent("importance_exponent", importance_exponent)
         super().__init__(
             buffer_size, observation_space, action_space, device, n_envs, optimize_memory_usage, handle_timeout_termination
         )
@@ -250,11 +260,6 @@ class DictSequenceReplayBuffer(SequenceReplayBuffer, DictReplayBuffer):  # type:
     :class:`SequenceReplayBuffer` for Dict observation spaces, with the same arguments; stores as SB3's
     :class:`DictReplayBuffer` does.
     """
-
-
-def _check_exponent(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be between 0 and 1, got {value}.")
 
 
 def _pick(array: np.ndarray, indices: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -23,6 +23,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from sb3_mbrl.common.arguments import Rule, integer
 from sb3_mbrl.common.buffers import end_trajectories, initial_rows, real_transitions
 from sb3_mbrl.common.checkpoints import noise_for, pickle_replay_buffer
 from sb3_mbrl.common.tensors import check_optimizers
@@ -30,8 +31,8 @@ from sb3_mbrl.common.types import RewardFn, TerminationFn
 from sb3_mbrl.dynamics.ensemble import check_spaces
 from sb3_mbrl.dynamics.learning import LearnsDynamics
 from sb3_mbrl.envs import LearnedModelVecEnv
-from sb3_mbrl.envs.experience import HORIZON, StartStates, check_n_envs, time_limit
-from sb3_mbrl.envs.imagination import ImaginationRules
+from sb3_mbrl.envs.experience import HORIZON, N_ENVS, StartStates, time_limit
+from sb3_mbrl.envs.imagination import RULES, ImaginationRules
 
 EPISODES_PER_MEMBER = 4
 """Imagined episodes of each member of the ensemble, whenever the policy is validated."""
@@ -101,6 +102,14 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
     :param _init_setup_model: Whether or not to build the networks at the creation of the instance
     :raises ValueError: arguments or spaces that are not supported, saying what is
     """
+
+    _accepted: ClassVar[dict[str, Rule]] = {
+        **LearnsDynamics._accepted,
+        "n_imagined_envs": N_ENVS,
+        "imagined_steps_per_step": integer(1, 10**7),
+        "horizon": RULES["horizon"] | None,
+        **{name: RULES[name] for name in ("uncertainty_penalty", "max_disagreement", "halt_reward")},
+    }
 
     def __init__(
         self,
@@ -175,6 +184,7 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
     # ---------------------------------------------------------------- setup
 
     def _setup_model(self) -> None:
+        self._check_numbers()
         check_spaces(self.observation_space, self.action_space)
         self._check_dynamics_arguments()
         self._check_arguments()
@@ -193,9 +203,6 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
         refused = sorted(_SET_HERE & self.algorithm_kwargs.keys())
         if refused:
             raise ValueError(f"algorithm_kwargs does not accept {refused}: they follow from Dyna's own arguments.")
-        check_n_envs(self.n_imagined_envs)
-        if self.imagined_steps_per_step < 1:
-            raise ValueError(f"imagined_steps_per_step must be at least 1, got {self.imagined_steps_per_step}.")
         if isinstance(self.start_states, str) and self.start_states not in ("all", "initial"):
             raise ValueError(f"start_states must be 'all', 'initial', an array or a function, got {self.start_states!r}.")
         ImaginationRules(self._imagined_horizon(), **self._rules())

@@ -10,11 +10,23 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import safe_mean
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_mbrl.common.arguments import DISCOUNT, OFF_POLICY, SHARE, check_arguments, integer, plain_arguments
+from sb3_mbrl.common.environments import accepted_environment
 
 SelfDynaQ = TypeVar("SelfDynaQ", bound="DynaQ")
 
 Outcome = tuple[int, float, bool]
 """Next state, reward, and whether the task ended there."""
+
+
+_RULES = {
+    **{name: OFF_POLICY[name] for name in ("learning_rate", "stats_window_size", "verbose", "seed")},
+    "gamma": DISCOUNT,
+    "epsilon": SHARE,
+    "planning_steps": integer(0, 10**7),
+}
 
 
 class TabularPolicy(BasePolicy):
@@ -104,6 +116,7 @@ class DynaQ(BaseAlgorithm):
         policy: str | type[TabularPolicy] = "TabularPolicy",
         _init_setup_model: bool = True,
     ):
+        check_arguments(locals(), _RULES)
         super().__init__(
             policy,
             env,
@@ -124,6 +137,10 @@ class DynaQ(BaseAlgorithm):
         if _init_setup_model:
             self._setup_model()
 
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        return BaseAlgorithm._wrap_env(accepted_environment(env), verbose, monitor_wrapper)
+
     def _setup_model(self) -> None:
         self._check_arguments()
         self._setup_lr_schedule()
@@ -136,6 +153,7 @@ class DynaQ(BaseAlgorithm):
         self.model = self.model or [{} for _ in range(self.policy.q.size)]
 
     def _check_arguments(self) -> None:
+        vars(self).update(plain_arguments(vars(self), _RULES))
         for name in ("observation_space", "action_space"):
             space = getattr(self, name)
             if not isinstance(space, spaces.Discrete) or space.start != 0:
@@ -143,11 +161,6 @@ class DynaQ(BaseAlgorithm):
                     f"DynaQ has a table of states and actions: {name} must be Discrete and start at 0, got {space}. For Box "
                     "observations train any algorithm in a LearnedModelVecEnv."
                 )
-        for name in ("gamma", "epsilon"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be within [0, 1], got {getattr(self, name)}.")
-        if self.planning_steps < 0:
-            raise ValueError(f"planning_steps must not be negative, got {self.planning_steps}.")
 
     def set_random_seed(self, seed: int | None = None) -> None:
         super().set_random_seed(seed)

@@ -12,6 +12,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Figure, TensorBoardOutputFormat
 
+from sb3_mbrl.common.arguments import BOOLEAN, OFF_POLICY, check_arguments, integer
 from sb3_mbrl.dynamics.diagnostics import (
     OneStepError,
     OpenLoopError,
@@ -61,10 +62,16 @@ class ModelDiagnosticsCallback(BaseCallback):
         seed: int = 0,
         verbose: int = 0,
     ):
+        accepted = {
+            "diag_freq": integer(1),
+            "n_rows": integer(1, 10**7),
+            "horizon": integer(1, 10**4),
+            "figures": BOOLEAN,
+            "seed": integer(0),
+            "verbose": OFF_POLICY["verbose"],
+        }
+        check_arguments(locals(), accepted)
         super().__init__(verbose)
-        for name, value in (("diag_freq", diag_freq), ("n_rows", n_rows), ("horizon", horizon)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
         self.diag_freq = diag_freq
         self.n_rows = n_rows
         self.horizon = horizon

@@ -19,6 +19,7 @@ from torch import nn
 from sb3_mbrl.common import onednn
 from sb3_mbrl.common.accelerated import DERIVATIVES, PRECISIONS, Layout, check_precision, perceptron
 from sb3_mbrl.common.actions import BOUND_ACTIONS, action_bounds, action_dim
+from sb3_mbrl.common.arguments import BOOLEAN, NET_ARCH, SHARE, check_arguments, integer, list_of, number
 from sb3_mbrl.common.config import Kind, check_config, read_json
 from sb3_mbrl.common.random import Generators, randint, randn
 from sb3_mbrl.common.tensors import ADAM_STATE, check_finite_tensors, check_tensors, load_tensors, save_tensors
@@ -57,6 +58,18 @@ BLOCK = 2048
 """Rows of a member evaluated at a time: their activations stay in the processor's cache, and two threads have work."""
 PADDING = 64
 """oneDNN compiles a kernel for each number of rows that it meets, which takes longer than to use it: rows are filled up."""
+
+_ACCEPTED = {
+    "ensemble_size": integer(1, 10**4),
+    "n_elites": integer(1),
+    "net_arch": NET_ARCH,
+    "learning_rate": number(0),
+    "weight_decay": number(0) | list_of(number(0)) | None,
+    "probabilistic": BOOLEAN,
+    "nll_beta": SHARE,
+    "learn_logvar_bounds": BOOLEAN,
+    "normalize_targets": BOOLEAN,
+}
 
 FILE_FORMAT = "sb3_mbrl.ProbabilisticEnsemble"
 
@@ -151,6 +164,7 @@ class ProbabilisticEnsemble(nn.Module):
     ):
         super().__init__()
         check_spaces(observation_space, action_space)
+        check_arguments(locals(), _ACCEPTED)
         if not 1 <= n_elites <= ensemble_size:
             raise ValueError(
                 f"n_elites must lie between 1 and ensemble_size={ensemble_size}, got {n_elites}: "
@@ -158,10 +172,6 @@ class ProbabilisticEnsemble(nn.Module):
             )
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}.")
-        if not 0.0 <= nll_beta <= 1.0:
-            raise ValueError(f"nll_beta must lie in [0, 1], got {nll_beta}.")
-        if len(net_arch) == 0 or min(net_arch) < 1:
-            raise ValueError(f"net_arch must list at least one hidden layer of at least one unit, got {list(net_arch)}.")
         check_precision(precision, get_device(device))
         self.observation_space = observation_space
         self.action_space = action_space
@@ -747,8 +757,9 @@ def _per_layer(weight_decay: float | Sequence[float] | None, n_layers: int) -> t
     if weight_decay is None:
         published = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
         return tuple(float(decay) for decay in np.interp(np.linspace(0, 4, n_layers), range(5), published))
-    if isinstance(weight_decay, (int, float)):
-        return (float(weight_decay),) * n_layers
+    if np.ndim(weight_decay) == 0:
+        return (float(weight_decay),) * n_layers  # type: ignore[arg-type]
+    assert isinstance(weight_decay, (Sequence, np.ndarray))
     if len(weight_decay) != n_layers:
         raise ValueError(f"weight_decay lists {len(weight_decay)} values for {n_layers} layers (the output layer counts).")
     return tuple(float(decay) for decay in weight_decay)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch as th
 
 from sb3_mbrl.common.adam import adam_step
-from sb3_mbrl.common.arguments import check_number
+from sb3_mbrl.common.arguments import BOOLEAN, check_arguments, integer, number
 from sb3_mbrl.common.types import Transitions
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def fit(
     while True:
         rows = _shuffle_each(rows, generator)
         step = adam_step(model.optimizer)
-        for batch in rows.split(batch_size, dim=1):
+        for batch in rows.split(int(batch_size), dim=1):
             loss = model.loss(inputs[batch], targets[batch])
             model.optimizer.zero_grad()
             loss.backward()
@@ -192,14 +192,18 @@ def check_fit_arguments(arguments: Mapping[str, Any]) -> None:
     :param arguments: of :func:`fit`, some of them
     :raises ValueError: a number is out of its range
     """
-    lowest = {"batch_size": 1, "max_holdout": 1, "patience": 0, "patience_steps": 0, "max_epochs": 1, "max_gradient_steps": 1}
-    for name, value in arguments.items():
-        if value is None and name in ("max_epochs", "max_gradient_steps"):
-            continue  # no limit
-        if name in lowest:
-            check_number(name, value, lowest[name], integer=True)
-        if name in ("holdout_ratio", "min_improvement") and not 0 <= value < 1:
-            raise ValueError(f"{name} must lie in [0, 1), got {value!r}.")
+    accepted = {
+        "batch_size": integer(1, 10**7),
+        "holdout_ratio": number(0, 1, below=True),
+        "max_holdout": integer(1),
+        "bootstrap": BOOLEAN,
+        "patience": integer(0),
+        "patience_steps": integer(0),
+        "min_improvement": number(0, 1, below=True),
+        "max_epochs": integer(1) | None,
+        "max_gradient_steps": integer(1) | None,
+    }
+    check_arguments(arguments, accepted)
 
 
 class _Snapshot:

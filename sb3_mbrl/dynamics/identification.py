@@ -11,6 +11,7 @@ import mujoco.minimize
 import numpy as np
 
 from sb3_mbrl.common.actions import to_environment
+from sb3_mbrl.common.arguments import check_arguments, integer
 from sb3_mbrl.common.types import Transitions
 from sb3_mbrl.dynamics.mujoco_tasks import MujocoSimulator
 from sb3_mbrl.dynamics.simulator import SimulatorModel
@@ -82,6 +83,7 @@ def identify(
     :raises ValueError: no MuJoCo task, an unknown name, bounds that are no interval or leave out the present value, or a
         parameter that makes no difference to these transitions
     """
+    check_arguments(locals(), {"max_iterations": integer(1, 10**6)})
     model = simulator if isinstance(simulator, SimulatorModel) else SimulatorModel(simulator)
     if not isinstance(model.simulator, MujocoSimulator):
         raise ValueError(f"identify() needs one of Gymnasium's MuJoCo tasks, got a {type(model.simulator).__name__}.")

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_mbrl.common.actions import action_dim
+from sb3_mbrl.common.arguments import check_arguments, integer, list_of, number
 from sb3_mbrl.common.types import TerminationFn, Transitions
 from sb3_mbrl.dynamics.termination import known_termination, termination_scores
 
@@ -31,6 +32,13 @@ continuations together) called three continuations of Hopper ends for every true
 of the ends; 0.5 had the best F1 score on Hopper, Walker2d, Ant and InvertedPendulum (6000 random steps each)."""
 _MIN_STD = 1e-6
 """Inputs that vary less than this (in their own unit) are left unscaled."""
+
+_ACCEPTED = {
+    "observation_dim": integer(1, 10**6),
+    "action_dim": integer(1, 10**6),
+    "net_arch": list_of(integer(1, 100_000), fewest=0),
+    "learning_rate": number(0),
+}
 
 
 class LearnedTermination(nn.Module):
@@ -63,6 +71,7 @@ class LearnedTermination(nn.Module):
         learning_rate: float = 1e-3,
         generator: th.Generator | None = None,
     ) -> None:
+        check_arguments(locals(), _ACCEPTED)
         super().__init__()
         self.net_arch = tuple(net_arch)
         self.learning_rate = learning_rate
@@ -145,6 +154,12 @@ class LearnedTermination(nn.Module):
             termination), measured on the holdout rows, or on all rows when nothing was held out
         :raises ValueError: the data is empty or not finite
         """
+        accepted = {
+            "max_epochs": integer(1, 10**6),
+            "batch_size": integer(1, 10**7),
+            "max_gradient_steps": integer(0) | None,
+        }
+        check_arguments(locals(), accepted)
         _require_finite(transitions)
         generator = th.Generator().manual_seed(0) if generator is None else generator
         inputs = th.cat((transitions.observations, transitions.actions, transitions.next_observations), dim=-1)

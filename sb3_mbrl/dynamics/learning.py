@@ -2,17 +2,16 @@
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
-from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbrl.common.algorithm import ModelAlgorithm
-from sb3_mbrl.common.arguments import check_number
+from sb3_mbrl.common.arguments import Rule, integer, number
 from sb3_mbrl.common.callbacks import EveryHalfMinute
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
 from sb3_mbrl.dynamics.agreement import n_contradicted
@@ -33,6 +32,12 @@ class LearnsDynamics(ModelAlgorithm):
     """
 
     _is_mixin = True
+
+    _accepted: ClassVar[dict[str, Rule]] = {
+        **ModelAlgorithm._accepted,
+        "model_train_freq": integer(1),
+        "model_updates_per_step": number(0, above=True) | None,
+    }
 
     dynamics: ProbabilisticEnsemble
 
@@ -83,11 +88,6 @@ class LearnsDynamics(ModelAlgorithm):
         :param set_by_the_algorithm: arguments of the ensemble and its fit that follow from the algorithm's own
         :raises ValueError: saying what is accepted
         """
-        check_number("model_train_freq", self.model_train_freq, lowest=1, integer=True)
-        if self.model_updates_per_step is not None and not 0 < self.model_updates_per_step < np.inf:
-            raise ValueError(
-                f"model_updates_per_step must be positive, or None for no limit; got {self.model_updates_per_step}."
-            )
         check_termination_fn(self.termination_fn)
         own = {"observation_space", "action_space", "reward_fn", "termination_fn", "device", "generator"}
         own |= {"model", "transitions", *set_by_the_algorithm}
@@ -117,10 +117,8 @@ class LearnsDynamics(ModelAlgorithm):
             )
 
     @staticmethod
-    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        # Every environment comes in here, at construction, set_env and load: unsupported spaces are refused first
-        check_spaces(env.observation_space, env.action_space)
-        return OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+    def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
+        check_spaces(observation_space, action_space)
 
     def _make_termination(self) -> TerminationFn | None:
         """The termination function of the dynamics, which ``"auto"`` and ``"learned"`` stand for."""

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch as th
 
-from sb3_mbrl.common.schedules import RolloutSchedule
+from sb3_mbrl.common.arguments import check_arguments, integer, number
+from sb3_mbrl.common.schedules import LONGEST_ROLLOUT, RolloutSchedule
 from sb3_mbrl.common.types import Transitions
 from sb3_mbrl.dynamics.diagnostics import open_loop_error, over_outputs
 from sb3_mbrl.dynamics.model import SteppableModel
@@ -37,10 +37,7 @@ class AdaptiveRolloutLength:
     tolerance: float = 0.1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_length, Integral) or self.max_length < 1:
-            raise ValueError(f"max_length must be an integer of at least 1, got {self.max_length!r}.")
-        if not isinstance(self.tolerance, Real) or not 0 < float(self.tolerance) < np.inf:
-            raise ValueError(f"tolerance must be a positive number of standard deviations, got {self.tolerance!r}.")
+        check_arguments(vars(self), {"max_length": integer(1, LONGEST_ROLLOUT), "tolerance": number(0, above=True)})
 
     def errors(
         self,

@@ -22,6 +22,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_mbrl.common.actions import BOUND_ACTIONS, action_bounds, action_dim, to_environment
+from sb3_mbrl.common.arguments import check_arguments, integer
+from sb3_mbrl.common.environments import accepted_environment
 from sb3_mbrl.common.random import Generators
 from sb3_mbrl.common.types import RewardFn, TerminationFn
 from sb3_mbrl.common.user_functions import check_returned, probe
@@ -268,8 +270,7 @@ class SimulatorModel:
         get_state: GetState | None = None,
         set_state: SetState | None = None,
     ) -> None:
-        if n_threads is not None and n_threads < 1:
-            raise ValueError(f"n_threads={n_threads}: expected at least 1, or None for one for each core.")
+        check_arguments(locals(), {"n_threads": integer(1, 4096) | None})
         if (get_state is None) != (set_state is None):
             raise ValueError("`get_state` and `set_state` come together: one reads what the other writes.")
         envs = _environments(env)
@@ -430,6 +431,7 @@ def _environments(env: gym.Env | VecEnv | str) -> list[gym.Env]:
     """
     if isinstance(env, str):
         return [gym.make(env)]
+    env = accepted_environment(env)
     if not isinstance(env, VecEnv):
         return [env]
     if not isinstance(env.unwrapped, DummyVecEnv):

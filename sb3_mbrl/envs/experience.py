@@ -16,11 +16,13 @@ from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from sb3_mbrl.common.arguments import BOOLEAN, OFF_POLICY, SEED, check_arguments, integer
 from sb3_mbrl.common.callbacks import showing
+from sb3_mbrl.common.environments import accepted_environment, check_normalization
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
 from sb3_mbrl.dynamics.diagnostics import collect_trajectories, concatenate
 from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble, check_spaces
-from sb3_mbrl.dynamics.fitting import FitReport, check_finite, epoch_shown_by, fit
+from sb3_mbrl.dynamics.fitting import FitReport, check_finite, check_fit_arguments, epoch_shown_by, fit
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination, make_termination
 from sb3_mbrl.dynamics.learning import check_known_termination
 from sb3_mbrl.dynamics.model import DynamicsModel
@@ -37,6 +39,12 @@ RealEnv = gym.Env | VecEnv | EnvSpec | str
 """An environment, a vector of them, or what ``gymnasium.make`` makes one of."""
 
 SelfImagined = TypeVar("SelfImagined", bound="ImaginedFromExperience")
+
+N_ENVS = integer(1, 10**6)
+
+SHOWN = {"verbose": OFF_POLICY["verbose"], "progress_bar": BOOLEAN}
+COLLECTED = {"n_steps": integer(1, 10**9, whole_floats=True), "seed": SEED, **SHOWN}
+"""What arguments of :func:`collect` may be."""
 
 BOUNDS_MARGIN = 0.5
 """Predictions may leave the observed range of each observation entry by this share of it, on either side."""
@@ -77,14 +85,14 @@ def collect(
         or one-hot
     :raises ValueError: n_steps < 1, or spaces that no model of observations has
     """
-    if n_steps < 1:
-        raise ValueError(f"n_steps must be at least 1, got {n_steps}.")
+    check_arguments(locals(), COLLECTED)
+    seed = None if seed is None else int(seed)  # Gymnasium takes none of NumPy
     with as_vec_env(env) as vec_env:
         check_spaces(vec_env.observation_space, vec_env.action_space)
         if seed is not None:  # SB3 would draw one from NumPy's global stream
             vec_env.seed(seed)
         predict = _random_actions(vec_env.action_space, vec_env.num_envs, seed) if policy is None else policy.predict
-        n_rounds, n_envs = -(-n_steps // vec_env.num_envs), vec_env.num_envs
+        n_rounds, n_envs = -(-int(n_steps) // vec_env.num_envs), vec_env.num_envs
         with showing(verbose, progress_bar, total=n_rounds * n_envs) as show:
 
             def act(*args: Any, **kwargs: Any) -> tuple[np.ndarray, Any]:
@@ -104,9 +112,10 @@ def as_vec_env(env: RealEnv) -> Iterator[VecEnv]:
     :return: a context in which it is a vector
     """
     if isinstance(env, VecEnv):
+        check_normalization(env)
         yield env
         return
-    made = gym.make(env) if isinstance(env, (str, EnvSpec)) else env
+    made: Any = gym.make(env) if isinstance(env, (str, EnvSpec)) else accepted_environment(env)
     try:
         yield DummyVecEnv([lambda: made])
     finally:
@@ -300,6 +309,7 @@ class ImaginedFromExperience:
         :return: the environment; what was collected is its ``transitions``
         :raises ValueError: spaces, names, numbers; most of it before anything is collected
         """
+        check_arguments(locals(), COLLECTED)
         with as_vec_env(env) as vec_env:
             return cls._learned(
                 lambda device: Experience.of(collect(vec_env, n_steps, policy, seed, verbose, progress_bar), device),
@@ -416,9 +426,11 @@ class ImaginedFromExperience:
         :param env: for the constructor
         :param vec_env: the same, to be asked
         """
+        check_arguments(locals(), {"seed": SEED, **SHOWN})
         generator = th.Generator(device=get_device(device))
-        generator.seed() if seed is None else generator.manual_seed(seed)
+        generator.seed() if seed is None else generator.manual_seed(int(seed))
         fit_kwargs = fit_kwargs or {}
+        check_fit_arguments(fit_kwargs)
         check_spaces(observation_space, action_space)
         kwargs["horizon"] = horizon_for(vec_env) if horizon is None else horizon
         cls._check_arguments(env, start_states, kwargs)
@@ -504,7 +516,7 @@ class ImaginedFromExperience:
             )
         given = inspect.signature(cls._around).bind(None, None, None, None, **kwargs)
         ImaginationRules(**given.arguments["rules"])
-        check_n_envs(given.arguments.get("n_envs", 1))
+        check_arguments(given.arguments, {"n_envs": N_ENVS})
 
     @property
     def dynamics(self) -> DynamicsModel:
@@ -534,6 +546,7 @@ class ImaginedFromExperience:
         :return: errors and cost of this fit
         :raises ValueError: transitions that are not finite, or a model that cannot be fitted
         """
+        check_arguments(locals(), SHOWN)
         if not isinstance(self.dynamics, ProbabilisticEnsemble):
             raise ValueError(f"{type(self.dynamics).__name__} cannot be fitted to transitions: ProbabilisticEnsemble can.")
         experience = Experience.of(transitions, self.dynamics.device)
@@ -562,12 +575,3 @@ def _fit(
     if verbose >= 1:
         print(f"Model fitted: {report.in_words()}")
     return report
-
-
-def check_n_envs(n_envs: int) -> None:
-    """
-    :param n_envs: number of environments
-    :raises ValueError: there are none
-    """
-    if n_envs < 1:
-        raise ValueError(f"n_envs must be at least 1, got {n_envs}.")

@@ -10,6 +10,7 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_mbrl.common.actions import action_bounds, one_hot
+from sb3_mbrl.common.arguments import BOOLEAN, check_arguments, integer, number
 from sb3_mbrl.dynamics.ensemble import check_spaces
 from sb3_mbrl.dynamics.model import DynamicsModel, Members, ModelStep, check_fitted
 
@@ -18,6 +19,17 @@ StartFn = Callable[[int, th.Generator], th.Tensor | np.ndarray]
 
 PROPAGATIONS = ("ts1", "tsinf", "expectation")
 VALUE_MODES = {"expected": 0, "pessimistic": -1, "optimistic": 1}
+
+RULES = {
+    "horizon": integer(1, 10**12),
+    "deterministic": BOOLEAN,
+    "kappa": number(0),
+    "uncertainty_penalty": number(0),
+    "max_disagreement": number(0) | None,
+    "halt_reward": number() | None,
+    "stagger": BOOLEAN,
+}
+"""What arguments of :class:`ImaginationRules` may be."""
 
 
 @dataclass(frozen=True)
@@ -54,25 +66,16 @@ class ImaginationRules:
     stagger: bool = True
 
     def __post_init__(self) -> None:
-        if self.horizon < 1:
-            raise ValueError(f"horizon must be at least 1 step, got {self.horizon}.")
+        check_arguments(vars(self), RULES)
         if self.propagation not in PROPAGATIONS:
             raise ValueError(f"propagation must be one of {PROPAGATIONS}, got {self.propagation!r}.")
         if self.value_mode not in VALUE_MODES:
             raise ValueError(f"value_mode must be one of {tuple(VALUE_MODES)}, got {self.value_mode!r}.")
-        if not 0 <= self.kappa < np.inf:
-            raise ValueError(f"kappa must not be negative, got {self.kappa}; value_mode gives the sign.")
-        if not 0 <= self.uncertainty_penalty < np.inf:
-            raise ValueError(f"uncertainty_penalty is subtracted, and must not be negative; got {self.uncertainty_penalty}.")
         if (self.max_disagreement is None) != (self.halt_reward is None):
             raise ValueError(
                 "max_disagreement and halt_reward come together: where the model is too uncertain a branch ends, with a "
                 "reward less than what going on pays (MOReL: the lowest reward of the data, and less)."
             )
-        if self.max_disagreement is not None and not self.max_disagreement >= 0:
-            raise ValueError(f"max_disagreement must not be negative, got {self.max_disagreement}.")
-        if self.halt_reward is not None and not np.isfinite(self.halt_reward):
-            raise ValueError(f"halt_reward must be finite, got {self.halt_reward}.")
 
     @property
     def needs_uncertainty(self) -> bool:

@@ -10,6 +10,7 @@ from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_mbrl.common.environments import accepted_environment
 from sb3_mbrl.dynamics.model import DynamicsModel, dynamics_of
 from sb3_mbrl.envs.experience import Bounds, ImaginedFromExperience, RealEnv, as_vec_env, horizon_for, spec_of
 from sb3_mbrl.envs.imagination import Imagination, ImaginationRules, StartFn, to_model
@@ -52,8 +53,8 @@ class LearnedModelEnv(ImaginedFromExperience, gym.Env[np.ndarray, Any]):
         observation_bounds: Bounds | None = None,
         **rules: Any,
     ):
+        self.env = gym.make(env) if isinstance(env, str) else _one_environment(env)
         dynamics = dynamics_of(dynamics)
-        self.env = gym.make(env) if isinstance(env, str) else env
         if horizon is None:
             with as_vec_env(self.env) as vec_env:
                 horizon = horizon_for(vec_env)
@@ -135,6 +136,13 @@ class LearnedModelEnv(ImaginedFromExperience, gym.Env[np.ndarray, Any]):
 
     def _to_numpy(self, obs: th.Tensor) -> np.ndarray:
         return obs[0].cpu().numpy().astype(self.observation_space.dtype)
+
+
+def _one_environment(env: Any) -> gym.Env:
+    accepted = accepted_environment(env)
+    if isinstance(accepted, VecEnv):
+        raise ValueError(f"LearnedModelEnv holds one real environment, got {env!r}: pass one of its environments.")
+    return accepted
 
 
 def _initial_states(env: gym.Env) -> np.ndarray:

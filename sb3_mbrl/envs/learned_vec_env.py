@@ -9,8 +9,9 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
 
+from sb3_mbrl.common.arguments import check_arguments
 from sb3_mbrl.dynamics.model import DynamicsModel, dynamics_of
-from sb3_mbrl.envs.experience import Bounds, ImaginedFromExperience, RealEnv, check_n_envs
+from sb3_mbrl.envs.experience import N_ENVS, Bounds, ImaginedFromExperience, RealEnv
 from sb3_mbrl.envs.imagination import Imagination, ImaginationRules, StartFn, to_model
 
 
@@ -45,8 +46,8 @@ class LearnedModelVecEnv(ImaginedFromExperience, VecEnv):
         observation_bounds: Bounds | None = None,
         **rules: Any,
     ):
+        check_arguments(locals(), {"n_envs": N_ENVS})
         dynamics = dynamics_of(dynamics)
-        check_n_envs(n_envs)
         self.imagination = Imagination(dynamics, n_envs, start_states, ImaginationRules(horizon, **rules), observation_bounds)
         self.render_mode: str | None = None  # SB3 asks for it before it is set
         super().__init__(n_envs, dynamics.observation_space, dynamics.action_space)

@@ -10,12 +10,10 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbrl.common.accelerated import accelerated, check_precision
-from sb3_mbrl.common.arguments import check_number
+from sb3_mbrl.common.algorithm import ModelAlgorithm
+from sb3_mbrl.common.arguments import BOOLEAN, SHARE, Rule, integer
 from sb3_mbrl.common.buffers import MixedReplayBuffer, ModelReplayBuffer, initial_rows, normalize_obs, real_transitions
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
 from sb3_mbrl.dynamics.diagnostics import standard_deviations, trajectories_from_buffer
@@ -27,6 +25,9 @@ from sb3_mbrl.mbpo.costs import forecast
 
 MOST_BATCHES = 100
 """Drawn at once: a few megabytes."""
+
+MOST_IMAGINED = 10**9
+"""Transitions in the model buffer."""
 
 
 class ModelBased(LearnsDynamics):
@@ -69,6 +70,15 @@ class ModelBased(LearnsDynamics):
 
     _is_mixin = True
 
+    _accepted: ClassVar[dict[str, Rule]] = {
+        **LearnsDynamics._accepted,
+        "rollouts_per_step": integer(1, 10**7),
+        "model_retain_steps": integer(1, 10**9),
+        "real_ratio": SHARE,
+        "deterministic_rollout": BOOLEAN,
+        "one_member_per_branch": BOOLEAN,
+    }
+
     own_defaults: ClassVar[dict[str, Any]] = {"learning_starts": 1_000, "gradient_steps": 20}
     """Of the algorithm's arguments: a model needs more data at first, and then allows more updates."""
 
@@ -94,7 +104,7 @@ class ModelBased(LearnsDynamics):
         _init_setup_model: bool = True,
         **kwargs: Any,
     ):
-        signature = inspect.signature(super().__init__)
+        signature = inspect.signature(super(ModelAlgorithm, self).__init__)  # the algorithm's own
         given = signature.bind_partial(*args, **kwargs).arguments
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
         missing = {
@@ -122,6 +132,7 @@ class ModelBased(LearnsDynamics):
     # ---------------------------------------------------------------- setup
 
     def _setup_model(self) -> None:
+        self._check_numbers()
         self._schedule = make_schedule(self.rollout_schedule)
         self._check_arguments()
         if self.n_steps > 1 and self.replay_buffer_class is NStepReplayBuffer:
@@ -134,27 +145,32 @@ class ModelBased(LearnsDynamics):
         )
 
     def _check_arguments(self) -> None:
-        _check_spaces(self.observation_space, self.action_space)
+        self._check_spaces(self.observation_space, self.action_space)
         self._check_dynamics_arguments("precision")
         check_precision(self.precision, self.device)
-        if not 0.0 <= self.real_ratio <= 1.0:
-            raise ValueError(f"real_ratio is the share of real transitions in a batch, in [0, 1]; got {self.real_ratio}.")
         if self.real_ratio > 0 and int(self.batch_size * self.real_ratio) == 0:
             raise ValueError(
                 f"batch_size={self.batch_size} at real_ratio={self.real_ratio} leaves no real transition in a batch. Use "
                 f"batch_size >= {int(np.ceil(1 / self.real_ratio))}, a larger real_ratio, or real_ratio=0 to train on "
                 "imagined transitions alone."
             )
-        for name in ("rollouts_per_step", "model_retain_steps"):
-            check_number(name, getattr(self, name), lowest=1, integer=True)
+        capacity = self._model_buffer_capacity()
+        if capacity > MOST_IMAGINED:
+            raise ValueError(
+                f"rollouts_per_step={self.rollouts_per_step}, model_retain_steps={self.model_retain_steps} and "
+                f"rollout_schedule={self.rollout_schedule} make a model buffer of {capacity:_} transitions; it may hold "
+                f"{MOST_IMAGINED:_}."
+            )
         if self.branch_from not in ("all", "initial"):
             raise ValueError(f"branch_from must be 'all' or 'initial', got {self.branch_from!r}.")
 
     @staticmethod
-    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        # Every environment comes in here, at construction, set_env and load: unsupported spaces are refused first
-        _check_spaces(env.observation_space, env.action_space)
-        return OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+    def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
+        check_spaces(observation_space, action_space)
+        if not isinstance(action_space, spaces.Box):
+            raise ValueError(
+                f"Model-based actor-critics support Box actions, got {action_space}. PETS plans with discrete ones."
+            )
 
     # ---------------------------------------------------------------- the algorithm
 
@@ -317,9 +333,3 @@ class ModelBased(LearnsDynamics):
             buffer.rows = extras["imagined"].new_empty(buffer.capacity, extras["imagined"].shape[1])
             buffer.rows[: len(extras["imagined"])] = extras["imagined"]
         buffer.pos, buffer.full = extras["pos"], extras["full"]
-
-
-def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
-    check_spaces(observation_space, action_space)
-    if not isinstance(action_space, spaces.Box):
-        raise ValueError(f"Model-based actor-critics support Box actions, got {action_space}. PETS plans with discrete ones.")

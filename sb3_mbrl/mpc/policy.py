@@ -20,6 +20,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_mbrl.common.actions import to_environment
+from sb3_mbrl.common.arguments import SEED, check_arguments, integer, number
 from sb3_mbrl.common.config import Kind, check_config, read_json
 from sb3_mbrl.common.files import ZIP_ERRORS, write_atomically
 from sb3_mbrl.common.policies import actor_function, value_function
@@ -28,10 +29,23 @@ from sb3_mbrl.common.user_functions import check_returned, probe
 from sb3_mbrl.dynamics import DynamicsModel, ProbabilisticEnsemble
 from sb3_mbrl.dynamics.model import check_fitted, dynamics_of
 from sb3_mbrl.planning import PLANNER_CLASSES, ModelObjective, Plan, Planner, PlannerState, make_planner
-from sb3_mbrl.planning.objective import ValueFn
+from sb3_mbrl.planning.objective import OBJECTIVE, ValueFn
+from sb3_mbrl.planning.planner import LONGEST_PLAN, MOST_PLANS
 from sb3_mbrl.planning.proposals import Actor, policy_proposals
 
 FILE_FORMAT = "sb3_mbrl.MPCPolicy.1"
+
+PLANNING = {
+    **OBJECTIVE,
+    "horizon": integer(1, LONGEST_PLAN) | None,
+    "n_particles": OBJECTIVE["n_particles"] | None,
+    "replan_freq": integer(1, LONGEST_PLAN),
+    "n_proposals": integer(1, MOST_PLANS),
+    "proposal_noise": number(0),
+    "max_plan_seconds": number(0, above=True) | None,
+    "seed": SEED,
+}
+"""What arguments of :class:`MPCPolicy`, and of algorithms that plan, may be."""
 
 
 class MPCState(NamedTuple):
@@ -129,6 +143,7 @@ class MPCPolicy(BasePolicy):
         vec_normalize: VecNormalize | None = None,
         seed: int | None = None,
     ):
+        check_arguments(locals(), PLANNING)
         if isinstance(model, BaseAlgorithm) and vec_normalize is None:
             vec_normalize = model.get_vec_normalize_env()
         model = dynamics_of(model)
@@ -151,14 +166,8 @@ class MPCPolicy(BasePolicy):
             terminal_value=value_function(terminal_value) if isinstance(terminal_value, BaseAlgorithm) else terminal_value,
             action_repeat=action_repeat,
         )
-        if not 1 <= replan_freq <= self.planner.horizon:
+        if replan_freq > self.planner.horizon:
             raise ValueError(f"replan_freq must lie between 1 and horizon={self.planner.horizon}, got {replan_freq}.")
-        if n_proposals < 1 or proposal_noise < 0:
-            raise ValueError(
-                f"n_proposals must be at least 1 and proposal_noise not negative, got {n_proposals} and {proposal_noise}."
-            )
-        if max_plan_seconds is not None and not max_plan_seconds > 0:
-            raise ValueError(f"max_plan_seconds must be positive, or None for no limit; got {max_plan_seconds}.")
         self.action_repeat = action_repeat
         self.replan_freq = replan_freq
         self.actor = actor_function(actor) if isinstance(actor, BaseAlgorithm) else actor

@@ -18,12 +18,13 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_mbrl.common.actions import to_environment
+from sb3_mbrl.common.arguments import BOOLEAN, Rule
 from sb3_mbrl.common.buffers import real_transitions
 from sb3_mbrl.common.types import RewardFn, TerminationFn
 from sb3_mbrl.dynamics.ensemble import check_spaces
 from sb3_mbrl.dynamics.learning import LearnsDynamics
 from sb3_mbrl.mpc import ActsByPlanning, MPCPolicy
-from sb3_mbrl.mpc.policy import check_observation
+from sb3_mbrl.mpc.policy import PLANNING, check_observation
 
 SelfPETS = TypeVar("SelfPETS", bound="PETS")
 
@@ -88,6 +89,8 @@ class PETS(LearnsDynamics, ActsByPlanning, OffPolicyAlgorithm):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MPCPolicy": MPCPolicy}
+
+    _accepted: ClassVar[dict[str, Rule]] = {**LearnsDynamics._accepted, **PLANNING, "aggregate": BOOLEAN}
 
     def __init__(
         self,
@@ -167,6 +170,7 @@ class PETS(LearnsDynamics, ActsByPlanning, OffPolicyAlgorithm):
     # ---------------------------------------------------------------- setup
 
     def _setup_model(self) -> None:
+        self._check_numbers()
         check_spaces(self.observation_space, self.action_space)
         self._check_dynamics_arguments("learning_rate", "batch_size")
         self._check_policy_arguments()

@@ -2,9 +2,13 @@
 
 import torch as th
 
+from sb3_mbrl.common.arguments import check_arguments, integer, number
 from sb3_mbrl.common.random import Generators
 from sb3_mbrl.planning.noise import truncated_normal
 from sb3_mbrl.planning.planner import SamplingPlanner, Search, elites_of, moments
+
+MOMENTUM = number(0, 1, below=True)
+"""Share of the old distribution that is kept."""
 
 
 class CEM(SamplingPlanner):
@@ -36,7 +40,7 @@ class CEM(SamplingPlanner):
     ):
         super().__init__(horizon, n_iterations, population_size, init_std, smoothing)
         check_elites(n_elites, population_size)
-        check_momentum(momentum)
+        check_arguments(locals(), {"momentum": MOMENTUM, "min_variance": number(0)})
         self.n_elites = n_elites
         self.momentum = momentum
         self.min_variance = min_variance
@@ -70,11 +74,6 @@ class CEM(SamplingPlanner):
 
 def check_elites(n_elites: int, population_size: int) -> None:
     """:raises ValueError: more elites than candidates, or none"""
+    check_arguments(locals(), {"n_elites": integer(1)})
     if not 1 <= n_elites <= population_size:
         raise ValueError(f"n_elites must lie between 1 and population_size={population_size}, got {n_elites}.")
-
-
-def check_momentum(momentum: float) -> None:
-    """:raises ValueError: not in [0, 1)"""
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum is the share of the old distribution that is kept, in [0, 1); got {momentum}.")

@@ -2,8 +2,9 @@
 
 import torch as th
 
+from sb3_mbrl.common.arguments import check_arguments, integer, number
 from sb3_mbrl.common.random import Generators, rand
-from sb3_mbrl.planning.planner import Clock, Plan, Planner, PlannerState, Score, take, worst_if_not_finite
+from sb3_mbrl.planning.planner import MOST_PLANS, Clock, Plan, Planner, PlannerState, Score, take, worst_if_not_finite
 
 
 class GradientPlanner(Planner):
@@ -20,10 +21,7 @@ class GradientPlanner(Planner):
 
     def __init__(self, horizon: int = 15, n_iterations: int = 20, n_starts: int = 16, learning_rate: float = 0.1):
         super().__init__(horizon, n_iterations)
-        if n_starts < 1:
-            raise ValueError(f"n_starts must be at least 1, got {n_starts}.")
-        if not learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {learning_rate}.")
+        check_arguments(locals(), {"n_starts": integer(1, MOST_PLANS), "learning_rate": number(0, above=True)})
         self.n_starts = n_starts
         self.learning_rate = learning_rate
 

@@ -2,9 +2,9 @@
 
 import torch as th
 
-from sb3_mbrl.common.arguments import check_number
+from sb3_mbrl.common.arguments import SHARE, check_arguments, number
 from sb3_mbrl.common.random import Generators
-from sb3_mbrl.planning.cem import check_elites, check_momentum
+from sb3_mbrl.planning.cem import MOMENTUM, check_elites
 from sb3_mbrl.planning.noise import colored_noise
 from sb3_mbrl.planning.planner import SamplingPlanner, Search, elites_of, moments
 
@@ -43,12 +43,13 @@ class ICEM(SamplingPlanner):
     ):
         super().__init__(horizon, n_iterations, population_size, init_std, smoothing)
         check_elites(n_elites, population_size)
-        check_momentum(momentum)
-        check_number("noise_beta", noise_beta, lowest=0, highest=10)
-        if population_decay < 1:
-            raise ValueError(f"population_decay must be at least 1 (1 keeps the population), got {population_decay}.")
-        if not 0 <= elite_reuse <= 1:
-            raise ValueError(f"elite_reuse is a share of the elites, in [0, 1]; got {elite_reuse}.")
+        accepted = {
+            "momentum": MOMENTUM,
+            "noise_beta": number(0, 10),
+            "population_decay": number(1),
+            "elite_reuse": SHARE,
+        }
+        check_arguments(locals(), accepted)
         self.n_elites = n_elites
         self.momentum = momentum
         self.noise_beta = noise_beta

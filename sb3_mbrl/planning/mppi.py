@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import torch as th
 
+from sb3_mbrl.common.arguments import check_arguments, list_of, number
 from sb3_mbrl.common.random import Generators, randn
-from sb3_mbrl.planning.cem import check_elites, check_momentum
+from sb3_mbrl.planning.cem import MOMENTUM, check_elites
 from sb3_mbrl.planning.planner import SamplingPlanner, Search, elites_of, moments
 
 
@@ -46,10 +47,13 @@ class MPPI(SamplingPlanner):
     ):
         super().__init__(horizon, n_iterations, population_size, init_std, smoothing)
         check_elites(population_size if n_elites is None else n_elites, population_size)
-        check_momentum(momentum)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}.")
-        if std_bounds is not None and not (len(std_bounds) == 2 and 0 < std_bounds[0] <= std_bounds[1]):
+        accepted = {
+            "momentum": MOMENTUM,
+            "temperature": number(0, above=True),
+            "std_bounds": list_of(number(0, above=True), 2, 2) | None,
+        }
+        check_arguments(locals(), accepted)
+        if std_bounds is not None and std_bounds[0] > std_bounds[1]:
             raise ValueError(f"std_bounds must be None or (lowest, highest) with 0 < lowest <= highest, got {std_bounds}.")
         self.temperature = temperature
         self.n_elites = n_elites

@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch as th
 
+from sb3_mbrl.common.arguments import BOOLEAN, DISCOUNT, check_arguments, integer, number
 from sb3_mbrl.common.random import Generators
 from sb3_mbrl.common.types import RewardFn, TerminationFn
 from sb3_mbrl.common.user_functions import check_returned, probe
@@ -19,6 +20,16 @@ CHUNK = 8_192
 
 PROPAGATIONS = ("ts1", "tsinf", "expectation")
 VALUE_MODES = ("expected", "pessimistic", "optimistic")
+
+OBJECTIVE = {
+    "discount": DISCOUNT,
+    "n_particles": integer(1, 10**6),
+    "deterministic": BOOLEAN,
+    "kappa": number(0),
+    "disagreement_weight": number(),
+    "action_repeat": integer(1, 10**4),
+}
+"""What arguments of :class:`ModelObjective` may be."""
 
 
 class ModelObjective:
@@ -70,14 +81,11 @@ class ModelObjective:
         terminal_value: ValueFn | None = None,
         action_repeat: int = 1,
     ):
+        check_arguments(locals(), OBJECTIVE)
         if propagation not in PROPAGATIONS:
             raise ValueError(f"propagation must be one of {PROPAGATIONS}, got {propagation!r}.")
         if value_mode not in VALUE_MODES:
             raise ValueError(f"value_mode must be one of {VALUE_MODES}, got {value_mode!r}.")
-        if not 0 <= discount <= 1:
-            raise ValueError(f"discount must lie in [0, 1], got {discount}.")
-        if n_particles < 1 or action_repeat < 1:
-            raise ValueError(f"n_particles and action_repeat must be at least 1, got {n_particles} and {action_repeat}.")
         if propagation == "expectation" and n_particles > 1:
             raise ValueError(f"propagation='expectation' has no noise: n_particles must be 1, got {n_particles}.")
         if value_mode != "expected" and n_particles == 1:
@@ -85,8 +93,6 @@ class ModelObjective:
                 f"value_mode={value_mode!r} compares particles: n_particles must be at least 2 (the number of elites gives "
                 "each its own)."
             )
-        if not 0 <= kappa < float("inf"):
-            raise ValueError(f"kappa must not be negative, got {kappa}; value_mode gives the sign.")
         probe(
             model.observation_space,
             model.action_space,
@@ -97,7 +103,7 @@ class ModelObjective:
         )
         self.model = model
         self.discount = discount
-        self.n_particles = n_particles
+        self.n_particles = int(n_particles)  # PyTorch splits by no integer of NumPy
         self.propagation = propagation
         self.deterministic = deterministic
         self.value_mode = value_mode

@@ -8,7 +8,12 @@ from typing import NamedTuple
 
 import torch as th
 
+from sb3_mbrl.common.arguments import check_arguments, integer, number
 from sb3_mbrl.common.random import Generators
+
+LONGEST_PLAN = 10**4
+MOST_PLANS = 10**6
+"""Scored for an environment at a time."""
 
 Score = Callable[[th.Tensor], th.Tensor]
 """``f(actions (B, N, H, A)) -> returns (B, N)``: N candidate sequences of H actions for each of B environments. A return that
@@ -62,8 +67,7 @@ class Planner(ABC):
     """Whether it plans discrete actions, one-hot."""
 
     def __init__(self, horizon: int, n_iterations: int):
-        if horizon < 1 or n_iterations < 1:
-            raise ValueError(f"horizon and n_iterations must be at least 1, got {horizon} and {n_iterations}.")
+        check_arguments(locals(), {"horizon": integer(1, LONGEST_PLAN), "n_iterations": integer(1, 10**6)})
         self.horizon = horizon
         self.n_iterations = n_iterations
 
@@ -170,12 +174,12 @@ class SamplingPlanner(Planner):
 
     def __init__(self, horizon: int, n_iterations: int, population_size: int, init_std: float, smoothing: float):
         super().__init__(horizon, n_iterations)
-        if population_size < 1:
-            raise ValueError(f"population_size must be at least 1, got {population_size}.")
-        if not init_std > 0:
-            raise ValueError(f"init_std must be positive, got {init_std}.")
-        if not 0 <= smoothing < 1:
-            raise ValueError(f"smoothing must lie in [0, 1), got {smoothing}.")
+        accepted = {
+            "population_size": integer(1, MOST_PLANS),
+            "init_std": number(0, above=True),
+            "smoothing": number(0, 1, below=True),
+        }
+        check_arguments(locals(), accepted)
         if self.categorical and smoothing > 0:
             raise ValueError(f"Discrete actions cannot be smoothed: smoothing must be 0, got {smoothing}.")
         self.population_size = population_size
@@ -266,8 +270,7 @@ class Clock:
     """
 
     def __init__(self, max_seconds: float | None):
-        if max_seconds is not None and not max_seconds > 0:
-            raise ValueError(f"max_seconds must be positive, or None for no limit; got {max_seconds}.")
+        check_arguments(locals(), {"max_seconds": number(0, above=True) | None})
         self.max_seconds = max_seconds
         self.begin = self.last = time.perf_counter()
         self.slowest = 0.0

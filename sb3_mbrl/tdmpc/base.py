@@ -18,15 +18,16 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
-from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from sb3_mbrl.common.actions import BOUND_ACTIONS
-from sb3_mbrl.common.arguments import check_number
+from sb3_mbrl.common.algorithm import ModelAlgorithm
+from sb3_mbrl.common.arguments import DISCOUNT, Rule, integer, number
 from sb3_mbrl.common.sequences import DictSequenceReplayBuffer, SequenceReplayBuffer, SequenceSamples
 from sb3_mbrl.envs.experience import time_limit
 from sb3_mbrl.mpc import ActsByPlanning
 from sb3_mbrl.planning import MPPI
+from sb3_mbrl.planning.planner import MOST_PLANS
 from sb3_mbrl.tdmpc.latent_model import LatentModel
 from sb3_mbrl.tdmpc.policies import CnnPolicy, LatentPolicy, MlpPolicy, MultiInputPolicy
 from sb3_mbrl.tdmpc.told import ToldSizes
@@ -51,8 +52,20 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         "MultiInputPolicy": MultiInputPolicy,
     }
 
-    _coefficients: ClassVar[tuple[str, ...]]
-    """Arguments that weigh losses."""
+    _accepted: ClassVar[dict[str, Rule]] = {
+        **ModelAlgorithm._accepted,
+        "gamma": DISCOUNT | None,  # None: follows from the time limit
+        "horizon": integer(1, 10**4),
+        "rho": number(0, 1, above=True),
+        "consistency_coef": number(0),
+        "reward_coef": number(0),
+        "value_coef": number(0),
+        "termination_coef": number(0),
+        "max_grad_norm": number(0, above=True),
+        "pretrain_steps": integer(0, 10**9) | None,
+        "n_proposals": integer(1, MOST_PLANS),
+    }
+
     _of_the_planner: ClassVar[dict[str, str]] = {}
     """Arguments of the planner that follow from others, and from which."""
 
@@ -136,27 +149,15 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
             self.policy_class, self.replay_buffer_kwargs = arguments
 
     @staticmethod
-    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        # Every environment comes in here, at construction, set_env and load
-        check_actions(env.action_space)
-        return OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+    def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
+        check_actions(action_space)
 
     def _check_arguments(self) -> None:
+        self._check_numbers()
         if not issubclass(self.policy_class, LatentPolicy):
             raise ValueError(
                 f"policy must be one of {sorted(self.policy_aliases)} or a subclass of them, got {self.policy_class.__name__}."
             )
-        for name in ("learning_starts", "batch_size", "horizon", "n_proposals"):
-            check_number(name, getattr(self, name), lowest=0 if name == "learning_starts" else 1, integer=True)
-        check_number("gradient_steps", self.gradient_steps, lowest=-1, integer=True)
-        check_number("rho", self.rho, lowest=0, highest=1, above=True)
-        check_number("tau", self.tau, lowest=0, highest=1)
-        for name in (*self._coefficients, "max_grad_norm"):
-            check_number(name, getattr(self, name), lowest=0, above=name == "max_grad_norm")
-        if self.pretrain_steps is not None:  # None: learning_starts
-            check_number("pretrain_steps", self.pretrain_steps, lowest=0, integer=True)
-        if self.gamma is not None:  # None: follows from the time limit
-            check_number("gamma", self.gamma, lowest=0, highest=1)
         if self.optimize_memory_usage:
             raise ValueError("optimize_memory_usage=True loses the last observation of each episode. Leave it False.")
         self._check_keywords()
@@ -247,7 +248,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         if self.replay_buffer.n_sequences == 0:
             return  # none is complete yet
         if self._n_updates == 0:
-            gradient_steps += self.learning_starts if self.pretrain_steps is None else self.pretrain_steps
+            gradient_steps += int(self.learning_starts) if self.pretrain_steps is None else self.pretrain_steps
         self.policy.set_training_mode(True)
         self._set_learning_rate()
         losses: dict[str, th.Tensor] = {}
@@ -423,7 +424,7 @@ def choose_sizes(given: Any, named: Mapping[Any, SizesT], kind: type[SizesT]) ->
         if set(given) != set(names) or not all(isinstance(each, Integral) and int(each) > 0 for each in given.values()):
             raise ValueError(f"model_size as a mapping has {list(names)}, each an integer of at least 1; got {dict(given)}.")
         return kind(**given)
-    if given not in list(named):
+    if not isinstance(given, (str, Integral)) or isinstance(given, bool) or given not in list(named):
         raise ValueError(f"model_size must be one of {list(named)}, or a mapping of {list(kind._fields)}; got {given!r}.")
     return named[given]
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +12,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import polyak_update
 
-from sb3_mbrl.common.arguments import check_number
+from sb3_mbrl.common.arguments import SHARE, Rule, list_of, number
 from sb3_mbrl.common.sequences import SequenceSamples
 from sb3_mbrl.tdmpc.base import LatentAlgorithm, choose_sizes
 from sb3_mbrl.tdmpc.policies import LatentPolicy
@@ -87,7 +86,11 @@ class TDMPC(LatentAlgorithm):
     :raises ValueError: arguments or spaces that are not supported, saying what is
     """
 
-    _coefficients = ("consistency_coef", "reward_coef", "value_coef", "termination_coef")
+    _accepted: ClassVar[dict[str, Rule]] = {
+        **LatentAlgorithm._accepted,
+        "priority_exponent": SHARE,
+        "importance_exponent": SHARE,
+    }
     _of_the_planner: ClassVar[dict[str, str]] = {"std_bounds": "std_schedule", "horizon": "horizon_schedule"}
 
     model: TOLD
@@ -132,6 +135,7 @@ class TDMPC(LatentAlgorithm):
         n_proposals: int = 25,
         _init_setup_model: bool = True,
     ):
+        is_small = isinstance(model_size, str) and model_size == "small"
         super().__init__(
             policy,
             env,
@@ -139,7 +143,7 @@ class TDMPC(LatentAlgorithm):
             buffer_size=buffer_size,
             learning_starts=learning_starts,
             batch_size=batch_size,
-            tau=(0.05 if model_size == "small" else 0.01) if tau is None else tau,
+            tau=(0.05 if is_small else 0.01) if tau is None else tau,
             gamma=gamma,
             train_freq=train_freq,
             gradient_steps=gradient_steps,
@@ -185,9 +189,6 @@ class TDMPC(LatentAlgorithm):
         choose_sizes(self.model_size, TOLD_SIZES, ToldSizes)
         _check_schedule("horizon_schedule", self._plan_lengths(), 1, math.inf)
         _check_schedule("std_schedule", self.std_schedule, 0, MAX_STD)
-        check_number("target_update_interval", self.target_update_interval, lowest=1, integer=True)
-        for name in ("priority_exponent", "importance_exponent"):
-            check_number(name, getattr(self, name), lowest=0, highest=1)
 
     def _priorities(self) -> dict[str, float]:
         return {"priority_exponent": self.priority_exponent, "importance_exponent": self.importance_exponent}
@@ -292,7 +293,7 @@ class TDMPC(LatentAlgorithm):
 
 
 def _check_schedule(name: str, schedule: Any, lowest: float, highest: float) -> None:
-    fits = isinstance(schedule, Sequence) and len(schedule) == 4 and all(isinstance(each, Real) for each in schedule)
+    fits = list_of(number(), 4, 4).accepts(schedule)
     if not fits or not 0 <= schedule[0] < schedule[1] or not all(lowest <= value <= highest for value in schedule[2:]):
         raise ValueError(
             f"{name} must be (start, end, first, last): environment steps, the first before the second, then values from "

@@ -1,7 +1,7 @@
 """TD-MPC2: scalable world models for continuous control, https://arxiv.org/abs/2310.16828. Results: docs/modules/tdmpc.md."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch as th
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import polyak_update
 
 from sb3_mbrl.common.actions import action_dim
+from sb3_mbrl.common.arguments import Rule, number
 from sb3_mbrl.common.sequences import SequenceSamples
 from sb3_mbrl.tdmpc.base import LatentAlgorithm, choose_sizes
 from sb3_mbrl.tdmpc.layers import GROUP_SIZE
@@ -76,14 +77,11 @@ class TDMPC2(LatentAlgorithm):
     :raises ValueError: arguments or spaces that are not supported, saying what is
     """
 
-    _coefficients = (
-        "consistency_coef",
-        "reward_coef",
-        "value_coef",
-        "termination_coef",
-        "entropy_coef",
-        "encoder_lr_scale",
-    )
+    _accepted: ClassVar[dict[str, Rule]] = {
+        **LatentAlgorithm._accepted,
+        "entropy_coef": number(0),
+        "encoder_lr_scale": number(0),
+    }
 
     model: WorldModel
 
@@ -124,7 +122,7 @@ class TDMPC2(LatentAlgorithm):
         n_proposals: int = 24,
         _init_setup_model: bool = True,
     ):
-        is_small = model_size == "small"
+        is_small = isinstance(model_size, str) and model_size == "small"
         super().__init__(
             policy,
             env,

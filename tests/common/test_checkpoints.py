@@ -476,7 +476,7 @@ class TestCallback:
         assert "Checkpoint at step 10" in capsys.readouterr().out
 
     def test_bad_frequency(self, tmp_path):
-        with pytest.raises(ValueError, match="save_freq must be at least 1"):
+        with pytest.raises(ValueError, match="save_freq must be an integer of at least 1"):
             ExactCheckpointCallback(0, tmp_path)
 
     def test_algorithms_of_sb3(self, tmp_path):

@@ -273,9 +273,9 @@ def test_what_is_given_stays_as_it_is():
     [
         ({"algorithm": "PPO"}, "algorithm_class must be a class"),
         ({"algorithm_kwargs": {"seed": 1}}, "algorithm_kwargs does not accept \\['seed'\\]"),
-        ({"n_imagined_envs": 0}, "n_envs must be at least 1"),
-        ({"imagined_steps_per_step": 0}, "imagined_steps_per_step must be at least 1"),
-        ({"horizon": 0}, "horizon must be at least 1"),
+        ({"n_imagined_envs": 0}, "n_imagined_envs must be an integer from 1"),
+        ({"imagined_steps_per_step": 0}, "imagined_steps_per_step must be an integer from 1"),
+        ({"horizon": 0}, "horizon must be an integer from 1"),
         ({"start_states": "some"}, "start_states must be"),
         ({"value_mode": "hopeful"}, "value_mode must be one of"),
         ({"max_disagreement": 1.0}, "come together"),

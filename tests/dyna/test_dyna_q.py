@@ -159,9 +159,9 @@ def test_what_is_logged(tmp_path):
     "env, arguments, named",
     [
         ("CartPole-v1", {}, "observation_space must be Discrete"),
-        (lake, {"gamma": 1.1}, "gamma must be within"),
-        (lake, {"epsilon": -0.1}, "epsilon must be within"),
-        (lake, {"planning_steps": -1}, "planning_steps must not be negative"),
+        (lake, {"gamma": 1.1}, "gamma must be a number in"),
+        (lake, {"epsilon": -0.1}, "epsilon must be a number in"),
+        (lake, {"planning_steps": -1}, "planning_steps must be an integer from 0"),
     ],
 )
 def test_bad_input_is_named(env, arguments, named):

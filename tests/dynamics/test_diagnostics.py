@@ -475,7 +475,7 @@ def test_an_algorithm_without_a_model_is_refused(algorithm, missing):
 
 @pytest.mark.parametrize("argument", ["diag_freq", "n_rows", "horizon"])
 def test_numbers_below_one_are_refused(argument):
-    with pytest.raises(ValueError, match=f"{argument} must be at least 1"):
+    with pytest.raises(ValueError, match=f"{argument} must be an integer (of at least|from) 1"):
         ModelDiagnosticsCallback(**{argument: 0})
 
 

@@ -686,15 +686,15 @@ def test_transitions_of_a_wrong_shape_or_type_raise(rows, error):
     ("kwargs", "message"),
     [
         ({"n_elites": 4}, "n_elites must lie between 1 and ensemble_size=3"),
-        ({"n_elites": 0}, "n_elites must lie between"),
-        ({"ensemble_size": 0, "n_elites": 0}, "n_elites must lie between"),
+        ({"n_elites": 0}, "n_elites must be an integer of at least 1"),
+        ({"ensemble_size": 0, "n_elites": 0}, "ensemble_size must be an integer from 1"),
         ({"activation": "swish"}, "silu"),
         ({"nll_beta": -0.1}, "nll_beta"),
         ({"nll_beta": 1.1}, "nll_beta"),
-        ({"net_arch": ()}, "at least one hidden layer"),
-        ({"net_arch": (16, 0)}, "at least one unit"),
+        ({"net_arch": ()}, "net_arch must be a list of 1 to 100 elements"),
+        ({"net_arch": (16, 0)}, "each an integer from 1"),
         ({"weight_decay": (1e-5, 1e-5)}, "2 values for 3 layers"),
-        ({"learning_rate": -1.0}, "learning rate"),
+        ({"learning_rate": -1.0}, "learning_rate must be a number of at least 0"),
     ],
 )
 def test_arguments_that_make_no_model_are_refused(kwargs, message):

@@ -468,7 +468,7 @@ class Several(Corridor):
         (lambda: FrameStackObservation(Corridor(), 2), {}, "needs a flat Box.*FlattenObservation"),
         (lambda: "Pusher-v5", {}, "'Pusher-v5' is no task .* Pass the environment"),
         (lambda: VecFrameStack(DummyVecEnv([Corridor]), 2), {}, "VecFrameStack changes observations.*env.unwrapped"),
-        (Corridor, {"n_threads": 0}, "n_threads=0: expected at least 1"),
+        (Corridor, {"n_threads": 0}, "n_threads must be an integer from 1"),
         (Corridor, {"get_state": get_state}, "`get_state` and `set_state` come together"),
         (Corridor, {"get_state": lambda env: 1.0, "set_state": set_state}, "returned float with 0 dimensions"),
     ],

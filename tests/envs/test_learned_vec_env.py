@@ -201,7 +201,7 @@ def test_evaluate_policy_counts_whole_episodes(make_vec):
 
 @pytest.mark.parametrize("n_envs", [0, -1])
 def test_no_environments_are_refused(make_vec, n_envs):
-    with pytest.raises(ValueError, match="n_envs must be at least 1"):
+    with pytest.raises(ValueError, match="n_envs must be an integer from 1 to 1_000_000"):
         make_vec(n_envs)
 
 

@@ -258,8 +258,8 @@ def test_observations_that_do_not_fit(policy):
         ({"planner": CEM(), "horizon": 3}, "for a planner given by name"),
         ({"planner": CategoricalCEM()}, "CategoricalCEM does not plan Box actions"),
         ({"replan_freq": 31}, "replan_freq must lie between 1 and horizon=30"),
-        ({"n_proposals": 0}, "n_proposals must be at least 1"),
-        ({"max_plan_seconds": 0}, "max_plan_seconds must be positive"),
+        ({"n_proposals": 0}, "n_proposals must be an integer from 1"),
+        ({"max_plan_seconds": 0}, "max_plan_seconds must be a number above 0"),
         ({"value_mode": "brave"}, "value_mode must be one of"),
     ],
 )

@@ -511,10 +511,10 @@ def test_spaces_that_are_not_supported(make_pets, observation_space, action_spac
     [
         ({"planner": CEM()}, "horizon and planner_kwargs are for a planner given by name"),
         ({"replan_freq": 5}, "replan_freq must lie between 1 and horizon=4, got 5"),
-        ({"n_particles": 0}, "n_particles and action_repeat must be at least 1"),
+        ({"n_particles": 0}, "n_particles must be an integer from 1 to .* or None"),
         ({"propagation": "ts9"}, "propagation must be one of"),
-        ({"gamma": 1.1}, "discount must lie in"),
-        ({"model_updates_per_step": 0}, "model_updates_per_step must be positive"),
+        ({"gamma": 1.1}, "gamma must be a number in"),
+        ({"model_updates_per_step": 0}, "model_updates_per_step must be a number above 0"),
         ({"policy_kwargs": {"seed": 1}}, r"policy_kwargs does not accept \['seed'\].*PETS's own arguments"),
         ({"optimize_memory_usage": True}, "optimize_memory_usage"),
     ],

@@ -433,15 +433,15 @@ def test_what_comes_after_a_termination_does_not_spoil_the_gradient():
     [
         ({"propagation": "ts2"}, "propagation must be one of .*'ts1', 'tsinf', 'expectation'.*, got 'ts2'"),
         ({"value_mode": "hopeful"}, "value_mode must be one of .*'pessimistic', 'optimistic'.*, got 'hopeful'"),
-        ({"discount": -0.1}, r"discount must lie in \[0, 1\], got -0.1"),
-        ({"discount": 1.01}, r"discount must lie in \[0, 1\], got 1.01"),
-        ({"discount": math.nan}, r"discount must lie in \[0, 1\], got nan"),
-        ({"n_particles": 0}, "must be at least 1, got 0 and 1"),
-        ({"action_repeat": 0}, "must be at least 1, got 1 and 0"),
+        ({"discount": -0.1}, r"discount must be a number in \[0, 1\], got -0.1"),
+        ({"discount": 1.01}, r"discount must be a number in \[0, 1\], got 1.01"),
+        ({"discount": math.nan}, r"discount must be a number in \[0, 1\], got nan"),
+        ({"n_particles": 0}, "n_particles must be an integer from 1 to .*, got 0"),
+        ({"action_repeat": 0}, "action_repeat must be an integer from 1 to .*, got 0"),
         ({"propagation": "expectation", "n_particles": 2}, "has no noise: n_particles must be 1, got 2"),
         ({"value_mode": "pessimistic"}, "'pessimistic' compares particles: n_particles must be at least 2"),
         ({"value_mode": "optimistic", "propagation": "expectation"}, "'optimistic' compares particles"),
-        ({"kappa": -1.0}, "kappa must not be negative, got -1.0"),
+        ({"kappa": -1.0}, "kappa must be a number of at least 0, got -1.0"),
     ],
 )
 def test_arguments_that_make_no_objective_are_refused(kwargs, message):
