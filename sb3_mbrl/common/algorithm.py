@@ -1,6 +1,8 @@
 """What our off-policy algorithms share, whatever kind of model they learn."""
 
+import math
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -15,7 +17,7 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbrl.common.arguments import OFF_POLICY, Rule, plain_arguments
@@ -169,7 +171,25 @@ class ModelAlgorithm(ExactCheckpoints):
         if not _finite_rows(self._last_obs, self.n_envs).all():
             self._last_obs = None
             raise ValueError("The environment was reset to an observation that is NaN or infinite. Mend its reset().")
+        self._warn_if_too_short(start[0])
         return start
+
+    def _warn_if_too_short(self: Any, total_timesteps: int) -> None:
+        """SB3's algorithms act at random up to ``learning_starts``: a run that ends there is one of random actions alone."""
+        n_rollouts = math.ceil((total_timesteps - self.num_timesteps) / self._steps_per_rollout)
+        last = self.num_timesteps + n_rollouts * self._steps_per_rollout
+        if last <= self.learning_starts:
+            warnings.warn(
+                f"Nothing will be learned: learn() ends at step {last}, and training begins after "
+                f"learning_starts={self.learning_starts} steps of random actions. Pass more total_timesteps, or a smaller "
+                "learning_starts."
+            )
+
+    @property
+    def _steps_per_rollout(self: Any) -> int:
+        """Environment steps between two calls of ``train``; 1 where episodes are counted, whose length is not known."""
+        train_freq = self.train_freq
+        return train_freq.frequency * self.n_envs if train_freq.unit is TrainFrequencyUnit.STEP else 1
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         self._progress_bar = ModelProgressBarCallback() if progress_bar else None

@@ -1,9 +1,7 @@
 """How long a run of a model-based algorithm will take, measured before it starts."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +10,10 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.save_util import recursive_getattr
-from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 
 from sb3_mbrl.common.accelerated import accelerated
 from sb3_mbrl.common.buffers import ModelReplayBuffer
+from sb3_mbrl.common.costs import in_words, seconds, undone, updates_per_step
 from sb3_mbrl.common.types import Transitions
 from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination
@@ -58,30 +55,12 @@ def measure(algorithm: "ModelBased") -> Costs:
     :param algorithm: about to learn
     :return: what the work costs
     """
-    with _undone(algorithm), _without_given_functions(algorithm.dynamics):
-        return _measure(algorithm)
-
-
-@contextmanager
-def _undone(algorithm: Any) -> Iterator[None]:
-    """All that is saved with the algorithm, and what only goes on in memory."""
-    attributes, random, n_fitted = vars(algorithm).copy(), algorithm._random_state(), algorithm.dynamics.n_fitted
-    generator = algorithm._generator.get_state()
-    state_dicts, tensors = algorithm._get_torch_save_params()
-    states = {name: deepcopy(recursive_getattr(algorithm, name).state_dict()) for name in state_dicts}
-    values = {name: recursive_getattr(algorithm, name).detach().clone() for name in tensors}
+    n_fitted = algorithm.dynamics.n_fitted
     try:
-        yield
+        with undone(algorithm), _without_given_functions(algorithm.dynamics):
+            return _measure(algorithm)
     finally:
-        vars(algorithm).clear()
-        vars(algorithm).update(attributes)
         algorithm.dynamics.n_fitted = n_fitted
-        for name, state in states.items():
-            recursive_getattr(algorithm, name).load_state_dict(state)
-        for name, value in values.items():
-            recursive_getattr(algorithm, name).data.copy_(value)
-        algorithm._generator.set_state(generator)
-        algorithm._restore_random_state(random)
 
 
 @contextmanager
@@ -123,11 +102,11 @@ def _measure(algorithm: Any) -> Costs:
         with algorithm._mixed_batches(N_UPDATES):
             algorithm._update(N_UPDATES, algorithm.batch_size)
 
-    fit = _seconds(lambda: dynamics.fit(data, algorithm._generator, **fit_kwargs), algorithm.device)
+    fit = seconds(lambda: dynamics.fit(data, algorithm._generator, **fit_kwargs), algorithm.device)
     return Costs(
         fit=fit / N_GRADIENT_STEPS,
-        imagine=_seconds(imagine, algorithm.device) / N_TRANSITIONS,
-        update=_seconds(update, algorithm.device) / N_UPDATES,
+        imagine=seconds(imagine, algorithm.device) / N_TRANSITIONS,
+        update=seconds(update, algorithm.device) / N_UPDATES,
     )
 
 
@@ -154,21 +133,6 @@ def _real_buffer(algorithm: Any, data: Transitions) -> ReplayBuffer:
     return buffer
 
 
-def _seconds(work: Callable[[], Any], device: th.device) -> float:
-    """Of the second of two times: the first one prepares caches and memory."""
-    work()
-    _synchronize(device)
-    start = time.perf_counter()
-    work()
-    _synchronize(device)
-    return time.perf_counter() - start
-
-
-def _synchronize(device: th.device) -> None:
-    if device.type == "cuda":
-        th.cuda.synchronize(device)
-
-
 def forecast(algorithm: "ModelBased", total_timesteps: int, costs: Costs | None = None) -> str | None:
     """
     :param algorithm: that is about to learn
@@ -178,7 +142,7 @@ def forecast(algorithm: "ModelBased", total_timesteps: int, costs: Costs | None 
     """
     now, starts = algorithm.num_timesteps, algorithm.learning_starts
     learned = total_timesteps - max(now, starts)
-    per_step = _updates_per_step(algorithm)
+    per_step = updates_per_step(algorithm)
     if learned <= 0 or per_step is None:
         return None
     costs = costs or measure(algorithm)
@@ -190,16 +154,16 @@ def forecast(algorithm: "ModelBased", total_timesteps: int, costs: Costs | None 
         at_most = ""
         length = np.mean([schedule(int(step)) for step in np.linspace(max(now, starts), total_timesteps, 100)]).item()
     n_imagined = int(algorithm.rollouts_per_step * learned * length)
-    seconds = n_updates * costs.update + n_imagined * costs.imagine
+    duration = n_updates * costs.update + n_imagined * costs.imagine
     fits = "fits of the model to their end, which are not counted"
     n_gradient_steps = _gradient_steps_of_fits(algorithm, total_timesteps)
     if n_gradient_steps is not None:
-        seconds += n_gradient_steps * costs.fit
+        duration += n_gradient_steps * costs.fit
         fits = f"at most {n_gradient_steps} gradient steps of the model of {costs.fit * 1e3:.1f} ms"
         if isinstance(algorithm.dynamics.termination_fn, LearnedTermination):
             fits += ", with those of the learned termination"
     return (
-        f"To step {total_timesteps}: about {_in_words(seconds)} beside the environment's own steps. {n_updates} updates of "
+        f"To step {total_timesteps}: about {in_words(duration)} beside the environment's own steps. {n_updates} updates of "
         f"{costs.update * 1e3:.1f} ms, {at_most}{n_imagined} imagined transitions of {costs.imagine * 1e6:.1f} us, {fits}."
     )
 
@@ -215,19 +179,3 @@ def _gradient_steps_of_fits(algorithm: "ModelBased", total_timesteps: int) -> in
         return None
     # The budget of the first fit goes back to the beginning
     return int(algorithm.model_updates_per_step * (total_timesteps - (now if algorithm.dynamics.is_fitted else 0)))
-
-
-def _updates_per_step(algorithm: "ModelBased") -> float | None:
-    if algorithm.gradient_steps < 0:
-        return 1.0  # SB3: as many as there were steps
-    train_freq: Any = algorithm.train_freq
-    if train_freq.unit is not TrainFrequencyUnit.STEP:
-        return None  # of episodes, whose length nobody knows
-    return algorithm.gradient_steps / (train_freq.frequency * algorithm.n_envs)
-
-
-def _in_words(seconds: float) -> str:
-    for unit, length in (("hours", 3600.0), ("minutes", 60.0)):
-        if seconds >= 1.5 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} seconds"

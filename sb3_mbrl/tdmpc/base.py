@@ -28,6 +28,7 @@ from sb3_mbrl.envs.experience import time_limit
 from sb3_mbrl.mpc import ActsByPlanning
 from sb3_mbrl.planning import MPPI
 from sb3_mbrl.planning.planner import MOST_PLANS
+from sb3_mbrl.tdmpc.costs import forecast
 from sb3_mbrl.tdmpc.latent_model import LatentModel
 from sb3_mbrl.tdmpc.policies import CnnPolicy, LatentPolicy, MlpPolicy, MultiInputPolicy
 from sb3_mbrl.tdmpc.told import ToldSizes
@@ -223,11 +224,19 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         """Of the planner, those of the user included."""
 
     @property
+    def n_pretrain_steps(self) -> int:
+        """Updates at once when random actions end."""
+        return int(self.learning_starts) if self.pretrain_steps is None else self.pretrain_steps
+
+    @property
     def model(self) -> LatentModel:
         """The latent model."""
         return self.policy.model
 
     # ---------------------------------------------------------------- the algorithm
+
+    def _follow_schedules(self) -> None:
+        """Arguments of the planner that change in the course of a run."""
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
@@ -248,7 +257,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         if self.replay_buffer.n_sequences == 0:
             return  # none is complete yet
         if self._n_updates == 0:
-            gradient_steps += int(self.learning_starts) if self.pretrain_steps is None else self.pretrain_steps
+            gradient_steps += self.n_pretrain_steps
         self.policy.set_training_mode(True)
         self._set_learning_rate()
         losses: dict[str, th.Tensor] = {}
@@ -366,7 +375,11 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
                 f"The replay buffer must replay sequences of horizon={self.horizon} transitions, got a {type(buffer).__name__}"
                 f" of horizon={getattr(buffer, 'horizon', None)}. Load one that was saved with this horizon."
             )
-        return super()._setup_learn(*args, **kwargs)
+        total_timesteps, callback = super()._setup_learn(*args, **kwargs)
+        if self.verbose >= 1 and total_timesteps > max(self.num_timesteps, self.learning_starts):
+            expected = forecast(self, total_timesteps)
+            print(expected or "How long this takes depends on the length of episodes, which train_freq counts.")
+        return total_timesteps, callback
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_last_batch"]
