@@ -8,6 +8,7 @@ import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_mbrl.tdmpc import costs
 from sb3_mbrl.tdmpc.costs import Costs, forecast, measure
 
 COSTS = Costs(update=1.0, plan=0.1)
@@ -31,11 +32,19 @@ def test_it_is_said_at_verbose_1(make, kind, env, policy, capsys):
     assert "To step 21: about" in capsys.readouterr().out
 
 
-def test_longer_plans_cost_more(make):
-    model = make("tdmpc", horizon_schedule=(0, 60, 1, 20), horizon=20)
+def test_plans_are_timed_at_the_length_that_they_will_have(make, monkeypatch):
+    model, lengths = make("tdmpc"), []
+
+    def work_and_see(work, device):
+        work()
+        lengths.append(model.policy.planner.n_planned)
+        return 1.0
+
+    monkeypatch.setattr(costs, "seconds", work_and_see)
     model._setup_learn(30)
-    assert measure(model, 60).plan > measure(model, 0).plan > 0
-    assert model.policy.planner.n_planned == 1
+    for num_timesteps in (0, 60):
+        assert measure(model, num_timesteps) == Costs(update=1 / costs.N_UPDATES, plan=1 / costs.N_PLANS)
+    assert (lengths[1], lengths[3], model.policy.planner.n_planned) == (1, 3, 1)
 
 
 @pytest.mark.parametrize(
