@@ -31,7 +31,7 @@ from sb3_mbrl.common.types import RewardFn, TerminationFn
 from sb3_mbrl.dynamics.ensemble import check_spaces
 from sb3_mbrl.dynamics.learning import LearnsDynamics
 from sb3_mbrl.envs import LearnedModelVecEnv
-from sb3_mbrl.envs.experience import HORIZON, N_ENVS, StartStates, time_limit
+from sb3_mbrl.envs.experience import HORIZON, N_ENVS, StartStates, check_start_states, time_limit
 from sb3_mbrl.envs.imagination import RULES, ImaginationRules
 
 EPISODES_PER_MEMBER = 4
@@ -203,8 +203,7 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
         refused = sorted(_SET_HERE & self.algorithm_kwargs.keys())
         if refused:
             raise ValueError(f"algorithm_kwargs does not accept {refused}: they follow from Dyna's own arguments.")
-        if isinstance(self.start_states, str) and self.start_states not in ("all", "initial"):
-            raise ValueError(f"start_states must be 'all', 'initial', an array or a function, got {self.start_states!r}.")
+        check_start_states(self.start_states, self.observation_space, self.device)
         ImaginationRules(self._imagined_horizon(), **self._rules())
         if self.value_mode != "expected" and self.reward_fn is not None:
             raise ValueError(f"value_mode={self.value_mode!r} is about a learned reward, but reward_fn is given.")

@@ -27,7 +27,7 @@ from sb3_mbrl.dynamics.learned_termination import LearnedTermination, make_termi
 from sb3_mbrl.dynamics.learning import check_known_termination
 from sb3_mbrl.dynamics.model import DynamicsModel
 from sb3_mbrl.envs.datasets import Dataset, read_dataset, read_trajectories, spaces_of
-from sb3_mbrl.envs.imagination import Imagination, ImaginationRules, StartFn
+from sb3_mbrl.envs.imagination import Imagination, ImaginationRules, StartFn, as_states
 
 StartStates = str | np.ndarray | th.Tensor | StartFn
 """``"all"`` or ``"initial"`` observations of the transitions, raw observations (M, O), or ``f(n, generator) -> (n, O)``."""
@@ -433,7 +433,8 @@ class ImaginedFromExperience:
         check_fit_arguments(fit_kwargs)
         check_spaces(observation_space, action_space)
         kwargs["horizon"] = horizon_for(vec_env) if horizon is None else horizon
-        cls._check_arguments(env, start_states, kwargs)
+        cls._check_arguments(env, kwargs)
+        check_start_states(start_states, observation_space, get_device(device))
         dynamics = ProbabilisticEnsemble(
             observation_space,
             action_space,
@@ -484,7 +485,8 @@ class ImaginedFromExperience:
                 "Without data, pass model.dynamics and start_states to the constructor."
             )
         kwargs["horizon"] = horizon_for(model.env) if horizon is None else horizon
-        cls._check_arguments(model.env, start_states, kwargs)
+        cls._check_arguments(model.env, kwargs)
+        check_start_states(start_states, dynamics.observation_space, dynamics.device)
         experience = Experience(*read_dataset(buffer, device=dynamics.device))
         return cls._from_experience(model.env, dynamics, experience, start_states, observation_bounds, {}, kwargs)
 
@@ -507,13 +509,9 @@ class ImaginedFromExperience:
         return imagined
 
     @classmethod
-    def _check_arguments(cls, env: RealEnv | None, start_states: StartStates, kwargs: Mapping[str, Any]) -> None:
+    def _check_arguments(cls, env: RealEnv | None, kwargs: Mapping[str, Any]) -> None:
         """Raises now what the constructor would raise after all the work."""
         cls._check_env(env)
-        if isinstance(start_states, str) and start_states not in ("all", "initial"):
-            raise ValueError(
-                f"start_states must be 'all', 'initial', an array, or a function f(n, generator); got {start_states!r}."
-            )
         given = inspect.signature(cls._around).bind(None, None, None, None, **kwargs)
         ImaginationRules(**given.arguments["rules"])
         check_arguments(given.arguments, {"n_envs": N_ENVS})
@@ -575,3 +573,23 @@ def _fit(
     if verbose >= 1:
         print(f"Model fitted: {report.in_words()}")
     return report
+
+
+def check_start_states(start_states: StartStates, observation_space: spaces.Space, device: th.device) -> None:
+    """
+    :param start_states: of imagined episodes
+    :param observation_space: flat Box
+    :param device: of the model
+    :raises ValueError: an unknown name; states of another shape, or not finite; a function that returns such for two states
+    """
+    if isinstance(start_states, str):
+        if start_states not in ("all", "initial"):
+            raise ValueError(
+                f"start_states must be 'all', 'initial', an array, or a function f(n, generator); got {start_states!r}."
+            )
+        return
+    n_obs = int(np.prod(observation_space.shape or ()))
+    if callable(start_states):
+        as_states(start_states(2, th.Generator(device).manual_seed(0)), n_obs, device, k=2)
+    else:
+        as_states(start_states, n_obs, device)

@@ -247,15 +247,7 @@ class Imagination:
         :param k: how many there have to be; None: at least one
         :return: (M, O) float32, within bounds
         """
-        states = th.as_tensor(states, dtype=th.float32, device=self.dynamics.device)
-        n_obs = len(self.low)
-        if states.dim() != 2 or states.shape[1] != n_obs or len(states) == 0 or (k is not None and len(states) != k):
-            raise ValueError(
-                f"start_states must have shape ({'M' if k is None else k}, {n_obs}), one raw observation in each row; got "
-                f"{tuple(states.shape)}."
-            )
-        if not states.isfinite().all():
-            raise ValueError("start_states must be finite, but there is NaN or infinity among them.")
+        states = as_states(states, len(self.low), self.dynamics.device, k)
         slack = 1e-4 * (1.0 + states.abs())  # a rounding error of the environment is none
         outside = (states < self.low - slack) | (states > self.high + slack)
         if outside.any():
@@ -275,6 +267,26 @@ class Imagination:
                 self.dynamics.start(states)
         except ValueError as error:
             raise ValueError(f"This model cannot start from any observation, as imagined branches have to: {error}") from error
+
+
+def as_states(states: np.ndarray | th.Tensor, n_obs: int, device: th.device, k: int | None = None) -> th.Tensor:
+    """
+    :param states: start states
+    :param n_obs: O
+    :param device: where they go
+    :param k: how many there have to be; None: at least one
+    :return: (M, O) float32
+    :raises ValueError: they have another shape, or are not finite
+    """
+    states = th.as_tensor(states, dtype=th.float32, device=device)
+    if states.dim() != 2 or states.shape[1] != n_obs or len(states) == 0 or (k is not None and len(states) != k):
+        raise ValueError(
+            f"start_states must have shape ({'M' if k is None else k}, {n_obs}), one raw observation in each row; got "
+            f"{tuple(states.shape)}."
+        )
+    if not states.isfinite().all():
+        raise ValueError("start_states must be finite, but there is NaN or infinity among them.")
+    return states
 
 
 def _check_model(dynamics: DynamicsModel, rules: ImaginationRules) -> None:

@@ -168,6 +168,9 @@ def test_rules_reach_the_imagination(from_drift):
         ({"dynamics_kwargs": {"n_members": 3}}, TypeError, "n_members"),
         ({"fit_kwargs": {"epochs": 3}}, TypeError, "epochs"),
         ({"start_states": "any"}, ValueError, "start_states must be 'all', 'initial'"),
+        ({"start_states": np.zeros((4, 3))}, ValueError, r"start_states must have shape \(M, 2\).*got \(4, 3\)"),
+        ({"reward_fn": lambda obs, *_: obs}, ValueError, "reward_fn must return a float tensor"),
+        ({"termination_fn": lambda obs, *_: obs[:, 0].numpy()}, ValueError, r"got numpy\.ndarray"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_collected(drift, tiny_fit, monkeypatch, changes, error, message):
