@@ -25,6 +25,9 @@ from sb3_mbrl.common.buffers import whole_rows
 from sb3_mbrl.common.callbacks import ModelProgressBarCallback
 from sb3_mbrl.common.checkpoints import ExactCheckpoints, restore_generator
 from sb3_mbrl.common.environments import accepted_environment, check_normalization
+from sb3_mbrl.common.types import LARGEST
+
+BEYOND = f"NaN, infinite or larger than {LARGEST:.0e}"
 
 SelfModelAlgorithm = TypeVar("SelfModelAlgorithm", bound="ModelAlgorithm")
 
@@ -134,11 +137,12 @@ class ModelAlgorithm(ExactCheckpoints):
         for i in np.flatnonzero(dones):
             if "terminal_observation" in infos[i]:
                 last[i] = _finite_rows(infos[i]["terminal_observation"], 1)[0]
-        checked = {"observation": _finite_rows(obs, self.n_envs), "last observation": last, "reward": np.isfinite(reward)}
+        fine = _finite_rows(reward, self.n_envs)
+        checked = {"observation": _finite_rows(obs, self.n_envs), "last observation": last, "reward": fine}
         for name, finite in checked.items():
             if not finite.all():
                 raise ValueError(
-                    f"Environment {int(np.argmin(finite))} returned a {name} that is NaN or infinite at step "
+                    f"Environment {int(np.argmin(finite))} returned a {name} that is {BEYOND} at step "
                     f"{self.num_timesteps}. It was not stored; the model and the replay buffer are intact. Mend the "
                     "environment (stable_baselines3.common.vec_env.VecCheckNan helps to find the cause)"
                     + (", and load the statistics of VecNormalize anew: they have seen it." if normalized else ".")
@@ -170,7 +174,7 @@ class ModelAlgorithm(ExactCheckpoints):
         assert not isinstance(self._last_obs, tuple) and self._last_obs is not None
         if not _finite_rows(self._last_obs, self.n_envs).all():
             self._last_obs = None
-            raise ValueError("The environment was reset to an observation that is NaN or infinite. Mend its reset().")
+            raise ValueError(f"The environment was reset to an observation that is {BEYOND}. Mend its reset().")
         self._warn_if_too_short(start[0])
         return start
 
@@ -246,6 +250,6 @@ class ModelAlgorithm(ExactCheckpoints):
 
 
 def _finite_rows(obs: np.ndarray | dict[str, np.ndarray], n_envs: int) -> np.ndarray:
-    """Where an observation is finite in all its entries, (n_envs,) bool."""
+    """Where an observation, or a reward, is no larger than ``LARGEST`` in all its entries, (n_envs,) bool."""
     parts = obs.values() if isinstance(obs, dict) else [obs]
-    return np.all([np.isfinite(part).reshape(n_envs, -1).all(axis=1) for part in parts], axis=0)
+    return np.all([(np.abs(part) <= LARGEST).reshape(n_envs, -1).all(axis=1) for part in parts], axis=0)

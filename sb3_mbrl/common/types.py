@@ -5,6 +5,10 @@ from dataclasses import dataclass, fields
 
 import torch as th
 
+LARGEST = 1e18
+"""Of what an environment returns. The square of a larger number is infinite in float32: fits and updates would end in NaN, far
+from the cause."""
+
 TerminationFn = Callable[[th.Tensor, th.Tensor, th.Tensor], th.Tensor]
 """``f(obs (B, O), action (B, A), next_obs (B, O)) -> (B,) bool``: raw observations, actions in the
 environment's own scale, ``True`` where the task ends (a time limit is not an end)."""

@@ -100,6 +100,8 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
     :param seed: Seed for the pseudo random generators
     :param device: Device on which the code should run
     :param _init_setup_model: Whether or not to build the networks at the creation of the instance
+    :param unknown: refused: arguments of the algorithm belong into ``algorithm_kwargs``
+    :raises TypeError: an argument of another name
     :raises ValueError: arguments or spaces that are not supported, saying what is
     """
 
@@ -140,7 +142,12 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
         seed: int | None = None,
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
+        **unknown: Any,
     ):
+        if unknown:
+            raise TypeError(
+                f"Dyna has no arguments {sorted(unknown)}. Those of the algorithm belong into algorithm_kwargs={unknown!r}."
+            )
         super().__init__(
             BasePolicy,  # that of the algorithm takes its place
             env,  # type: ignore[arg-type]

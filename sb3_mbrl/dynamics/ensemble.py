@@ -26,7 +26,7 @@ from sb3_mbrl.common.tensors import ADAM_STATE, check_finite_tensors, check_tens
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
 from sb3_mbrl.common.user_functions import check_returned, probe
 from sb3_mbrl.dynamics.agreement import RewardAgreement, reward_agreement, termination_disagreement
-from sb3_mbrl.dynamics.fitting import FitReport, check_finite, check_fit_arguments, fit
+from sb3_mbrl.dynamics.fitting import FitReport, check_finite, check_fit_arguments, check_form, fit
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination, step_budget
 from sb3_mbrl.dynamics.model import Members, ModelStep
 from sb3_mbrl.dynamics.normalizer import Normalizer
@@ -407,6 +407,7 @@ class ProbabilisticEnsemble(nn.Module):
             ``reward_fn`` that is not finite
         """
         check_fit_arguments(kwargs)
+        check_form(self, transitions)
         check_finite(transitions)
         reward = self._compare_rewards(transitions)
         if isinstance(self.termination_fn, LearnedTermination):
@@ -721,7 +722,7 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) ->
         Discrete
     """
     advice = {
-        spaces.Dict: "Flatten it with gymnasium.wrappers.FlattenObservation.",
+        spaces.Dict: "Flatten it with gymnasium.wrappers.FlattenObservation, or train TDMPC2('MultiInputPolicy', env).",
         spaces.Discrete: "Learned dynamics need a continuous observation.",
         spaces.MultiDiscrete: "Learned dynamics need a continuous observation.",
         spaces.MultiBinary: "Learned dynamics need a continuous observation.",
@@ -735,7 +736,8 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) ->
         raise ValueError(
             "Learned dynamics support flat Box observations of floats, got shape "
             f"{observation_space.shape} of {observation_space.dtype} (images are not supported). "
-            "Wrap the environment with gymnasium.wrappers.FlattenObservation or with a feature extractor of yours."
+            "Wrap the environment with gymnasium.wrappers.FlattenObservation or with a feature extractor of yours, or train "
+            "TDMPC2('CnnPolicy', env) on images."
         )
     if isinstance(action_space, spaces.Discrete):
         return

@@ -10,7 +10,7 @@ import torch as th
 
 from sb3_mbrl.common.adam import adam_step
 from sb3_mbrl.common.arguments import BOOLEAN, check_arguments, integer, number
-from sb3_mbrl.common.types import Transitions
+from sb3_mbrl.common.types import LARGEST, Transitions
 
 if TYPE_CHECKING:
     from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble
@@ -129,6 +129,7 @@ def fit(
     :raises ValueError: no transitions, or NaN or infinity among them, or a fit that diverged
     """
     start = time.perf_counter()
+    check_form(model, transitions)
     check_finite(transitions)
     inputs, targets = model.inputs_and_targets(transitions)
     train, holdout = _split(len(transitions), holdout_ratio, max_holdout, generator, inputs.device)
@@ -230,19 +231,45 @@ class _Snapshot:
                 parameter.copy_(best)
 
 
+def check_form(model: "ProbabilisticEnsemble", transitions: Transitions) -> None:
+    """
+    :param model: to be fitted
+    :param transitions: to fit to
+    :raises ValueError: a tensor of another shape or type than :class:`~sb3_mbrl.common.types.Transitions` has
+    """
+    n = len(transitions)
+    shapes: dict[str, tuple[int, ...]] = {
+        "observations": (n, model.observation_dim),
+        "actions": (n, model.action_dim),
+        "next_observations": (n, model.observation_dim),
+        "rewards": (n,),
+        "terminated": (n,),
+    }
+    for name, shape in shapes.items():
+        given, dtype = getattr(transitions, name), th.bool if name == "terminated" else th.float32
+        if isinstance(given, th.Tensor) and (tuple(given.shape), given.dtype) == (shape, dtype):
+            continue
+        got = f"{given.dtype} of shape {tuple(given.shape)}" if isinstance(given, th.Tensor) else type(given).__name__
+        raise ValueError(
+            f"The {name} to fit the dynamics model to must be a tensor of {dtype} of shape {shape}, got {got}. "
+            "sb3_mbrl.envs.read_dataset makes transitions of arrays; .float() and .bool() convert a tensor."
+        )
+
+
 def check_finite(transitions: Transitions) -> None:
     """
     :param transitions: to fit to
-    :raises ValueError: there are none, or NaN or infinity is among them
+    :raises ValueError: there are none, or NaN, infinity or numbers too large for float32 are among them
     """
     if len(transitions) == 0:
         raise ValueError("There are no transitions to fit the dynamics model to.")
     for name in ("observations", "actions", "next_observations", "rewards"):
-        bad = ~th.isfinite(getattr(transitions, name))
+        bad = ~(getattr(transitions, name).abs() <= LARGEST)
         if bad.any():
             row = int(bad.nonzero()[0, 0])
             raise ValueError(
-                f"The {name} to fit the dynamics model to contain NaN or infinity (first in row {row}). "
+                f"The {name} to fit the dynamics model to contain NaN, infinity or numbers beyond {LARGEST:.0e} "
+                f"(first in row {row}). "
                 "Mend the environment, or drop these transitions."
             )
 

@@ -63,6 +63,11 @@ def test_where_the_time_limit_is_not_known_the_horizon_is_chosen_aloud(monkeypat
     assert model._imagined_horizon() == 1_000
 
 
+def test_arguments_of_the_algorithm_are_pointed_to_algorithm_kwargs():
+    with pytest.raises(TypeError, match=r"Dyna has no arguments \['n_steps'\].*algorithm_kwargs={'n_steps': 20}"):
+        Dyna(PPO, "MlpPolicy", "Pendulum-v1", n_steps=20)
+
+
 def make_short_pendulum():
     return Monitor(gym.make("Pendulum-v1", max_episode_steps=15))
 

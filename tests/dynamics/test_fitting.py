@@ -324,14 +324,39 @@ def test_huge_raw_targets_are_learned_from_although_not_normalised():
 # ---------------------------------------------------------------- refusals
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "name, change, got",
+    [
+        ("observations", th.Tensor.double, "torch.float64 of shape"),
+        ("actions", lambda actions: actions[:, :0], r"torch.float32 of shape \(200, 0\)"),
+        ("next_observations", lambda obs: th.cat([obs, obs], dim=1), "torch.float32 of shape"),
+        ("rewards", lambda rewards: rewards.unsqueeze(1), r"torch.float32 of shape \(200, 1\)"),
+        ("terminated", th.Tensor.float, "torch.float32 of shape"),
+        ("rewards", th.Tensor.numpy, "ndarray"),
+    ],
+)
+def test_data_of_another_form_are_refused_saying_what_came_and_what_is_expected(name, change, got):
+    data = transitions()
+    data = dataclasses.replace(data, **{name: change(getattr(data, name))})
+    dtype = "torch.bool" if name == "terminated" else "torch.float32"
+    for fit_it in (ensemble().fit, lambda data: fit(ensemble(), data)):
+        with pytest.raises(
+            ValueError, match=rf"The {name} .* must be a tensor of {dtype} of shape \(200.*, got {got}.*read_dataset"
+        ):
+            fit_it(data)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30])
 @pytest.mark.parametrize("name", ["observations", "actions", "next_observations", "rewards"])
 def test_data_that_are_not_finite_are_refused_naming_where_and_what_to_do(name, value):
     data = transitions()
     getattr(data, name)[17] = value
     model = ensemble()
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    with pytest.raises(ValueError, match=rf"{name} .*NaN or infinity \(first in row 17\).*Mend the environment, or drop"):
+    with pytest.raises(
+        ValueError,
+        match=rf"{name} .*NaN, infinity or numbers beyond 1e\+18 \(first in row 17\).*Mend the environment, or drop",
+    ):
         model.fit(data, seeded())
     assert all(th.equal(before[key], tensor) for key, tensor in model.state_dict().items())
 

@@ -10,6 +10,7 @@ from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
+from sb3_mbrl import PETS
 from sb3_mbrl.mbpo import MBPO
 
 NAN, INF = float("nan"), float("inf")
@@ -32,7 +33,7 @@ FLAT = spaces.Box(-1.0, 1.0, (3,))
 IMAGE = spaces.Box(0, 255, (3, 36, 36), np.uint8)
 GOAL = spaces.Dict({"observation": FLAT, "achieved_goal": FLAT, "desired_goal": FLAT})
 BAD_SPACES = [
-    (GOAL, FLAT, "got Dict.*FlattenObservation"),
+    (GOAL, FLAT, "got Dict.*FlattenObservation.*TDMPC2\\('MultiInputPolicy'"),
     (IMAGE, FLAT, "images are not supported.*feature extractor"),
     (spaces.Box(-1.0, 1.0, (3, 2)), FLAT, r"shape \(3, 2\).*FlattenObservation"),
     (spaces.Box(0, 9, (3,), np.int64), FLAT, "floats, got shape .* of int64"),
@@ -57,6 +58,15 @@ def test_spaces(make_mbpo, observation_space, action_space, message):
 def test_cart_pole(make_mbpo):
     with pytest.raises(ValueError, match=r"Box actions, got Discrete\(2\)"):
         make_mbpo("CartPole-v1")
+
+
+def test_policies_are_named_that_an_algorithm_has():
+    with pytest.raises(ValueError, match="MBPO has 'MlpPolicy', .* For Dict observations there is TDMPC2"):
+        MBPO("MultiInputPolicy", OfSpaces(GOAL, FLAT))
+    with pytest.raises(ValueError, match="MBPO has 'MlpPolicy', .* For images there is TDMPC2"):
+        MBPO("CnnPolicy", OfSpaces(IMAGE, FLAT))
+    with pytest.raises(ValueError, match="Policy MlpPolicy unknown: PETS has 'MPCPolicy'"):
+        PETS("MlpPolicy", OfSpaces(FLAT, FLAT))
 
 
 @pytest.mark.parametrize("name", ["CnnPolicy", "MultiInputPolicy", "MlpLstmPolicy"])
@@ -163,7 +173,10 @@ class TestNonFinite:
     @pytest.mark.parametrize("step", [20, 60, 90], ids=["warm-up", "trained", "last of an episode"])
     @pytest.mark.parametrize(
         "bad, message",
-        [((NAN, None), "observation"), ((INF, None), "observation"), ((None, NAN), "reward"), ((None, -INF), "reward")],
+        [
+            *[((value, None), "observation") for value in (NAN, INF, 1e30)],
+            *[((None, value), "reward") for value in (NAN, -INF)],
+        ],
     )
     def test_step(self, make_mbpo, point_mass, bad, message, step):
         model = make_mbpo(point_mass(bad_steps={step: bad}))
@@ -202,7 +215,7 @@ class TestNonFinite:
     @pytest.mark.parametrize("bad", [(INF, None), (None, INF)])
     def test_behind_vec_normalize_that_clips(self, make_mbpo, point_mass, bad):
         env = VecNormalize(DummyVecEnv([lambda: point_mass(bad_steps={10: bad})]), training=False)
-        with pytest.raises(ValueError, match="NaN or infinite at step 10"):
+        with pytest.raises(ValueError, match="NaN, infinite or larger than 1e.18 at step 10"):
             make_mbpo(env).learn(50)
 
 
