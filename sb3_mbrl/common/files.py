@@ -36,8 +36,8 @@ def write_atomically(path: str | pathlib.Path, content: bytes) -> None:
         raise ValueError(f"{path} is a {'folder' if target.is_dir() else 'device'}. Pass the name of a file.")
     make_folder(target.parent)
     with new_file(target.parent) as file:
-        if target.exists():  # before there is anything to read in it
-            os.chmod(file.name, stat.S_IMODE(target.stat().st_mode))
+        if target.exists() and target.stat().st_mode != os.fstat(file.fileno()).st_mode:
+            os.chmod(file.name, stat.S_IMODE(target.stat().st_mode))  # before there is anything to read in it
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -788,6 +788,8 @@ def _space_from_json(data: Any, source: str) -> spaces.Space:
         if discrete:
             newer_gymnasium = {} if dtype is np.int64 else {"dtype": dtype}
             return spaces.Discrete(data["n"], start=data["start"], **newer_gymnasium)
+        if min(data["shape"], default=1) < 1:
+            raise ValueError("a dimension of no entries")
         with np.errstate(over="raise"):
             ends = (np.array([dtype(each) for each in data[end]], dtype) for end in ("low", "high"))
             low, high = (end.reshape(data["shape"]) for end in ends)

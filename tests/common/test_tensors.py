@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch as th
-from stable_baselines3 import SAC
+from stable_baselines3 import PPO, SAC
 
+from sb3_mbrl import MBPO, MBTD3, PETS, TDMPC, TDMPC2, Dyna
 from sb3_mbrl.common.checkpoints import ExactCheckpoints
 from sb3_mbrl.common.tensors import check_finite_tensors, check_optimizer_state, check_tensors, load_tensors, save_tensors
 
@@ -186,3 +187,37 @@ def test_a_zip_with_an_entropy_coefficient_of_another_size_is_refused(agent, tmp
     agent.log_ent_coef.data = right
     with pytest.raises(ValueError, match=r"ent_coef_optimizer.* does not fit"):
         ExactSAC.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: MBPO("MlpPolicy", "Pendulum-v1", device="cpu"),
+        lambda: MBTD3("MlpPolicy", "Pendulum-v1", device="cpu"),
+        lambda: PETS("MPCPolicy", "Pendulum-v1", device="cpu"),
+        lambda: Dyna(PPO, "MlpPolicy", "Pendulum-v1", device="cpu"),
+        lambda: TDMPC("MlpPolicy", "Pendulum-v1", device="cpu"),
+        lambda: TDMPC2("MlpPolicy", "Pendulum-v1", model_size=1, device="cpu"),
+    ],
+    ids=["MBPO", "MBTD3", "PETS", "Dyna", "TDMPC", "TDMPC2"],
+)
+def test_every_optimizer_of_every_algorithm_is_protected(make):
+    model = make()
+    parameters = model.get_parameters()
+    optimizers = [name for name in parameters if "optimizer" in name]
+    assert len(optimizers) >= 1
+    for name in optimizers:
+        one_number = {"step": th.zeros(()), "exp_avg": th.zeros(1, 1, 1), "exp_avg_sq": th.zeros(1, 1, 1)}
+        wrong = {**parameters[name], "state": {0: one_number}}
+        with pytest.raises(ValueError, match=f"The state of {name}.* does not fit: size mismatch for 'exp_avg'"):
+            model.set_parameters({**parameters, name: wrong})
+
+
+def test_the_optimizer_of_an_agent_in_a_model_is_protected_too(tmp_path):
+    model = Dyna(PPO, "MlpPolicy", "Pendulum-v1", device="cpu")
+    optimizer = model.agent.policy.optimizer
+    parameter = optimizer.param_groups[0]["params"][1]
+    optimizer.state[parameter] = {"step": th.zeros(()), "exp_avg": th.zeros(1), "exp_avg_sq": th.zeros(1)}
+    model.save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"The state of policy.optimizer.* does not fit"):
+        Dyna.load(tmp_path / "model")
