@@ -171,6 +171,15 @@ class MBTQC(ModelBased, TQC):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": TQCMlpPolicy}
 
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        n_quantiles = self.critic.n_quantiles
+        if self.top_quantiles_to_drop_per_net >= n_quantiles:
+            raise ValueError(
+                f"top_quantiles_to_drop_per_net={self.top_quantiles_to_drop_per_net} leaves no quantile of the n_quantiles="
+                f"{n_quantiles} (policy_kwargs) of each critic: every target would be NaN."
+            )
+
 
 class MBCrossQ(ModelBased, CrossQ):
     """

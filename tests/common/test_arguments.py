@@ -344,3 +344,10 @@ def test_rules_say_the_range_and_what_was_given():
 
 def test_every_number_that_an_algorithm_inherits_has_a_rule():
     assert set(numbers_of((SAC, TD3, TQC, CrossQ))) <= {*OFF_POLICY, "tensorboard_log"}
+
+
+def test_a_quantile_is_left_to_truncated_critics():
+    make, _, arguments, _ = CONSTRUCTORS["MBTQC"]
+    make(**given(arguments), top_quantiles_to_drop_per_net=24)
+    with pytest.raises(ValueError, match="top_quantiles_to_drop_per_net=25 leaves no quantile of the n_quantiles=25"):
+        make(**given(arguments), top_quantiles_to_drop_per_net=25)
