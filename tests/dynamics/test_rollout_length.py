@@ -88,13 +88,13 @@ def test_all_steps_chosen_are_within_the_tolerance(errors, tolerance):
 
 @pytest.mark.parametrize("max_length", [0, -1, 1.5, None])
 def test_bad_lengths(max_length):
-    with pytest.raises(ValueError, match="max_length must be an integer of at least 1"):
+    with pytest.raises(ValueError, match="max_length must be an integer from 1"):
         AdaptiveRolloutLength(max_length=max_length)
 
 
 @pytest.mark.parametrize("tolerance", [0, -0.1, np.inf, np.nan, "small"])
 def test_bad_tolerances(tolerance):
-    with pytest.raises(ValueError, match="tolerance must be a positive number"):
+    with pytest.raises(ValueError, match="tolerance must be a number above 0"):
         AdaptiveRolloutLength(tolerance=tolerance)
 
 
