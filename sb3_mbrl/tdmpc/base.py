@@ -274,6 +274,8 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         """
         :raises ValueError: one is NaN or infinite
         """
+        if not values:
+            return {}
         # One reading for all: each waits until an accelerator has done all its work
         numbers = dict(zip(values, th.stack([value.detach() for value in values.values()]).tolist(), strict=True))
         if not all(map(math.isfinite, numbers.values())):
