@@ -40,8 +40,16 @@ def one_hot(actions: np.ndarray, action_space: spaces.Discrete) -> th.Tensor:
     :param actions: of the environment, (B,) integers
     :param action_space: theirs
     :return: (B, A) float32
+    :raises ValueError: one is not in the space
     """
-    return F.one_hot(th.as_tensor(actions).long().flatten() - int(action_space.start), int(action_space.n)).float()
+    first, n = int(action_space.start), int(action_space.n)
+    counted = th.as_tensor(actions).long().flatten() - first
+    if len(counted) > 0 and (counted.min() < 0 or counted.max() >= n):
+        raise ValueError(
+            f"The actions reach from {int(counted.min()) + first} to {int(counted.max()) + first}; {action_space} has whole "
+            f"numbers from {first} to {first + n - 1}. Policies of Stable-Baselines3 count from 0, wherever the space starts."
+        )
+    return F.one_hot(counted, n).float()
 
 
 def from_environment(actions: np.ndarray, action_space: spaces.Space) -> np.ndarray:
@@ -52,8 +60,18 @@ def from_environment(actions: np.ndarray, action_space: spaces.Space) -> np.ndar
     """
     if isinstance(action_space, spaces.Discrete):
         return one_hot(actions, action_space).numpy()
-    assert isinstance(action_space, spaces.Box)
-    return 2.0 * (actions - action_space.low) / (action_space.high - action_space.low) - 1.0
+    low, high = _floating_bounds(action_space)
+    return 2.0 * (actions - low) / (high - low) - 1.0
+
+
+def unscale(actions: np.ndarray, action_space: spaces.Space) -> np.ndarray:
+    """
+    :param actions: in [-1, 1], (B, \\*action_space.shape)
+    :param action_space: a Box with finite bounds
+    :return: in the environment's scale, neither rounded nor clipped, (B, \\*action_space.shape)
+    """
+    low, high = _floating_bounds(action_space)
+    return low + 0.5 * (actions + 1.0) * (high - low)
 
 
 def to_environment(actions: th.Tensor, action_space: spaces.Space) -> np.ndarray:
@@ -67,7 +85,73 @@ def to_environment(actions: th.Tensor, action_space: spaces.Space) -> np.ndarray
     assert isinstance(action_space, spaces.Box)
     low, high = action_space.low.astype(np.float64), action_space.high.astype(np.float64)
     scaled = low + 0.5 * (actions.cpu().numpy().reshape(-1, *action_space.shape) + 1.0) * (high - low)
-    if np.issubdtype(action_space.dtype, np.integer):
+    if are_whole(action_space):
         scaled = np.rint(scaled)
     # Rounding may have left the box
     return np.clip(scaled, low, high).astype(action_space.dtype)
+
+
+def check_bounds(action_space: spaces.Box) -> None:
+    """
+    :raises ValueError: actions cannot be scaled from [-1, 1] to its bounds
+    """
+    low, high = action_bounds(action_space)
+    if not (low.isfinite().all() and high.isfinite().all()):
+        raise ValueError(f"Actions are scaled to [-1, 1], which needs finite bounds; got {action_space}. {BOUND_ACTIONS}")
+    if not ((high > low) & (high - low).isfinite()).all():
+        raise ValueError(
+            "Actions are scaled to [-1, 1], which needs low < high in each dimension, and a difference that float32 can hold; "
+            f"got {action_space}."
+        )
+
+
+def are_whole(action_space: spaces.Space) -> bool:
+    """
+    :param action_space: Box or Discrete
+    :return: whether it is a Box of whole numbers
+    """
+    return isinstance(action_space, spaces.Box) and np.issubdtype(action_space.dtype, np.integer)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Spaces in which algorithms of Stable-Baselines3 cannot act as they are
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def for_sb3(action_space: spaces.Space) -> spaces.Space:
+    """
+    SB3's algorithms count discrete actions from 0, and keep actions, those in [-1, 1] too, in the type of their Box, which
+    would cut them to whole numbers.
+
+    :param action_space: of the environment, Box or Discrete
+    :return: that of an algorithm which acts there: Discrete from 0, or a Box of float32 or float64. The same object if it is
+        one already
+    """
+    if isinstance(action_space, spaces.Discrete):
+        return action_space if action_space.start == 0 else spaces.Discrete(action_space.n)
+    assert isinstance(action_space, spaces.Box)
+    if action_space.dtype in (np.float32, np.float64):
+        return action_space
+    return spaces.Box(action_space.low.astype(np.float32), action_space.high.astype(np.float32), dtype=np.float32)
+
+
+def from_sb3(actions: np.ndarray, action_space: spaces.Space) -> np.ndarray:
+    """
+    :param actions: of an algorithm that acts in :func:`for_sb3` of the space, one or a batch of them
+    :param action_space: of the environment
+    :return: what the environment's ``step`` takes; whole numbers where the space has nothing else
+    """
+    if isinstance(action_space, spaces.Discrete):
+        return actions if action_space.start == 0 else actions + action_space.start
+    if for_sb3(action_space) is action_space:
+        return actions
+    low, high = _floating_bounds(action_space)
+    return np.clip(np.rint(actions) if are_whole(action_space) else actions, low, high).astype(action_space.dtype)
+
+
+def _floating_bounds(action_space: spaces.Space) -> tuple[np.ndarray, np.ndarray]:
+    """In float64 where the type of the space cannot hold their difference: of int8, 100 - (-100) is -56."""
+    assert isinstance(action_space, spaces.Box)
+    if action_space.dtype in (np.float32, np.float64):
+        return action_space.low, action_space.high
+    return action_space.low.astype(np.float64), action_space.high.astype(np.float64)

@@ -20,8 +20,9 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_mbrl.common.actions import for_sb3, from_environment, from_sb3
 from sb3_mbrl.common.arguments import OFF_POLICY, Rule, plain_arguments
-from sb3_mbrl.common.buffers import whole_rows
+from sb3_mbrl.common.buffers import check_stored_actions, keep_scaled_actions, whole_rows
 from sb3_mbrl.common.callbacks import ModelProgressBarCallback
 from sb3_mbrl.common.checkpoints import ExactCheckpoints, restore_generator
 from sb3_mbrl.common.environments import accepted_environment, check_normalization
@@ -97,6 +98,38 @@ class ModelAlgorithm(ExactCheckpoints):
         else:
             self._generator.manual_seed(seed)
 
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        assert self.replay_buffer is not None
+        keep_scaled_actions(self.replay_buffer)
+
+    # ---------------------------------------------------------------- acting
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return self._executed(*super()._sample_action(learning_starts, action_noise, n_envs))
+
+    def _with_noise(self, actions: np.ndarray, action_noise: ActionNoise | None) -> tuple[np.ndarray, np.ndarray]:
+        """
+        :param actions: of a policy, in the environment's scale
+        :param action_noise: added to Box actions in [-1, 1]
+        :return: what is executed, and what is stored: scaled to [-1, 1]
+        """
+        if not isinstance(self.action_space, spaces.Box):
+            return actions, actions
+        scaled = self.policy.scale_action(actions)
+        if action_noise is not None:
+            scaled = np.clip(scaled + action_noise(), -1, 1)
+        return self._executed(self.policy.unscale_action(scaled), scaled)
+
+    def _executed(self, actions: np.ndarray, scaled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where actions are rounded, those that are executed are stored too: the model learns what they do."""
+        if not isinstance(self.action_space, spaces.Box) or for_sb3(self.action_space) is self.action_space:
+            return actions, scaled
+        actions = from_sb3(actions, self.action_space)
+        return actions, from_environment(actions, self.action_space)
+
     # ---------------------------------------------------------------- what the environment returns
 
     def _store_transition(
@@ -112,19 +145,6 @@ class ModelAlgorithm(ExactCheckpoints):
         with whole_rows(replay_buffer):
             super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
         self._last_episode_starts = dones  # for policies with a state
-
-    def _with_noise(self, actions: np.ndarray, action_noise: ActionNoise | None) -> tuple[np.ndarray, np.ndarray]:
-        """
-        :param actions: of a policy, in the environment's scale
-        :param action_noise: added to Box actions in [-1, 1]
-        :return: what is executed, and what is stored: scaled to [-1, 1]
-        """
-        if not isinstance(self.action_space, spaces.Box):
-            return actions, actions
-        scaled = self.policy.scale_action(actions)
-        if action_noise is not None:
-            scaled = np.clip(scaled + action_noise(), -1, 1)
-        return self.policy.unscale_action(scaled), scaled
 
     def _check_finite(
         self, obs: np.ndarray | dict[str, np.ndarray], reward: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]
@@ -170,6 +190,8 @@ class ModelAlgorithm(ExactCheckpoints):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
+        assert self.replay_buffer is not None
+        check_stored_actions(self.replay_buffer)
         start = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         assert not isinstance(self._last_obs, tuple) and self._last_obs is not None
         if not _finite_rows(self._last_obs, self.n_envs).all():

@@ -251,6 +251,7 @@ def real_transitions(buffer: ReplayBuffer, device: th.device | str) -> Transitio
         rows = _oldest_first(buffer, array)
         return th.tensor(rows.reshape(-1, int(np.prod(array.shape[2:]))), dtype=th.float32, device=device)
 
+    check_stored_actions(buffer)
     actions = flat(buffer.actions)
     if isinstance(buffer.action_space, spaces.Discrete):
         actions = one_hot(actions.cpu().numpy(), buffer.action_space).to(device)
@@ -300,6 +301,30 @@ def _arrays(buffer: ReplayBuffer) -> list[np.ndarray]:
     """Those with a row for each step that the buffer has room for; of Dict observations one for each key."""
     held = [part for each in vars(buffer).values() for part in (each.values() if isinstance(each, dict) else [each])]
     return [each for each in held if isinstance(each, np.ndarray) and each.shape[:1] == (buffer.buffer_size,)]
+
+
+def keep_scaled_actions(buffer: ReplayBuffer) -> None:
+    """
+    SB3's buffers keep actions in the type of the space, but those in [-1, 1] are no whole numbers.
+
+    :param buffer: if it is empty, and of a Box of integers or of half precision, it will hold float32
+    """
+    if isinstance(buffer.action_space, spaces.Box) and buffer.actions.dtype != np.float32 and buffer.size() == 0:
+        buffer.actions = buffer.actions.astype(np.float32)
+
+
+def check_stored_actions(buffer: ReplayBuffer) -> None:
+    """
+    :param buffer: SB3's replay buffer
+    :raises ValueError: it has cut actions in [-1, 1] to whole numbers
+    """
+    if isinstance(buffer.action_space, spaces.Box) and np.issubdtype(buffer.actions.dtype, np.integer):
+        raise ValueError(
+            f"The replay buffer keeps actions as {buffer.actions.dtype}, the type of {buffer.action_space}. Off-policy "
+            "algorithms of Stable-Baselines3 scale them to [-1, 1], which is then cut to -1, 0 and 1: a model would learn "
+            "from actions that were not executed. Collect anew, with an algorithm of sb3_mbrl, with sb3_mbrl.envs.collect, or "
+            "in an environment with a Box of floats."
+        )
 
 
 def initial_rows(buffer: ReplayBuffer) -> np.ndarray:

@@ -23,6 +23,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from sb3_mbrl.common.actions import for_sb3, from_sb3
 from sb3_mbrl.common.arguments import Rule, integer
 from sb3_mbrl.common.buffers import end_trajectories, initial_rows, real_transitions
 from sb3_mbrl.common.checkpoints import noise_for, pickle_replay_buffer
@@ -227,16 +228,15 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
         self, observation_space: spaces.Space, action_space: spaces.Space, lr_schedule: Schedule, **_: Any
     ) -> BasePolicy:
         self._setup_dynamics()
-        if self._agent_zip:
-            # With environments, as n_imagined_envs may be another than it was saved with
-            imagined: Any = _NothingYet(self.n_imagined_envs, observation_space, action_space)
+        imagined: Any = _NothingYet(self.n_imagined_envs, observation_space, for_sb3(action_space))
+        if self._agent_zip:  # n_imagined_envs may be another than it was saved with
             self.agent = self.algorithm_class.load(io.BytesIO(self._agent_zip), imagined, self.device)
             self._agent_zip = b""
             check_optimizers(self.agent)
         else:
             self.agent = self.algorithm_class(
                 self.agent_policy,  # type: ignore[arg-type]
-                _NothingYet(self.n_imagined_envs, observation_space, action_space),  # type: ignore[arg-type]
+                imagined,
                 seed=self.seed,
                 device=self.device,
                 **deepcopy(self.algorithm_kwargs),  # SB3 writes to them
@@ -295,7 +295,7 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
         actions, self._agent_state = self.agent.predict(
             self._last_obs, self._agent_state, self._last_episode_starts, deterministic=False
         )
-        return self._with_noise(actions, action_noise)
+        return self._with_noise(from_sb3(actions, self.action_space), action_noise)
 
     def predict(
         self,
@@ -313,7 +313,8 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
         :param deterministic: whether to explore
         :return: actions in the environment's scale, and the new state
         """
-        return self.agent.predict(observation, state, episode_start, deterministic)
+        actions, state = self.agent.predict(observation, state, episode_start, deterministic)
+        return from_sb3(actions, self.action_space), state
 
     # ---------------------------------------------------------------- imagination
 

@@ -16,6 +16,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_mbrl.common.actions import from_environment, one_hot
+from sb3_mbrl.common.buffers import check_stored_actions
 from sb3_mbrl.common.types import Transitions
 from sb3_mbrl.dynamics.model import ModelStep, SteppableModel
 from sb3_mbrl.dynamics.termination import termination_scores
@@ -42,10 +43,11 @@ def trajectories_from_buffer(
     :param n_rows: only the latest transitions, about this many over all environments; None: all
     :return: pieces of one transition or more, oldest first in each environment; raw observations and rewards, discrete
         actions one-hot
-    :raises ValueError: the buffer does not store next observations
+    :raises ValueError: the buffer does not store next observations, or has cut actions to whole numbers
     """
     if buffer.optimize_memory_usage:
         raise ValueError("optimize_memory_usage=True loses the last observation of each episode. Leave it False.")
+    check_stored_actions(buffer)
     n = buffer.size()
     steps = np.arange(n)
     if buffer.full:

@@ -18,7 +18,7 @@ from torch import nn
 
 from sb3_mbrl.common import onednn
 from sb3_mbrl.common.accelerated import DERIVATIVES, PRECISIONS, Layout, check_precision, perceptron
-from sb3_mbrl.common.actions import BOUND_ACTIONS, action_bounds, action_dim
+from sb3_mbrl.common.actions import action_bounds, action_dim, are_whole, check_bounds
 from sb3_mbrl.common.arguments import BOOLEAN, NET_ARCH, SHARE, check_arguments, integer, list_of, number
 from sb3_mbrl.common.config import Kind, check_config, read_json
 from sb3_mbrl.common.random import Generators, randint, randn
@@ -559,6 +559,7 @@ class ProbabilisticEnsemble(nn.Module):
         expectation = isinstance(members, str) and members == "expectation"
         if isinstance(members, str) and not expectation:
             members = self.sample_members(len(obs), generator)
+        action = self._executed(action)
 
         prediction = self.predict(obs, action) if uncertainty or expectation else None
         if expectation:
@@ -580,6 +581,13 @@ class ProbabilisticEnsemble(nn.Module):
             return ModelStep(next_obs, reward, terminated)
         assert prediction is not None
         return ModelStep(next_obs, reward, terminated, prediction.epistemic_std, prediction.aleatoric_std)
+
+    def _executed(self, action: th.Tensor) -> th.Tensor:
+        """Rounded, in a space of whole numbers, as its environment would be given it; the gradient passes."""
+        if not are_whole(self.action_space):
+            return action
+        whole = self.scale_action(self.unscale_action(action).round())
+        return action + (whole - action).detach()
 
     def _to_raw(self, output: th.Tensor, obs: th.Tensor) -> th.Tensor:
         """Normalised change and reward -> raw next observation and reward."""
@@ -743,8 +751,7 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) ->
         return
     if not isinstance(action_space, spaces.Box):
         raise ValueError(f"Learned dynamics support Discrete or Box actions, got {action_space}.")
-    if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):
-        raise ValueError(f"Actions are scaled to [-1, 1], which needs finite bounds; got {action_space}. {BOUND_ACTIONS}")
+    check_bounds(action_space)
 
 
 def _initial_weight(members: int, n_in: int, n_out: int, generator: th.Generator | None) -> nn.Parameter:

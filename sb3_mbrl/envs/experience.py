@@ -16,6 +16,7 @@ from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from sb3_mbrl.common.actions import are_whole
 from sb3_mbrl.common.arguments import BOOLEAN, OFF_POLICY, SEED, check_arguments, integer
 from sb3_mbrl.common.callbacks import showing
 from sb3_mbrl.common.environments import accepted_environment, check_normalization
@@ -27,7 +28,7 @@ from sb3_mbrl.dynamics.learned_termination import LearnedTermination, make_termi
 from sb3_mbrl.dynamics.learning import check_known_termination
 from sb3_mbrl.dynamics.model import DynamicsModel
 from sb3_mbrl.envs.datasets import Dataset, read_dataset, read_trajectories, spaces_of
-from sb3_mbrl.envs.imagination import Imagination, ImaginationRules, StartFn, as_states
+from sb3_mbrl.envs.imagination import Imagination, ImaginationRules, ObservedRange, StartFn, as_states
 
 StartStates = str | np.ndarray | th.Tensor | StartFn
 """``"all"`` or ``"initial"`` observations of the transitions, raw observations (M, O), or ``f(n, generator) -> (n, O)``."""
@@ -45,9 +46,6 @@ N_ENVS = integer(1, 10**6)
 SHOWN = {"verbose": OFF_POLICY["verbose"], "progress_bar": BOOLEAN}
 COLLECTED = {"n_steps": integer(1, 10**9, whole_floats=True), "seed": SEED, **SHOWN}
 """What arguments of :func:`collect` may be."""
-
-BOUNDS_MARGIN = 0.5
-"""Predictions may leave the observed range of each observation entry by this share of it, on either side."""
 
 
 class Predicts(Protocol):
@@ -178,6 +176,8 @@ def _random_actions(space: spaces.Space, n_envs: int, seed: int | None) -> Any:
         if isinstance(space, spaces.Discrete):
             return space.start + rng.integers(space.n, size=n_envs), state
         assert isinstance(space, spaces.Box)
+        if are_whole(space):
+            return rng.integers(space.low, space.high, (n_envs, *space.shape), space.dtype, endpoint=True), state
         return rng.uniform(space.low, space.high, (n_envs, *space.shape)).astype(space.dtype), state
 
     return predict
@@ -225,13 +225,12 @@ class Experience:
     def bounds_unless(self, given: Bounds | None) -> Bounds:
         """
         :param given: lowest and highest prediction, (O,) each
-        :return: the same; for None what was observed, and a margin
+        :return: the same; for None what was observed
         """
         if given is not None:
             return given
         low, high = th.cat([self.transitions.observations, self.transitions.next_observations]).aminmax(dim=0)
-        margin = BOUNDS_MARGIN * (high - low)
-        return (low - margin).cpu().numpy(), (high + margin).cpu().numpy()
+        return ObservedRange(low.cpu().numpy(), high.cpu().numpy())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -293,7 +292,7 @@ class ImaginedFromExperience:
             observations of episodes; raw observations (M, O); or ``f(n, generator) -> (n, O)``
         :param horizon: steps until truncation; None: the time limit of the real environment, 1000 if it is not known
         :param observation_bounds: lowest and highest prediction; None: the observed range and half of it on either side,
-            within the observation space
+            within the observation space or what was observed outside of it
         :param reward_fn: the reward ``f(obs (B, O), action (B, A), next_obs (B, O)) -> (B,)``, actions in the environment's
             scale; learned if None
         :param termination_fn: ``"auto"``: the environment's own rule where it is a known Gymnasium task, otherwise learned;
@@ -471,7 +470,7 @@ class ImaginedFromExperience:
         :param horizon: steps until truncation; None: the time limit of the algorithm's environment, 1000 if it
             is not known
         :param observation_bounds: lowest and highest prediction; None: the observed range and half of it on either side,
-            within the observation space
+            within the observation space or what was observed outside of it
         :param kwargs: further arguments of the constructor
         :return: the environment
         :raises ValueError: no model, nothing in the replay buffer, no environment

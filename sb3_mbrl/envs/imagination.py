@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -16,6 +16,9 @@ from sb3_mbrl.dynamics.model import DynamicsModel, Members, ModelStep, check_fit
 
 StartFn = Callable[[int, th.Generator], th.Tensor | np.ndarray]
 """``f(n, generator) -> raw observations (n, O)`` at which branches begin."""
+
+BOUNDS_MARGIN = 0.5
+"""Predictions may leave the observed range of each observation entry by this share of it, on either side."""
 
 PROPAGATIONS = ("ts1", "tsinf", "expectation")
 VALUE_MODES = {"expected": 0, "pessimistic": -1, "optimistic": 1}
@@ -83,6 +86,18 @@ class ImaginationRules:
         return self.value_mode != "expected" or self.uncertainty_penalty > 0 or self.max_disagreement is not None
 
 
+class ObservedRange(NamedTuple):
+    """
+    What the real environment returned, which may lie out of the bounds that it declares: so far imagination may go, too.
+
+    :param low: lowest observation, (O,)
+    :param high: highest observation, (O,)
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+
+
 class ImaginedStep(NamedTuple):
     """
     :param obs: raw observation after the step, finite and within bounds, (n, O) float32
@@ -108,7 +123,8 @@ class Imagination:
     :param n: number of branches
     :param start_states: raw observations (M, O) to draw from uniformly, or ``f(n, generator) -> (n, O)``
     :param rules: of the branches
-    :param observation_bounds: lowest and highest observation, (O,) each, tightened to the space's; None: the space's
+    :param observation_bounds: lowest and highest observation, (O,) each, tightened to the space's; an ``ObservedRange``,
+        which is given a margin; None: the space's
     :raises ValueError: a model that is not fitted or cannot start from observations; start states of another shape, not
         finite, or out of bounds
     """
@@ -143,7 +159,8 @@ class Imagination:
         What following branches begin with. Those under way go on.
 
         :param start_states: raw observations (M, O) to draw from uniformly, or ``f(n, generator) -> (n, O)``
-        :param observation_bounds: lowest and highest observation, (O,) each, tightened to the space's; None: the space's
+        :param observation_bounds: lowest and highest observation, (O,) each, tightened to the space's; an ``ObservedRange``,
+            which is given a margin; None: the space's
         :raises ValueError: start states of another shape, not finite, or out of bounds
         """
         self.low, self.high = _bounds(self.dynamics.observation_space, observation_bounds, self.dynamics.device)
@@ -248,15 +265,15 @@ class Imagination:
         :return: (M, O) float32, within bounds
         """
         states = as_states(states, len(self.low), self.dynamics.device, k)
-        slack = 1e-4 * (1.0 + states.abs())  # a rounding error of the environment is none
+        slack = _rounding(states)
         outside = (states < self.low - slack) | (states > self.high + slack)
         if outside.any():
             row, entry = outside.nonzero()[0].tolist()
             raise ValueError(
                 f"start_states[{row}, {entry}] = {states[row, entry]:.4g} lies outside of what the model may predict: entry "
                 f"{entry} is bounded by [{self.low[entry]:.4g}, {self.high[entry]:.4g}] (the observation space, or what was "
-                "observed and a margin). Start where there are data, or pass observation_bounds. Are the states raw, or "
-                "normalised?"
+                "observed and a margin). Start where there are data, or widen observation_bounds where they are given. Are "
+                "the states raw, or normalised?"
             )
         return th.maximum(th.minimum(states, self.high), self.low)
 
@@ -305,7 +322,12 @@ def _bounds(
     """Lowest and highest observation, (O,) float32 each, rounded towards each other so that both lie in the space."""
     assert isinstance(space, spaces.Box)
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    if bounds is not None:
+    if isinstance(bounds, ObservedRange):
+        margin = BOUNDS_MARGIN * (bounds.high - bounds.low)
+        low, high = np.maximum(low, bounds.low - margin), np.minimum(high, bounds.high + margin)
+        low = np.where(bounds.low < low - _rounding(bounds.low), bounds.low, low)
+        high = np.where(bounds.high > high + _rounding(bounds.high), bounds.high, high)
+    elif bounds is not None:
         given_low, given_high = (np.asarray(bound, dtype=np.float64) for bound in bounds)
         if given_low.shape != low.shape or given_high.shape != low.shape or not (given_low <= given_high).all():
             raise ValueError(f"observation_bounds must be two arrays of shape {low.shape}, lowest and highest; got {bounds}.")
@@ -315,6 +337,11 @@ def _bounds(
     low32 = np.where(low32 < low, np.nextafter(low32, np.float32(np.inf)), low32)
     high32 = np.where(high32 > high, np.nextafter(high32, np.float32(-np.inf)), high32)
     return th.as_tensor(low32, device=device), th.as_tensor(high32, device=device)
+
+
+def _rounding(obs: Any) -> Any:
+    """How far observations may be out of bounds by a rounding error of the environment."""
+    return 1e-4 * (1.0 + abs(obs))
 
 
 def to_model(actions: np.ndarray, dynamics: DynamicsModel) -> th.Tensor:

@@ -146,4 +146,7 @@ def _one_environment(env: Any) -> gym.Env:
 
 
 def _initial_states(env: gym.Env) -> np.ndarray:
-    return np.stack([env.reset(seed=seed)[0] for seed in range(N_INITIAL)])
+    """Within the bounds of the space, which a real environment may leave."""
+    states = np.stack([env.reset(seed=seed)[0] for seed in range(N_INITIAL)])
+    space = env.observation_space
+    return np.clip(states, space.low, space.high) if isinstance(space, gym.spaces.Box) else states

@@ -9,6 +9,7 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
 
+from sb3_mbrl.common.actions import for_sb3, from_sb3
 from sb3_mbrl.common.arguments import check_arguments
 from sb3_mbrl.dynamics.model import DynamicsModel, dynamics_of
 from sb3_mbrl.envs.experience import N_ENVS, Bounds, ImaginedFromExperience, RealEnv
@@ -22,6 +23,9 @@ class LearnedModelVecEnv(ImaginedFromExperience, VecEnv):
 
         env = LearnedModelVecEnv.from_env("Pendulum-v1", n_envs=256, n_steps=5_000)
         PPO("MlpPolicy", env).learn(500_000)
+
+    Its ``action_space`` is one that algorithms of SB3 can act in: discrete actions are counted from 0, whatever the ``start``
+    of the real space, and a Box of integers is one of floats, which are rounded.
 
     It behaves as SB3's ``DummyVecEnv``; wrap it in ``VecMonitor`` to see returns, in ``VecNormalize`` to scale. Predictions
     that are not finite truncate their episode where it was, with reward 0.
@@ -50,7 +54,7 @@ class LearnedModelVecEnv(ImaginedFromExperience, VecEnv):
         dynamics = dynamics_of(dynamics)
         self.imagination = Imagination(dynamics, n_envs, start_states, ImaginationRules(horizon, **rules), observation_bounds)
         self.render_mode: str | None = None  # SB3 asks for it before it is set
-        super().__init__(n_envs, dynamics.observation_space, dynamics.action_space)
+        super().__init__(n_envs, dynamics.observation_space, for_sb3(dynamics.action_space))
 
     @classmethod
     def _around(  # type: ignore[override]
@@ -81,9 +85,11 @@ class LearnedModelVecEnv(ImaginedFromExperience, VecEnv):
 
     def step_async(self, actions: np.ndarray) -> None:
         """
-        :param actions: in the environment's scale, (n_envs, \\*action_space.shape); those out of bounds are clipped
+        :param actions: in the environment's scale, discrete ones counted from 0, (n_envs, \\*action_space.shape); those out of
+            bounds are clipped
         """
-        self._actions = to_model(actions, self.imagination.dynamics)
+        dynamics = self.imagination.dynamics
+        self._actions = to_model(from_sb3(np.asarray(actions), dynamics.action_space), dynamics)
 
     def step_wait(self) -> VecEnvStepReturn:
         """

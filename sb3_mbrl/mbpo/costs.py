@@ -12,7 +12,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.logger import Logger
 
 from sb3_mbrl.common.accelerated import accelerated
-from sb3_mbrl.common.buffers import ModelReplayBuffer
+from sb3_mbrl.common.buffers import ModelReplayBuffer, keep_scaled_actions
 from sb3_mbrl.common.costs import in_words, seconds, undone, updates_per_step
 from sb3_mbrl.common.types import Transitions
 from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble
@@ -127,6 +127,7 @@ def _real_buffer(algorithm: Any, data: Transitions) -> ReplayBuffer:
     buffer: ReplayBuffer = algorithm.replay_buffer_class(
         N_TRANSITIONS, algorithm.observation_space, algorithm.action_space, algorithm.device, **algorithm.replay_buffer_kwargs
     )
+    keep_scaled_actions(buffer)
     columns = (data.observations, data.next_observations, data.actions, data.rewards, data.terminated)
     for obs, next_obs, action, reward, done in zip(*(each.cpu().numpy()[:, np.newaxis] for each in columns), strict=True):
         buffer.add(obs, next_obs, action, reward, done, [{}])

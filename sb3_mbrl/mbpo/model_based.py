@@ -12,6 +12,7 @@ from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_mbrl.common.accelerated import accelerated, check_precision
+from sb3_mbrl.common.actions import for_sb3, from_sb3
 from sb3_mbrl.common.algorithm import ModelAlgorithm
 from sb3_mbrl.common.arguments import BOOLEAN, SHARE, Rule, integer
 from sb3_mbrl.common.buffers import MixedReplayBuffer, ModelReplayBuffer, initial_rows, normalize_obs, real_transitions
@@ -139,6 +140,7 @@ class ModelBased(LearnsDynamics):
             # SB3's own choice, read from a zip: SB3 would take it for the user's and warn that n_steps is ignored
             self.replay_buffer_class = None
         super()._setup_model()
+        self.policy.action_space = for_sb3(self.action_space)  # it subtracts bounds in the type of the space
         self._setup_dynamics(precision=self.precision)
         self.model_buffer = ModelReplayBuffer(
             self._model_buffer_capacity(), self.dynamics.observation_dim, self.dynamics.action_dim, self.device
@@ -173,6 +175,16 @@ class ModelBased(LearnsDynamics):
             )
 
     # ---------------------------------------------------------------- the algorithm
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        actions, state = super().predict(observation, state, episode_start, deterministic)
+        return from_sb3(actions, self.action_space), state
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """

@@ -19,7 +19,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_mbrl.common.actions import to_environment
+from sb3_mbrl.common.actions import from_environment, to_environment, unscale
 from sb3_mbrl.common.arguments import SEED, check_arguments, integer, number
 from sb3_mbrl.common.config import Kind, check_config, read_json
 from sb3_mbrl.common.files import ZIP_ERRORS, write_atomically
@@ -221,6 +221,12 @@ class MPCPolicy(BasePolicy):
         actions = to_environment(memory.actions[rows, memory.n_executed // self.action_repeat], self.action_space)
         memory = memory._replace(n_executed=memory.n_executed + 1)
         return actions if vectorized else actions[0], tuple(tensor.cpu().numpy() for tensor in memory)
+
+    def scale_action(self, action: np.ndarray) -> np.ndarray:
+        return from_environment(action, self.action_space)  # SB3's subtracts bounds in the type of the space
+
+    def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
+        return unscale(scaled_action, self.action_space)
 
     def _predict(self, observation: Any, deterministic: bool = False) -> th.Tensor:
         """The first action of a plan made from nothing, (B, A) in [-1, 1] or one-hot."""

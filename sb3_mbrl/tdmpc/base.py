@@ -20,7 +20,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 from torch import nn
 
-from sb3_mbrl.common.actions import BOUND_ACTIONS
+from sb3_mbrl.common.actions import check_bounds
 from sb3_mbrl.common.algorithm import ModelAlgorithm
 from sb3_mbrl.common.arguments import DISCOUNT, Rule, integer, number
 from sb3_mbrl.common.sequences import DictSequenceReplayBuffer, SequenceReplayBuffer, SequenceSamples
@@ -152,6 +152,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
     @staticmethod
     def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
         check_actions(action_space)
+        check_observations(observation_space)
 
     def _check_arguments(self) -> None:
         self._check_numbers()
@@ -450,10 +451,19 @@ def check_actions(space: spaces.Space) -> None:
     """
     if not isinstance(space, spaces.Box):
         raise ValueError(f"TD-MPC plans Box actions, got {space}. PETS and Dyna take Discrete ones.")
-    if not (space.low < space.high).all():
-        raise ValueError(f"Actions are scaled to [-1, 1], which needs low < high in each dimension; got {space}.")
-    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-        raise ValueError(f"Actions are scaled to [-1, 1], which needs finite bounds; got {space}. {BOUND_ACTIONS}")
+    check_bounds(space)
+
+
+def check_observations(space: spaces.Space) -> None:
+    """
+    :raises ValueError: SB3's replay buffers do not hold such observations
+    """
+    for each in space.values() if isinstance(space, spaces.Dict) else [space]:
+        if isinstance(each, spaces.MultiDiscrete) and each.nvec.ndim > 1:
+            raise ValueError(
+                f"MultiDiscrete observations must have one dimension, got shape {each.shape}. Flatten them: "
+                "gymnasium.wrappers.TransformObservation(env, numpy.ravel, gymnasium.spaces.MultiDiscrete(nvec.ravel()))."
+            )
 
 
 def discount_for(episode_length: int) -> float:

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import preprocess_obs
@@ -88,7 +89,7 @@ class LatentModel(nn.Module):
         :param obs: observations, (B, \\*obs), or a dict of them
         :return: as SB3 gives them to a features extractor
         """
-        return preprocess_obs(obs, self.observation_space, self.normalize_images)
+        return preprocess_obs(counted_from_zero(obs, self.observation_space), self.observation_space, self.normalize_images)
 
     def next(self, z: th.Tensor, action: th.Tensor) -> th.Tensor:
         """
@@ -182,3 +183,18 @@ class LatentModel(nn.Module):
         else:
             terminated = th.zeros(len(next_z), dtype=th.bool, device=next_z.device)
         return ModelStep(next_z, self.reward(obs, action), terminated)
+
+
+def counted_from_zero(obs: PyTorchObs, space: spaces.Space) -> PyTorchObs:
+    """
+    :param obs: observations, (B, \\*obs), or a dict of them
+    :param space: theirs
+    :return: the same, but discrete ones count from 0, as SB3 expects of them, whatever the ``start`` of their space
+    """
+    if isinstance(space, spaces.Dict):
+        assert isinstance(obs, dict)
+        return {name: counted_from_zero(each, space[name]) for name, each in obs.items()}  # type: ignore[misc]
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) and np.any(space.start):
+        assert isinstance(obs, th.Tensor)
+        return obs - th.as_tensor(space.start, device=obs.device)
+    return obs

@@ -331,3 +331,22 @@ def test_an_n_step_return_does_not_go_on_over_the_end_of_a_round():
     assert buffer.dones[last].all()
     # A horizon is no termination: one that is bootstrapped over
     assert (buffer.dones[last] * (1 - buffer.timeouts[last]) == 0).all()
+
+
+class DeclaresLess(gym.ObservationWrapper):
+    """Pendulum, whose cosine and sine are said to end at 0.99."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        high = np.array([0.99, 0.99, 8.0], np.float32)
+        self.observation_space = gym.spaces.Box(-high, high)
+
+    def observation(self, obs):
+        return obs
+
+
+@pytest.mark.parametrize("start_states", ["all", "initial"])
+def test_an_observation_out_of_its_declared_bounds_is_no_reason_to_stop(start_states):
+    model = make(env=DeclaresLess(gym.make("Pendulum-v1", max_episode_steps=15)), start_states=start_states).learn(130)
+    assert np.abs(model.replay_buffer.observations[:130, 0, 0]).max() > 0.99
+    assert model.agent.num_timesteps > 0

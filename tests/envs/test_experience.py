@@ -2,6 +2,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_mbrl.dynamics import LearnedTermination, ProbabilisticEnsemble, SimulatorModel
@@ -144,6 +145,44 @@ def test_predictions_stay_near_what_was_observed(tiny_fit):
     np.testing.assert_allclose(env.imagination.high, expected, rtol=1e-5)
     with pytest.raises(ValueError, match="lies outside of what the model may predict"):
         env.imagination.set_starts(np.full((1, 4), 3.0), (env.imagination.low, env.imagination.high))
+
+
+class Beyond(gym.ObservationWrapper):
+    """Declares less than it returns: of the first entry by a tenth at either end, of the second by a rounding error."""
+
+    def __init__(self, env, low=-0.9, high=0.9):
+        super().__init__(env)
+        low, high = np.array([[low, -np.inf], [high, np.inf]], np.float32)
+        self.observation_space = spaces.Box(low, high)
+
+    def observation(self, obs):
+        return np.array([np.sin(10 * obs[0]), obs[1]], np.float32)
+
+
+@pytest.mark.parametrize("start_states", ["all", "initial"])
+def test_what_was_recorded_outside_of_the_declared_bounds_is_believed(drift, from_drift, start_states, tiny_fit):
+    kwargs = {**tiny_fit, "start_states": start_states, "horizon": 10}
+    env = LearnedModelVecEnv.from_env(Beyond(drift()), n_envs=4, **kwargs)
+    seen = th.cat([env.transitions.observations, env.transitions.next_observations])[:, 0]
+    assert seen.max() > 0.95
+    assert env.imagination.high[0] == seen.max() and env.imagination.low[0] == seen.min()
+    assert th.equal(env.imagination._pool.unique(dim=0), env.imagination._pool.unique(dim=0).clamp(-1, 1))
+    env.refit(collect(Beyond(drift()), 20, seed=1), max_epochs=1)
+    env.reset()
+    env.step(np.zeros((4, 1), np.float32))
+
+
+def test_a_rounding_error_is_not_believed(drift, tiny_fit):
+    env = Beyond(drift(), -1.0 + 1e-5, 1.0 - 1e-5)
+    imagined = LearnedModelVecEnv.from_env(env, n_envs=1, horizon=10, **tiny_fit)
+    assert env.observation_space.contains(imagined.imagination._pool.amax(dim=0).numpy())
+    assert (imagined.imagination.high.numpy() <= env.observation_space.high).all()
+
+
+def test_first_observations_out_of_bounds_do_not_keep_an_environment_from_being_imagined(drift, tiny_fit):
+    model = LearnedModelEnv.from_env(Beyond(drift()), horizon=10, **tiny_fit).dynamics
+    env = LearnedModelEnv(Beyond(drift()), model, horizon=10)
+    assert env.observation_space.contains(env.reset(seed=0)[0])
 
 
 def test_bounds_may_be_given(from_drift, drift):

@@ -93,7 +93,8 @@ def test_discrete_actions_reach_the_model_one_hot(scripted, make_vec, monkeypatc
     monkeypatch.setattr(model, "step", lambda obs, action, *args: seen.append(action) or step(obs, action[:, :1], *args))
     env = make_vec(2, model=model)
     env.reset()
-    env.step(np.array([1, 3]))
+    assert env.action_space == spaces.Discrete(3)  # SB3's policies count from 0
+    env.step(np.array([0, 2]))
     assert seen[0].tolist() == [[1, 0, 0], [0, 0, 1]]
 
 
