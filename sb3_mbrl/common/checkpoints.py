@@ -7,10 +7,8 @@ import pathlib
 import pickle
 import random
 import re
-import warnings
-import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from typing import Any, TypeVar
@@ -23,32 +21,28 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.save_util import load_from_zip_file, open_path, recursive_getattr
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, TensorDict
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn
 
 from sb3_mbrl.common.arguments import OFF_POLICY, check_arguments, integer
 from sb3_mbrl.common.buffers import end_trajectories
 from sb3_mbrl.common.env_state import restore_env_state, save_env_state
-from sb3_mbrl.common.files import ZIP_ERRORS, make_folder, new_folder, sync_folder, write_atomically
-from sb3_mbrl.common.tensors import check_optimizer_state, check_optimizers
+from sb3_mbrl.common.files import make_folder, new_folder, open_atomically, sync_folder, write_atomically
+from sb3_mbrl.common.saves import AtomicSaves, algorithm_name, check_algorithm, saved_as
 
 SelfExactCheckpoints = TypeVar("SelfExactCheckpoints", bound="ExactCheckpoints")
 
 _FORMAT = "sb3_mbrl.checkpoint.1"
 _FILES = ("model.zip", "replay_buffer.pkl", "extras.pth", "environment.pkl", "random.pkl")
 """Of a checkpoint, without the manifest: each of them always."""
-_ALGORITHM_ENTRY = "_sb3_mbrl_algorithm"
-"""Entry of a saved zip that names the algorithm; Stable-Baselines3 passes over it."""
 
 
-class ExactCheckpoints(OffPolicyAlgorithm):
+class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
     """
     For off-policy algorithms, before the SB3 class in the list of bases: ``class MBPO(ExactCheckpoints, SAC)``.
-    Adds :meth:`save_checkpoint` and :meth:`load_checkpoint`, makes ``save`` atomic and ``load`` refuse, with words,
-    what another algorithm has saved.
+    Adds :meth:`save_checkpoint` and :meth:`load_checkpoint`, and makes ``save_replay_buffer`` atomic.
     """
 
-    _is_mixin = True  # in a class itself, not in those that inherit it: no algorithm of its own
+    _is_mixin = True
 
     _checkpoint_due: str | pathlib.Path | None = None
     _goes_on = False
@@ -99,7 +93,7 @@ class ExactCheckpoints(OffPolicyAlgorithm):
             # Last, since it tells the sizes and checksums of the others
             manifest = {
                 "format": _FORMAT,
-                "algorithm": _algorithm_name(type(self)),
+                "algorithm": algorithm_name(type(self)),
                 "num_timesteps": self.num_timesteps,
                 "n_envs": self.n_envs,
                 "files": {name: _fingerprint(version / name) for name in _FILES},
@@ -133,7 +127,7 @@ class ExactCheckpoints(OffPolicyAlgorithm):
             number of environments or other wrappers
         """
         with _newest_version(pathlib.Path(folder)) as (manifest, files):
-            _check_algorithm(cls, manifest["algorithm"], folder)
+            check_algorithm(cls, manifest["algorithm"], folder)
             if env is not None:
                 env = cls._wrap_env(maybe_make_env(env, verbose=0))
                 if env.num_envs != manifest["n_envs"]:
@@ -237,97 +231,17 @@ class ExactCheckpoints(OffPolicyAlgorithm):
         if self._last_episode_starts is not None and len(self._last_episode_starts) != n_envs:
             self._last_obs = None  # of the other environments
 
-    # ---------------------------------------------------------------- save and load
-
-    def save(
-        self,
-        path: str | pathlib.Path | io.BufferedIOBase,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-    ) -> None:
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """
-        Save all the attributes of the object and the model parameters in a zip-file, as SB3 does; atomic where ``path`` is
-        a path.
+        Save the replay buffer as a pickle file, as SB3 does; atomic where ``path`` is a path.
 
-        :param path: path to the file where the rl agent should be saved
-        :param exclude: name of parameters that should be excluded in addition to the default ones
-        :param include: name of parameters that might be excluded but should be included anyway
+        :param path: path to the file where the replay buffer should be saved
         """
-        content = io.BytesIO()
-        super().save(content, exclude, include)
-        with zipfile.ZipFile(content, "a") as archive:
-            archive.writestr(_ALGORITHM_ENTRY, _algorithm_name(type(self)))
         if isinstance(path, (str, pathlib.Path)):
-            write_atomically(_zip_path(pathlib.Path(path)), content.getvalue())
+            with open_atomically(saved_as(path, "pkl")) as file:
+                super().save_replay_buffer(file)  # type: ignore[arg-type]
         else:
-            open_path(path, "w").write(content.getvalue())
-
-    @classmethod
-    def load(
-        cls: type[SelfExactCheckpoints],
-        path: str | pathlib.Path | io.BufferedIOBase,
-        env: GymEnv | str | None = None,
-        device: th.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> SelfExactCheckpoints:
-        """
-        Load the model from a zip-file, as SB3 does.
-
-        :param path: path to the file (or a file-like) where to load the agent from
-        :param env: the new environment to run the loaded model on, or its name (can be None if you only need prediction)
-        :param device: Device on which the code should run.
-        :param custom_objects: Dictionary of objects to replace upon loading
-        :param print_system_info: Whether to print system info from the saved model and the current system info
-        :param force_reset: Force call to ``reset()`` before training to avoid unexpected behavior
-        :param kwargs: extra arguments to change the model when loading
-        :return: new model instance with loaded parameters
-        :raises ValueError: the file is damaged, or was saved by another algorithm
-        """
-        name = getattr(path, "name", path)
-        _check_algorithm(cls, _algorithm_in_zip(path), name)
-        if isinstance(env, str):
-            env = maybe_make_env(env, verbose=0)
-        try:
-            model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
-        except (KeyError, RuntimeError) as error:
-            # SB3 takes a mismatch of the names of state dicts for an old DQN, and stumbles over that
-            stumbled = error.args == ("policy.optimizer",)
-            if not stumbled and "in loading state_dict" not in str(error):
-                raise
-            raise ValueError(
-                f"{name} does not fit the arguments that it is loaded with, or another version of {cls.__name__} saved "
-                f"it: {error.__context__ if stumbled else error}"
-            ) from error
-        check_optimizers(model)  # again: SB3 restores some parameters, as SAC's entropy coefficient, after set_parameters
-        return model
-
-    def set_parameters(
-        self,
-        load_path_or_dict: str | TensorDict,
-        exact_match: bool = True,
-        device: th.device | str = "auto",
-    ) -> None:
-        """
-        Load parameters from a given zip-file or a nested dictionary, as SB3 does. States of optimizers are compared with their
-        parameters first.
-
-        :param load_path_or_dict: location of the saved data (path or file-like, see ``save``), or a nested dictionary of state
-            dicts (see ``get_parameters``)
-        :param exact_match: whether everything that ``get_parameters`` returns must be there
-        :param device: Device on which the code should run
-        :raises ValueError: an object's name is unknown or missing, or the state of an optimizer is of other parameters
-        """
-        params = load_path_or_dict
-        if not isinstance(params, dict):
-            _, params, _ = load_from_zip_file(params, device=device, load_data=False)
-        for name, state in params.items():
-            optimizer = recursive_getattr(self, name, None)
-            if isinstance(optimizer, th.optim.Optimizer):
-                check_optimizer_state(optimizer, state, f"The state of {name}")
-        super().set_parameters(params, exact_match, device)
+            super().save_replay_buffer(path)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_checkpoint_due", "_goes_on"]
@@ -409,51 +323,6 @@ def restore_generator(generator: th.Generator, state: th.Tensor) -> None:
     """
     if state.numel() == generator.get_state().numel():
         generator.set_state(state.cpu())
-
-
-# ---------------------------------------------------------------- which algorithm
-
-
-def _algorithm_name(cls: type) -> str:
-    """A subclass by a user counts as the algorithm it derives from."""
-    algorithms = [
-        base for base in cls.__mro__ if issubclass(base, ExactCheckpoints) and not vars(base).get("_is_mixin", False)
-    ]
-    return algorithms[-1].__name__
-
-
-def _algorithm_in_zip(path: str | pathlib.Path | io.BufferedIOBase) -> str:
-    file = open_path(path, "r", suffix="zip")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
-            # Of a zip that is cut short, one of the .pth inside, a zip itself, can pass for the whole
-            if "_stable_baselines3_version" not in names or archive.testzip() is not None:
-                raise zipfile.BadZipFile
-            known = _ALGORITHM_ENTRY in names
-            return archive.read(_ALGORITHM_ENTRY).decode() if known else "another library (Stable-Baselines3 itself?)"
-    except ZIP_ERRORS as error:
-        raise ValueError(f"{path} is damaged, cut short or wasn't a zip-file. Load another save of the model.") from error
-    finally:
-        if isinstance(path, (str, pathlib.Path)):
-            file.close()
-
-
-def _check_algorithm(cls: type, saved: str, path: Any) -> None:
-    if saved != _algorithm_name(cls):
-        raise ValueError(f"{path} was saved by {saved}, not by {_algorithm_name(cls)}: load it with the class that saved it.")
-
-
-def _zip_path(path: pathlib.Path) -> pathlib.Path:
-    """Where SB3 saves to, with its warnings."""
-    if path.suffix == "":
-        path = pathlib.Path(f"{path}.zip")
-    while path.is_dir():
-        warnings.warn(f"Path '{path}' is a folder. Will save instead to {path}_2")
-        path = pathlib.Path(f"{path}_2")
-    if not path.parent.exists():
-        warnings.warn(f"Path '{path.parent}' does not exist. Will create it.")
-    return path
 
 
 # ---------------------------------------------------------------- versions in a folder

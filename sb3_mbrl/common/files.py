@@ -24,11 +24,22 @@ _WORK = ".sb3_mbrl-"
 
 def write_atomically(path: str | pathlib.Path, content: bytes) -> None:
     """
-    Write beside the target, flush to disk, rename: a kill at any moment leaves the old file or the new one. Several threads
-    or processes may write to one path: each reader sees the whole content of one of them.
+    :param path: the file, as for :func:`open_atomically`
+    :param content: the whole content
+    :raises ValueError: ``path`` is a folder or a device, or a file stands where its folder should be
+    """
+    with open_atomically(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def open_atomically(path: str | pathlib.Path) -> Iterator[IO[bytes]]:
+    """
+    Write beside the target, flush to disk, rename: a kill or an exception at any moment leaves the old file or the new one.
+    Several threads or processes may write to one path: each reader sees the whole content of one of them.
 
     :param path: the file; its folder is created if needed. A link is followed, and a file that is replaced keeps its mode
-    :param content: the whole content
+    :return: a context that gives an empty file; what is written to it takes the place of ``path`` in the end
     :raises ValueError: ``path`` is a folder or a device, or a file stands where its folder should be
     """
     target = pathlib.Path(os.path.realpath(path))
@@ -38,7 +49,7 @@ def write_atomically(path: str | pathlib.Path, content: bytes) -> None:
     with new_file(target.parent) as file:
         if target.exists() and target.stat().st_mode != os.fstat(file.fileno()).st_mode:
             os.chmod(file.name, stat.S_IMODE(target.stat().st_mode))  # before there is anything to read in it
-        file.write(content)
+        yield file
         file.flush()
         os.fsync(file.fileno())
         if fcntl is None:  # Windows does not rename a file that is open

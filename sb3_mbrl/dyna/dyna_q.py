@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbrl.common.arguments import DISCOUNT, OFF_POLICY, SHARE, check_arguments, integer, plain_arguments
 from sb3_mbrl.common.environments import accepted_environment
+from sb3_mbrl.common.saves import AtomicSaves
 
 SelfDynaQ = TypeVar("SelfDynaQ", bound="DynaQ")
 
@@ -67,7 +68,7 @@ class TabularPolicy(BasePolicy):
         return th.as_tensor(actions)
 
 
-class DynaQ(BaseAlgorithm):
+class DynaQ(AtomicSaves):
     """
     Tabular Dyna-Q (Sutton & Barto 2018, section 8.2): each real step is learned from once, remembered in a model, and
     followed by ``planning_steps`` updates from transitions that the model imagines. For small discrete environments::

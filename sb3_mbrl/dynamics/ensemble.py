@@ -626,6 +626,13 @@ class ProbabilisticEnsemble(nn.Module):
             config["termination_kwargs"] = {name: getattr(self.termination_fn, name) for name in _SAVED_TERMINATION_ARGUMENTS}
         return config
 
+    def functions_of_user(self) -> list[str]:
+        """
+        :return: the arguments, among ``reward_fn`` and ``termination_fn``, that a file cannot hold: functions of the user
+        """
+        config = self._config()
+        return [name for name in ("reward_fn", "termination_fn") if config[name] == "user"]
+
     @classmethod
     def load(
         cls,

@@ -315,6 +315,9 @@ class MPCPolicy(BasePolicy):
 
         :param path: the file
         """
+        functions = [name for name, function in self._functions().items() if function is not None]
+        if isinstance(self.model, ProbabilisticEnsemble):
+            functions += [f"model_{name}" for name in self.model.functions_of_user()]
         own_planner = PLANNER_CLASSES.get(type(self.planner).__name__) is not type(self.planner)
         config = {
             "format": FILE_FORMAT,
@@ -322,7 +325,7 @@ class MPCPolicy(BasePolicy):
             "planner_kwargs": None if own_planner else _arguments(self.planner),
             "policy": {name: getattr(self, name) for name in _OWN_ARGUMENTS},
             "objective": {name: getattr(self.objective, name) for name in _OBJECTIVE_ARGUMENTS},
-            "functions": [name for name, function in self._functions().items() if function is not None],
+            "functions": functions,
         }
         numbers_of_numpy = operator.methodcaller("item")
         content = io.BytesIO()
@@ -371,7 +374,13 @@ class MPCPolicy(BasePolicy):
                 raise ValueError(f"{path} is damaged or was not written by MPCPolicy.save: {error}") from error
         config = read_json(text, str(path))
         check_config(config, _SAVED, str(path))
-        missing = [name for name in config["functions"] if kwargs.get(name) is None]
+        functions = {**kwargs, "model_reward_fn": model_reward_fn, "model_termination_fn": model_termination_fn}
+        has_model = model is not None  # with its functions
+        missing = [
+            name
+            for name in config["functions"]
+            if functions.get(name) is None and not (has_model and name.startswith("model_"))
+        ]
         if missing:
             raise ValueError(f"{path} was saved with {missing}, which a file cannot hold: pass them again to load.")
         if model is None and weights is None:
@@ -422,7 +431,9 @@ _SAVED: dict[str, Kind] = {
     "planner_kwargs": (dict, None),
     "policy": _OWN_ARGUMENTS,
     "objective": _OBJECTIVE_ARGUMENTS,
-    "functions": [{"reward_fn", "termination_fn", "terminal_value", "actor", "vec_normalize"}],
+    "functions": [
+        {"reward_fn", "termination_fn", "terminal_value", "actor", "vec_normalize", "model_reward_fn", "model_termination_fn"}
+    ],
 }
 
 
