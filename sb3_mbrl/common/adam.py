@@ -57,7 +57,7 @@ def _is_usual(optimizer: th.optim.Optimizer) -> bool:
 
 
 def _is_usual_group(optimizer: th.optim.Optimizer, group: dict[str, Any]) -> bool:
-    """Whose parameters are all trained on a processor, and have been."""
+    """Whether all its parameters are trained, lie on a processor, and have been updated before."""
     return (
         not any(group.get(option) for option in UNUSUAL)
         and isinstance(group["lr"], float)

@@ -47,17 +47,17 @@ class ModelAlgorithm(ExactCheckpoints):
     """Spent in each phase."""
 
     _accepted: ClassVar[dict[str, Rule]] = OFF_POLICY
-    """What the arguments may be, each stored under its own name."""
+    """Rules for the arguments, each of which is stored under its own name."""
 
     def __init__(self, *args: Any, **kwargs: Any):
-        # Before SB3 calculates with them
+        # Checked before SB3 calculates with them
         super().__init__(*args, **{**kwargs, **plain_arguments(kwargs, self._accepted)})
 
     # ---------------------------------------------------------------- setup
 
     def _check_numbers(self) -> None:
         """
-        Called first in ``_setup_model``, since ``load`` sets attributes without calling the constructor with them.
+        Call this first in ``_setup_model``: ``load`` sets attributes without passing them to the constructor.
 
         :raises ValueError: an argument is not what :attr:`_accepted` says
         """
@@ -67,8 +67,8 @@ class ModelAlgorithm(ExactCheckpoints):
         if policy_name in self.policy_aliases:
             return self.policy_aliases[policy_name]
         elsewhere = {
-            "CnnPolicy": " For images there is TDMPC2.",
-            "MultiInputPolicy": " For Dict observations there is TDMPC2; or flatten them with "
+            "CnnPolicy": " TDMPC2 supports images.",
+            "MultiInputPolicy": " TDMPC2 supports Dict observations; or flatten them with "
             "gymnasium.wrappers.FlattenObservation.",
         }
         raise ValueError(
@@ -78,7 +78,7 @@ class ModelAlgorithm(ExactCheckpoints):
 
     @classmethod
     def _wrap_env(cls, env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:  # type: ignore[override]
-        # Every environment comes in here, at construction, set_env and load: what is not supported is refused first
+        # Every environment passes through here, at construction, set_env and load: an unsupported one is refused first
         env = accepted_environment(env)
         cls._check_spaces(env.observation_space, env.action_space)
         wrapped = OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
@@ -157,13 +157,16 @@ class ModelAlgorithm(ExactCheckpoints):
         for i in np.flatnonzero(dones):
             if "terminal_observation" in infos[i]:
                 last[i] = _finite_rows(infos[i]["terminal_observation"], 1)[0]
-        fine = _finite_rows(reward, self.n_envs)
-        checked = {"observation": _finite_rows(obs, self.n_envs), "last observation": last, "reward": fine}
+        checked = {
+            "observation": _finite_rows(obs, self.n_envs),
+            "last observation": last,
+            "reward": _finite_rows(reward, self.n_envs),
+        }
         for name, finite in checked.items():
             if not finite.all():
                 raise ValueError(
                     f"Environment {int(np.argmin(finite))} returned a {name} that is {BEYOND} at step "
-                    f"{self.num_timesteps}. It was not stored; the model and the replay buffer are intact. Mend the "
+                    f"{self.num_timesteps}. It was not stored; the model and the replay buffer are intact. Fix the "
                     "environment (stable_baselines3.common.vec_env.VecCheckNan helps to find the cause)"
                     + (", and load the statistics of VecNormalize anew: they have seen it." if normalized else ".")
                 )
@@ -196,12 +199,12 @@ class ModelAlgorithm(ExactCheckpoints):
         assert not isinstance(self._last_obs, tuple) and self._last_obs is not None
         if not _finite_rows(self._last_obs, self.n_envs).all():
             self._last_obs = None
-            raise ValueError(f"The environment was reset to an observation that is {BEYOND}. Mend its reset().")
+            raise ValueError(f"The environment was reset to an observation that is {BEYOND}. Fix its reset().")
         self._warn_if_too_short(start[0])
         return start
 
     def _warn_if_too_short(self: Any, total_timesteps: int) -> None:
-        """SB3's algorithms act at random up to ``learning_starts``: a run that ends there is one of random actions alone."""
+        """Warn if the run ends before training begins: up to ``learning_starts``, SB3's algorithms only act at random."""
         n_rollouts = math.ceil((total_timesteps - self.num_timesteps) / self._steps_per_rollout)
         last = self.num_timesteps + n_rollouts * self._steps_per_rollout
         if last <= self.learning_starts:
@@ -213,7 +216,7 @@ class ModelAlgorithm(ExactCheckpoints):
 
     @property
     def _steps_per_rollout(self: Any) -> int:
-        """Environment steps between two calls of ``train``; 1 where episodes are counted, whose length is not known."""
+        """Environment steps between two calls of ``train``; 1 if ``train_freq`` counts episodes, whose length is not known."""
         train_freq = self.train_freq
         return train_freq.frequency * self.n_envs if train_freq.unit is TrainFrequencyUnit.STEP else 1
 
@@ -272,6 +275,6 @@ class ModelAlgorithm(ExactCheckpoints):
 
 
 def _finite_rows(obs: np.ndarray | dict[str, np.ndarray], n_envs: int) -> np.ndarray:
-    """Where an observation, or a reward, is no larger than ``LARGEST`` in all its entries, (n_envs,) bool."""
+    """Whether all entries of an observation or a reward are finite and at most ``LARGEST``, (n_envs,) bool."""
     parts = obs.values() if isinstance(obs, dict) else [obs]
     return np.all([(np.abs(part) <= LARGEST).reshape(n_envs, -1).all(axis=1) for part in parts], axis=0)

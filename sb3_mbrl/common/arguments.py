@@ -1,4 +1,4 @@
-"""What arguments may be: rules, declared in one table per class, and the one function that checks them."""
+"""Rules for arguments, declared in one table per class, and the one function that checks them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 """Every number ends up in a float32 tensor, where a larger one would be infinite."""
 
 MOST_STEPS = 10**15
-"""Steps that are only counted: more than any run makes, and sums and products with them stay integers of 64 bits."""
+"""Upper limit for steps that are only counted: no run makes so many, and sums and products of them stay 64-bit integers."""
 
 
 @dataclass(frozen=True)
 class Rule:
     """
-    What an argument may be. ``rule | None`` and ``rule | other`` accept either.
+    What an argument may be. ``rule | None`` also accepts None; ``rule | other`` accepts what one of the two accepts.
 
-    :param accepts: says so of any value whatsoever, without raising anything
+    :param accepts: tells whether a value is accepted; it never raises, whatever the value
     :param words: what is accepted, to complete "it must be ..."
     """
 
@@ -33,10 +33,10 @@ class Rule:
 
 def integer(lowest: int, highest: int = MOST_STEPS, whole_floats: bool = False) -> Rule:
     """
-    :param lowest: that is accepted
-    :param highest: that is accepted
-    :param whole_floats: 1e4 is accepted too, as by SB3 where a number is only compared with others
-    :return: the rule. True and False are no integers
+    :param lowest: smallest value accepted
+    :param highest: largest value accepted
+    :param whole_floats: accept whole floats such as 1e4 too, as SB3 does where it only compares a number with others
+    :return: the rule; it does not take True and False for integers
     """
 
     def accepts(value: Any) -> bool:
@@ -51,18 +51,18 @@ def integer(lowest: int, highest: int = MOST_STEPS, whole_floats: bool = False) 
 
 def number(lowest: float = -FLOAT32_MAX, highest: float = FLOAT32_MAX, above: bool = False, below: bool = False) -> Rule:
     """
-    :param lowest: that is accepted
-    :param highest: that is accepted
-    :param above: ``lowest`` is not accepted itself
-    :param below: ``highest`` is not accepted itself
-    :return: the rule. NaN and infinity are outside of any range; True and False are no numbers
+    :param lowest: smallest value accepted
+    :param highest: largest value accepted
+    :param above: refuse ``lowest`` itself
+    :param below: refuse ``highest`` itself
+    :return: the rule; it refuses NaN and infinity whatever the range, and does not take True and False for numbers
     """
 
     def accepts(value: Any) -> bool:
         plain = value.item() if isinstance(value, np.generic) else value
         if not isinstance(plain, (int, float)) or isinstance(plain, bool) or not lowest <= plain <= highest:
             return False
-        if isinstance(plain, int) and abs(plain) >= 2**63:  # PyTorch converts no such integer
+        if isinstance(plain, int) and abs(plain) >= 2**63:  # PyTorch cannot convert such an integer
             return False
         return not (above and plain == lowest) and not (below and plain == highest)
 
@@ -75,10 +75,10 @@ def number(lowest: float = -FLOAT32_MAX, highest: float = FLOAT32_MAX, above: bo
 
 def list_of(rule: Rule, fewest: int = 1, most: int = 100) -> Rule:
     """
-    :param rule: of each element
-    :param fewest: elements
-    :param most: elements
-    :return: the rule of a list, tuple or array
+    :param rule: the rule for each element
+    :param fewest: smallest number of elements
+    :param most: largest number of elements
+    :return: the rule for a list, tuple or one-dimensional array
     """
 
     def accepts(value: Any) -> bool:
@@ -93,10 +93,10 @@ def list_of(rule: Rule, fewest: int = 1, most: int = 100) -> Rule:
 BOOLEAN = Rule(lambda value: isinstance(value, (bool, np.bool_)), "True or False")
 SCHEDULE = Rule(callable, "a function of the remaining progress, from 1 to 0")
 NET_ARCH = list_of(integer(1, 100_000))
-"""Units of hidden layers."""
+"""The number of units of each hidden layer."""
 SHARE = number(0, 1)
 SEED = integer(0, 2**32 - 1) | None
-"""NumPy takes no others."""
+"""The seeds that NumPy accepts."""
 DISCOUNT = number(0, 1)
 
 
@@ -108,7 +108,7 @@ def _is_train_freq(value: Any) -> bool:
 
 
 def _is_coefficient_in_words(value: Any) -> bool:
-    """``"auto"``, ``"auto_0.1"`` and ``"0.1"``, of SB3."""
+    """Whether it is a text that SB3 understands, such as ``"auto"``, ``"auto_0.1"`` or ``"0.1"``."""
     if not isinstance(value, str):
         return False
     start, _, initial = value.partition("_")
@@ -129,7 +129,7 @@ OFF_POLICY: dict[str, Rule] = {
     "gradient_steps": integer(-1, 10**7),
     "n_steps": integer(1, 10**6),
     "optimize_memory_usage": BOOLEAN,
-    "ent_coef": number(0) | Rule(_is_coefficient_in_words, '"auto" or "auto_0.1", which begins there'),
+    "ent_coef": number(0) | Rule(_is_coefficient_in_words, '"auto", or "auto_0.1" to begin at 0.1'),
     "target_entropy": number() | Rule(lambda value: isinstance(value, str) and value == "auto", '"auto"'),
     "target_update_interval": integer(1, whole_floats=True),
     "policy_delay": integer(1, whole_floats=True),
@@ -144,17 +144,17 @@ OFF_POLICY: dict[str, Rule] = {
     "seed": SEED,
 }
 """
-Arguments of the off-policy algorithms of Stable-Baselines3 and sb3-contrib, by their names there. Floats that are whole (1e4)
-are accepted where SB3 only compares them; where it allocates or loops it fails on them, and they are refused here.
+Rules for the arguments of the off-policy algorithms of Stable-Baselines3 and sb3-contrib, by their names there. Whole floats
+such as 1e4 are accepted where SB3 only compares them, and refused where SB3 would fail on them later, allocating or looping.
 """
 
 
 def check_arguments(values: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
     """
-    :param values: of arguments, by name: ``locals()`` of a constructor, or ``vars()`` of an object that stores each under its
-        own name. Others may be among them
-    :param rules: what is checked, by name; an argument that is not among ``values`` is passed over
-    :raises ValueError: a value that is not accepted, with its name, what is accepted and what was given
+    :param values: the arguments by name: ``locals()`` of a constructor, or ``vars()`` of an object that stores each under its
+        own name; further entries are ignored
+    :param rules: the rules by name of the argument; a rule whose argument is not among ``values`` is skipped
+    :raises ValueError: a value is not accepted; the message has the name, what is accepted and what was given
     """
     for name, rule in rules.items():
         if name in values and not rule.accepts(values[name]):
@@ -163,11 +163,11 @@ def check_arguments(values: Mapping[str, Any], rules: Mapping[str, Rule]) -> Non
 
 def plain_arguments(values: Mapping[str, Any], rules: Mapping[str, Rule]) -> dict[str, Any]:
     """
-    :param values: of arguments, by name, as for :func:`check_arguments`
-    :param rules: what is checked, by name
-    :return: those that are checked, with Python's numbers in the place of those of NumPy, also in arrays and tensors without
-        dimensions. Stable-Baselines3 accepts such an array in one place and not in another
-    :raises ValueError: a value that is not accepted
+    :param values: the arguments by name, as for :func:`check_arguments`
+    :param rules: the rules by name of the argument
+    :return: the arguments that have a rule. Numbers of NumPy, and arrays and tensors without dimensions, have become Python's
+        numbers, because Stable-Baselines3 does not accept them everywhere
+    :raises ValueError: a value is not accepted
     """
     plain = {name: _plain(values[name]) for name in rules if name in values}
     check_arguments(plain, rules)

@@ -84,7 +84,7 @@ class ModelReplayBuffer:
         kept = self._ordered()[-capacity:]
         rows = th.empty(capacity if len(kept) > 0 else 0, sum(self.widths), device=self.device)
         rows[: len(kept)] = kept
-        # At once, so that an interrupt leaves no rows that were never written
+        # Only replaced when complete, so that an interrupt leaves no rows that were never written
         self.rows, self.capacity, self.pos, self.full = rows, capacity, len(kept) % capacity, len(kept) == capacity
 
     def _ordered(self) -> th.Tensor:
@@ -107,8 +107,8 @@ class MixedReplayBuffer:
     :param real_ratio: share of real rows in a batch, rounded down (the official code: 12 of 256 at 0.05)
     :param gamma: discount of an imagined row, for real buffers that give a discount per row
     :param generator: source of the imagined rows; the real rows come from SB3's own stream
-    :param n_batches: drawn at once, the real rows of SB3's own buffers too. A user's ``sample`` is called for each batch, as
-        it may give shares, priorities or rows without replacement that are meant for one
+    :param n_batches: batches that are drawn at once, if the real rows are in a buffer of SB3's own. A user's ``sample`` is
+        called once per batch, as it may mix sources, weigh rows or draw without replacement, all of it within one batch
     """
 
     def __init__(
@@ -134,8 +134,8 @@ class MixedReplayBuffer:
         :param batch_size: B, the same in every call
         :param env: normalises observations and rewards of both kinds alike
         :return: ``int(B * real_ratio)`` real rows, then imagined ones; all real while nothing has been imagined. Fields that a
-            user's buffer adds (weights, indices) are those of the real rows
-        :raises ValueError: a user's buffer returns something else than transitions, or another number of them
+            user's buffer adds (weights, indices) describe the real rows alone
+        :raises ValueError: a user's buffer returns something other than transitions, or the wrong number of them
         """
         n_real = int(batch_size * self.real_ratio) if len(self.model) > 0 else batch_size
         if n_real == batch_size:
@@ -149,7 +149,7 @@ class MixedReplayBuffer:
     def _real(self, n: int, env: VecNormalize | None) -> ReplayBufferSamples:
         if not samples_as_sb3(self.real):
             return self._sample_real(n, env)
-        if not self._drawn_real:  # all batches by one gather: several would cost several times as much
+        if not self._drawn_real:  # one gather for all batches: one for each would cost several times as much
             self._drawn_real = _split(self._sample_real(self.n_batches * n, env), self.n_batches)
         return self._drawn_real.pop()
 
@@ -179,26 +179,26 @@ class MixedReplayBuffer:
 
 def samples_as_sb3(buffer: ReplayBuffer) -> bool:
     """
-    :param buffer: of SB3 or of a user
-    :return: whether its rows are drawn independently of each other, by methods of SB3's own: then many batches are one
+    :param buffer: a replay buffer of SB3 or of the user
+    :return: whether SB3's own methods draw its rows, each independently, so that many batches can be drawn as one
     """
     draw, gather = (getattr(method, "__func__", None) for method in (buffer.sample, buffer._get_samples))
     return draw is ReplayBuffer.sample and gather in (ReplayBuffer._get_samples, NStepReplayBuffer._get_samples)
 
 
 def _check_samples(samples: Any, n: int, buffer: ReplayBuffer) -> None:
-    """:raises ValueError: not a named tuple of n transitions"""
+    """:raises ValueError: the samples are not a named tuple of n transitions"""
     asked = f"{type(buffer).__name__}.sample({n})"
     fields = ReplayBufferSamples._fields
     missing = [name for name in (*fields, "_replace") if not hasattr(samples, name)]
     if missing:
         raise ValueError(
-            f"{asked} must return SB3's ReplayBufferSamples, or a NamedTuple with its fields {list(fields)} and others of "
-            f"yours; got {type(samples).__name__} without {missing}."
+            f"{asked} must return SB3's ReplayBufferSamples, or a NamedTuple with its fields {list(fields)} and any others; "
+            f"got {type(samples).__name__} without {missing}."
         )
     shapes = {name: tuple(getattr(samples, name).shape) for name in fields if name != "discounts"}
     if any(shape[:1] != (n,) for shape in shapes.values()):
-        raise ValueError(f"{asked} must return {n} rows, which imagined ones are added to; got {shapes}.")
+        raise ValueError(f"{asked} must return {n} rows, to which imagined ones are added; got {shapes}.")
 
 
 def _split(samples: ReplayBufferSamples, n: int) -> list[ReplayBufferSamples]:
@@ -267,10 +267,10 @@ def real_transitions(buffer: ReplayBuffer, device: th.device | str) -> Transitio
 
 def end_trajectories(buffer: ReplayBuffer | None) -> None:
     """
-    Marks the episodes under way as truncated, because what is stored next is not their continuation: otherwise n-step
-    returns and imagination from first states would join the two.
+    Mark the episodes under way as truncated, because what is stored next does not continue them. Otherwise n-step returns and
+    imagination from first states would join the two.
 
-    :param buffer: SB3's replay buffer, or a user's, which may have no time limits
+    :param buffer: SB3's replay buffer, or a user's, which is left alone if it does not record truncations; None: there is none
     """
     if buffer is not None and buffer.size() > 0 and hasattr(buffer, "timeouts"):
         last = buffer.pos - 1
@@ -281,8 +281,8 @@ def end_trajectories(buffer: ReplayBuffer | None) -> None:
 @contextmanager
 def whole_rows(buffer: ReplayBuffer) -> Iterator[None]:
     """
-    Around ``add``: an exception or Ctrl-C in the middle of it would leave a full buffer with a row that is half the oldest
-    transition and half the newest. The oldest one comes back.
+    A context for ``add`` that puts the oldest transition back if ``add`` is cut short. Otherwise an exception or Ctrl-C would
+    leave a full buffer with a row that is half the oldest transition and half the newest.
 
     :param buffer: SB3's replay buffer, or a user's with further arrays
     """
@@ -298,7 +298,7 @@ def whole_rows(buffer: ReplayBuffer) -> Iterator[None]:
 
 
 def _arrays(buffer: ReplayBuffer) -> list[np.ndarray]:
-    """Those with a row for each step that the buffer has room for; of Dict observations one for each key."""
+    """The arrays of a buffer that have a row for each step; Dict observations have one array for each key."""
     held = [part for each in vars(buffer).values() for part in (each.values() if isinstance(each, dict) else [each])]
     return [each for each in held if isinstance(each, np.ndarray) and each.shape[:1] == (buffer.buffer_size,)]
 

@@ -1,4 +1,4 @@
-"""Long work shows itself: in a progress bar, or in a line every half minute."""
+"""How long work shows its progress: in a bar, or with a line every half minute."""
 
 import math
 import time
@@ -29,7 +29,7 @@ class ModelProgressBarCallback(ProgressBarCallback):
 
 
 class EveryHalfMinute:
-    """Prints what it is told, but only if half a minute has passed since it was made or printed last."""
+    """Prints a text if half a minute has passed since the last one, or since this object was made."""
 
     def __init__(self) -> None:
         self._last = time.monotonic()
@@ -56,19 +56,19 @@ class Show(Protocol):
 @contextmanager
 def showing(verbose: int, progress_bar: bool, total: int | None = None) -> Iterator[Show]:
     """
-    For work that is not a callback's to watch.
+    Show the progress of work that no callback watches.
 
     :param verbose: at 1 and more, and without a bar, a line is printed every half minute
     :param progress_bar: show a bar
     :param total: steps until the work is done; None: not known
     :return: a context with the function to be called after each step
-    :raises ImportError: the bar needs tqdm and rich
+    :raises ImportError: a bar is wanted, but tqdm or rich is not installed
     """
     if not progress_bar:
         say = EveryHalfMinute() if verbose >= 1 else None
         yield lambda text, n=1: None if say is None else say(text)
         return
-    ProgressBarCallback()  # says what to install
+    ProgressBarCallback()  # raises an error that says what to install
     bar = _bar(total)
 
     def show(text: str, n: int = 1) -> None:
@@ -86,8 +86,8 @@ def remaining_time(elapsed: float | None, done: float, total: float | None) -> s
     :param elapsed: seconds so far
     :param done: steps done in them
     :param total: steps to do
-    :return: the time for the others, at the average pace since the beginning. It grows while nothing is done, as in a fit; the
-        pace of the latest steps, which rich takes, would stand still
+    :return: the time for the remaining steps, at the average pace since the beginning. It grows while no step is done, as in a
+        fit; rich's own estimate, from the pace of the latest steps, would stand still
     """
     if not elapsed or not done or total is None:
         return "-:--:--"
@@ -97,7 +97,7 @@ def remaining_time(elapsed: float | None, done: float, total: float | None) -> s
 
 
 def _bar(total: int | None) -> Any:
-    """The bar of tqdm, drawn by rich, as SB3's. Both are optional."""
+    """A bar of tqdm that rich draws, like SB3's. Both packages are optional."""
     from rich.progress import BarColumn, ProgressColumn, Task, TimeElapsedColumn
     from rich.text import Text
     from tqdm.rich import FractionColumn, RateColumn, tqdm

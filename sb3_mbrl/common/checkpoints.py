@@ -33,7 +33,7 @@ SelfExactCheckpoints = TypeVar("SelfExactCheckpoints", bound="ExactCheckpoints")
 
 _FORMAT = "sb3_mbrl.checkpoint.1"
 _FILES = ("model.zip", "replay_buffer.pkl", "extras.pth", "environment.pkl", "random.pkl")
-"""Of a checkpoint, without the manifest: each of them always."""
+"""Files that every checkpoint holds, beside its manifest."""
 
 
 class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
@@ -75,8 +75,8 @@ class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
         when the checkpoint is loaded. Callbacks and loggers are not part of a checkpoint either.
 
         Atomic: killed at any moment, the folder holds the last complete checkpoint. Older ones are then deleted. Several
-        processes may save to one folder, such as a job that was queued again beside its old self: the one that was completed
-        last is kept.
+        processes may save to one folder, for instance a job that was queued again while its old self still runs: the
+        checkpoint that was completed last is kept.
 
         :param folder: created if needed; other files in it are left alone
         :raises ValueError: a file is in the place of the folder
@@ -112,7 +112,7 @@ class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
         **kwargs: Any,
     ) -> SelfExactCheckpoints:
         """
-        Load the newest complete checkpoint of a folder, also while others save to it; go on with ``learn(n,
+        Load the newest complete checkpoint of a folder, even while other processes save to it; go on with ``learn(n,
         reset_num_timesteps=False)``. The random streams of this process (Python, NumPy, PyTorch) are set to where they were.
         It unpickles: load only what you trust.
 
@@ -204,7 +204,7 @@ class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
     ) -> tuple[int, BaseCallback]:
         keep_noise = self._goes_on and not reset_num_timesteps and self.num_timesteps > 0
         self._fit_to_environments()
-        if reset_num_timesteps or self._last_obs is None:  # SB3 resets the environments, wherever their episodes stand
+        if reset_num_timesteps or self._last_obs is None:  # SB3 will reset the environments, even within an episode
             end_trajectories(self.replay_buffer)
         action_noise = deepcopy(self.action_noise)
         start = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
@@ -215,7 +215,7 @@ class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
 
     def _fit_to_environments(self) -> None:
         """
-        State from a run with another number of environments is fitted to that of this run.
+        Adapt state that was saved with another number of environments to the number of this run.
 
         :raises ValueError: the replay buffer has room for another number of environments
         """
@@ -223,13 +223,13 @@ class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
         n_envs, buffer = self.env.num_envs, self.replay_buffer
         if buffer is not None and buffer.n_envs != n_envs:
             raise ValueError(
-                f"The replay buffer holds transitions of {buffer.n_envs} environments side by side, this run has {n_envs}. "
-                f"Go on with a VecEnv of {buffer.n_envs}, e.g. make_vec_env(..., n_envs={buffer.n_envs}), or without that "
-                "replay buffer."
+                f"The replay buffer holds transitions of {buffer.n_envs} environments side by side, but this run has "
+                f"{n_envs}. Go on with a VecEnv of {buffer.n_envs}, e.g. make_vec_env(..., n_envs={buffer.n_envs}), or "
+                "without that replay buffer."
             )
         self.action_noise = noise_for(self.action_noise, n_envs)
         if self._last_episode_starts is not None and len(self._last_episode_starts) != n_envs:
-            self._last_obs = None  # of the other environments
+            self._last_obs = None  # it is that of the other environments
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """
@@ -294,22 +294,22 @@ class ExactCheckpointCallback(BaseCallback):
 
 
 def _gsde_distributions(policy: th.nn.Module) -> dict[str, StateDependentNoiseDistribution]:
-    """By the name of the module that holds them: the actor, or the policy itself."""
+    """The gSDE distributions of a policy, by the name of the module that holds them: the actor, or the policy itself."""
     distributions = {name: getattr(module, "action_dist", None) for name, module in policy.named_modules()}
     return {name: each for name, each in distributions.items() if isinstance(each, StateDependentNoiseDistribution)}
 
 
 def _noise_of(gsde: StateDependentNoiseDistribution) -> dict[str, th.Tensor]:
-    """The noise matrices, which are no parameters and which SB3 draws anew when it loads."""
+    """The noise matrices. They are not parameters, and SB3 draws new ones when it loads."""
     return {name: getattr(gsde, name).detach() for name in ("exploration_mat", "exploration_matrices")}
 
 
 def noise_for(action_noise: ActionNoise | None, n_envs: int) -> ActionNoise | None:
     """
     :param action_noise: of a run with any number of environments
-    :param n_envs: environments that it is now added to the actions of
-    :return: the same, or, if it draws for another number of environments, the noise that was given for one of them, which
-        SB3 vectorizes in ``learn``
+    :param n_envs: number of environments to whose actions it will be added
+    :return: the same; if it was vectorized for another number of environments, the noise of a single one, which SB3 vectorizes
+        again in ``learn``
     """
     if isinstance(action_noise, VectorizedActionNoise) and action_noise.n_envs != n_envs:
         return action_noise.base_noise
@@ -339,8 +339,8 @@ def _new_version(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         sync_folder(complete)
         number = _add_version(folder, complete)
         sync_folder(folder)
-        # Only what is older than this one: of several processes that save here, none deletes the newest. They are moved away
-        # first, since a process that loads must not find half of one
+        # Older versions are deleted, and only those: no process that saves here deletes a newer version of another. They are
+        # moved away first, since a process that loads must not find half a version
         for older, version in _versions(folder).items():
             if older < number:
                 with suppress(OSError):  # another process was first
@@ -348,7 +348,7 @@ def _new_version(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _add_version(folder: pathlib.Path, complete: pathlib.Path) -> int:
-    """Rename it to the number after the last, or after that which another process has just taken."""
+    """Rename the folder of a complete checkpoint to the next number that no process has taken; returns the number."""
     number = 0
     while True:
         number = max([number, *_versions(folder)]) + 1
@@ -356,13 +356,13 @@ def _add_version(folder: pathlib.Path, complete: pathlib.Path) -> int:
         try:
             complete.rename(version)
             return number
-        except OSError:  # never does it replace a folder with files in it
+        except OSError:  # renaming never replaces a folder with files in it
             if not version.exists():
                 raise
 
 
 def _versions(folder: pathlib.Path) -> dict[int, pathlib.Path]:
-    # Not "is a folder": one that another process has just removed must not look as if there had never been any
+    # Not path.is_dir(): a version that another process removes at this moment must not look as if it had never been there
     folders = (path for path in folder.iterdir() if re.fullmatch(r"checkpoint-\d{8,}", path.name) and not path.is_file())
     return {int(path.name.removeprefix("checkpoint-")): path for path in folders}
 
@@ -370,9 +370,10 @@ def _versions(folder: pathlib.Path) -> dict[int, pathlib.Path]:
 @contextmanager
 def _newest_version(folder: pathlib.Path) -> Iterator[tuple[dict[str, Any], dict[str, io.BufferedReader]]]:
     """
-    The manifest, and the other files, open: they can be read to the end although a newer version takes their place.
+    The manifest of the newest checkpoint, and its other files. They are open, so that they can be read to the end even if a
+    newer version takes their place.
 
-    :raises ValueError: there is none, or it is not as it was saved
+    :raises ValueError: there is no checkpoint, or it is not as it was saved
     """
     with ExitStack() as stack:
         version, files = _open_newest(folder, stack)
@@ -401,7 +402,7 @@ def _open_newest(folder: pathlib.Path, stack: ExitStack) -> tuple[pathlib.Path, 
         except OSError as error:
             if version.exists():
                 raise _damaged(version, error) from error
-            # Another process has saved a newer one in this moment
+            # Another process has just replaced it with a newer one
 
 
 def _damaged(version: pathlib.Path, error: Exception) -> ValueError:
@@ -412,7 +413,7 @@ def _damaged(version: pathlib.Path, error: Exception) -> ValueError:
 
 
 def _fingerprint(file: io.BufferedReader | pathlib.Path) -> dict[str, int]:
-    """Of a file that is open, which is at its beginning afterwards, or of one by its path."""
+    """Size and checksum of a file, given open or by its path. An open one is at its beginning afterwards."""
     if isinstance(file, pathlib.Path):
         with open(file, "rb") as opened:
             return _fingerprint(opened)
@@ -473,7 +474,7 @@ def pickle_replay_buffer(replay_buffer: ReplayBuffer) -> bytes:
 
 
 def _write_replay_buffer(path: pathlib.Path, replay_buffer: ReplayBuffer | None) -> None:
-    """Beside files of the same checkpoint alone: it is not atomic, but needs no second copy in memory."""
+    """Not atomic, as the folder of a checkpoint is only renamed when complete; it needs no second copy in memory."""
     with open(path, "wb") as file:
         if replay_buffer is None:
             pickle.dump(None, file)

@@ -1,4 +1,4 @@
-"""Configurations that come from a file: compared with what they should be before anything is made of them."""
+"""Checks of configurations that come from a file, before anything is made from them."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ def read_json(text: str | bytes, source: str) -> dict[str, Any]:
     :param text: from a file
     :param source: the file, for the message
     :return: what it holds
-    :raises ValueError: it is not JSON, or no mapping
+    :raises ValueError: it is not JSON, or not a mapping
     """
     try:
         config = json.loads(text)
@@ -33,8 +33,8 @@ def check_config(value: Any, kind: Kind, source: str, name: str = "its configura
     :param value: from a file
     :param kind: what it should be
     :param source: the file, for the message
-    :param name: of the value, for the message
-    :raises ValueError: it is anything else
+    :param name: name of the value, for the message
+    :raises ValueError: the value is of another kind
     """
     if isinstance(kind, tuple):
         if value is not None:

@@ -1,4 +1,4 @@
-"""What it takes to say how long a run will take: work is timed, and undone."""
+"""Tools for telling how long a run will take: work is timed, and then undone."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ def undone(algorithm: Any) -> Iterator[None]:
     """
     Restores the saved state and the in-memory state on exit.
 
-    :param algorithm: that works within the context
+    :param algorithm: the algorithm that works within the context
     """
     attributes, random = vars(algorithm).copy(), algorithm._random_state()
     generator = algorithm._generator.get_state()
@@ -39,7 +39,7 @@ def undone(algorithm: Any) -> Iterator[None]:
 def seconds(work: Callable[[], Any], device: th.device) -> float:
     """
     :param work: done twice: the first time is a warm-up
-    :param device: that does it
+    :param device: the device that does it
     :return: wall time of the second time
     """
     work()
@@ -57,7 +57,7 @@ def _synchronize(device: th.device) -> None:
 
 def updates_per_step(algorithm: Any) -> float | None:
     """
-    :param algorithm: off-policy, of SB3
+    :param algorithm: an off-policy algorithm of SB3
     :return: its updates per environment step; None: it counts episodes, whose length nobody knows
     """
     if algorithm.gradient_steps < 0:
@@ -70,7 +70,7 @@ def updates_per_step(algorithm: Any) -> float | None:
 def in_words(n_seconds: float) -> str:
     """
     :param n_seconds: a span of time
-    :return: in hours, minutes or seconds
+    :return: the same in hours, minutes or seconds, as a text
     """
     for unit, length in (("hours", 3600.0), ("minutes", 60.0)):
         if n_seconds >= 1.5 * length:

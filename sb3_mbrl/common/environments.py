@@ -1,4 +1,4 @@
-"""Which environments are accepted: judged by their kind, before anybody looks at their spaces."""
+"""Which environments are accepted. Their kind is checked first, before anything looks at their spaces."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def accepted_environment(env: Any) -> GymEnv:
     """
     :param env: what was passed as an environment
     :return: the same; an environment of OpenAI Gym is converted by shimmy, as Stable-Baselines3 does
-    :raises ValueError: it is none, saying what it is and what to pass instead
+    :raises ValueError: it is not an environment; the message says what it is and what to pass instead
     """
     if isinstance(env, (gym.Env, VecEnv)):
         return env
@@ -44,8 +44,8 @@ def accepted_environment(env: Any) -> GymEnv:
 def check_normalization(env: VecEnv) -> None:
     """
     :param env: a vector of environments
-    :raises ValueError: a wrapper around ``VecNormalize`` changes observations: those that are stored, which are not
-        normalised, would not be changed
+    :raises ValueError: a wrapper around ``VecNormalize`` changes observations: those in the replay buffer, which are stored
+        as they reach ``VecNormalize``, would lack the change
     """
     normalize = unwrap_vec_normalize(env)
     if normalize is None or env.observation_space == normalize.observation_space:
@@ -57,5 +57,6 @@ def check_normalization(env: VecEnv) -> None:
         env = env.venv
     raise ValueError(
         f"VecNormalize goes outside of {' and '.join(outside)}, which changes observations: "
-        f"VecNormalize({'('.join(outside)}(venv{')' * len(outside)}, ...). Transitions are stored as VecNormalize found them."
+        f"VecNormalize({'('.join(outside)}(venv{')' * len(outside)}, ...). "
+        "The replay buffer stores observations as they reach VecNormalize."
     )

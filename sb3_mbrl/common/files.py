@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, never half of one, whoever else writes beside."""
+"""Files that are either the old one or the new one, never half of one, whoever else writes at the same time."""
 
 import os
 import pathlib
@@ -13,13 +13,13 @@ from typing import IO
 
 try:
     import fcntl
-except ImportError:  # Windows has no advisory locks: what a killed process leaves is not removed there
+except ImportError:  # Windows has no advisory locks: leftovers of killed processes are not removed there
     fcntl = None  # type: ignore[assignment]
 
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, RuntimeError, ValueError)
-"""What Python's zipfile raises when the file that it was given, open, is damaged: that depends on the place."""
+"""What Python's zipfile may raise for an open file that is damaged; it depends on where the damage is."""
 _WORK = ".sb3_mbrl-"
-"""What the names of files and folders begin with that a process is working on; its id and a random number follow."""
+"""Prefix of the files and folders that a process is still working on; its id and a random number follow."""
 
 
 def write_atomically(path: str | pathlib.Path, content: bytes) -> None:
@@ -39,7 +39,7 @@ def open_atomically(path: str | pathlib.Path) -> Iterator[IO[bytes]]:
     Several threads or processes may write to one path: each reader sees the whole content of one of them.
 
     :param path: the file; its folder is created if needed. A link is followed, and a file that is replaced keeps its mode
-    :return: a context that gives an empty file; what is written to it takes the place of ``path`` in the end
+    :return: a context with an empty file; what is written to it replaces ``path`` at the end of the context
     :raises ValueError: ``path`` is a folder or a device, or a file stands where its folder should be
     """
     target = pathlib.Path(os.path.realpath(path))
@@ -48,11 +48,11 @@ def open_atomically(path: str | pathlib.Path) -> Iterator[IO[bytes]]:
     make_folder(target.parent)
     with new_file(target.parent) as file:
         if target.exists() and target.stat().st_mode != os.fstat(file.fileno()).st_mode:
-            os.chmod(file.name, stat.S_IMODE(target.stat().st_mode))  # before there is anything to read in it
+            os.chmod(file.name, stat.S_IMODE(target.stat().st_mode))  # before the file has any content to read
         yield file
         file.flush()
         os.fsync(file.fileno())
-        if fcntl is None:  # Windows does not rename a file that is open
+        if fcntl is None:  # Windows cannot rename an open file
             file.close()
         os.replace(file.name, target)
     sync_folder(target.parent)
@@ -60,7 +60,7 @@ def open_atomically(path: str | pathlib.Path) -> Iterator[IO[bytes]]:
 
 def make_folder(path: pathlib.Path) -> None:
     """
-    :param path: folder that is created, with those above it, unless it is there
+    :param path: the folder, which is created with those above it unless it exists
     :raises ValueError: a file is in its place
     """
     try:
@@ -90,8 +90,8 @@ def sync_folder(path: pathlib.Path) -> None:
 @contextmanager
 def new_file(folder: pathlib.Path) -> Iterator[IO[bytes]]:
     """
-    A file of a name that nobody else uses, to be renamed; otherwise it is removed in the end. What processes left that were
-    killed is removed first.
+    A file under a name that nobody else uses. It is removed at the end of the context, unless it was renamed. Leftovers of
+    killed processes are removed first.
 
     :param folder: where the file is made
     """
@@ -107,12 +107,12 @@ def new_file(folder: pathlib.Path) -> Iterator[IO[bytes]]:
 @contextmanager
 def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """
-    A folder of a name that nobody else uses, removed in the end with what is still in it. What processes left that were
-    killed is removed first.
+    A folder under a name that nobody else uses. It is removed at the end of the context, with what is still in it. Leftovers
+    of killed processes are removed first.
 
     :param folder: where the folder is made
     """
-    with new_file(folder) as file:  # whose lock tells that somebody works in the folder
+    with new_file(folder) as file:  # its lock tells that the folder is in use
         work = pathlib.Path(file.name).with_suffix(".work")
         work.mkdir()
         try:
@@ -122,12 +122,12 @@ def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _open_and_lock(folder: pathlib.Path) -> IO[bytes]:
-    """The system takes the lock away when the process ends, however it ends and on whatever machine it runs."""
+    """A new file, locked. The system releases the lock when the process ends, however it ends and on whatever machine."""
     while True:
         file = open(folder / f"{_WORK}{os.getpid()}-{secrets.token_hex(4)}.tmp", "xb")
         if fcntl is None:
             return file
-        with suppress(OSError):  # some network file systems have no locks: there, nothing is ever taken for a leftover
+        with suppress(OSError):  # some network file systems have no locks: nothing there is taken for a leftover
             fcntl.flock(file.fileno(), fcntl.LOCK_EX)
         if os.path.exists(file.name):
             return file
@@ -138,8 +138,8 @@ def _remove_leftovers(folder: pathlib.Path) -> None:
     if fcntl is None:
         return
     for path in folder.glob(f"{_WORK}*.tmp"):
-        with suppress(OSError), open(path, "r+b") as file:  # to write, as locks need on network file systems
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if somebody works on it
+        with suppress(OSError), open(path, "r+b") as file:  # network file systems only lock files open for writing
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises an error if a process works on it
             path.unlink()
     for work in folder.glob(f"{_WORK}*.work"):
         if not work.with_suffix(".tmp").exists():

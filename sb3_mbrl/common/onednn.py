@@ -32,7 +32,7 @@ ACTIVATIONS: dict[str, Callable[[th.Tensor], th.Tensor]] = {
     "relu": F.relu,
     "tanh": th.tanh,
 }
-"""By the names of oneDNN, for devices that do without it."""
+"""Activations by their names in oneDNN, for devices that do not use it."""
 
 NARROW = 16
 """Columns of a matrix for which oneDNN takes longer to begin than to multiply."""

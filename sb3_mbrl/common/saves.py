@@ -1,4 +1,4 @@
-"""Saves that are whole or not there, and that no other algorithm loads."""
+"""Saves that are either complete or absent, and that only the algorithm that made them loads."""
 
 import io
 import pathlib
@@ -23,11 +23,11 @@ _ALGORITHM_ENTRY = "_sb3_mbrl_algorithm"
 
 class AtomicSaves(BaseAlgorithm):
     """
-    For algorithms, before the SB3 class in the list of bases: ``save`` is atomic; ``load`` and ``set_parameters`` refuse, with
-    words, what another algorithm has saved and what does not fit.
+    Mixin: list it before the SB3 class. It makes ``save`` atomic, and lets ``load`` and ``set_parameters`` refuse what another
+    algorithm has saved or what does not fit, with a clear message.
     """
 
-    _is_mixin = True  # in a class itself, not in those that inherit it: no algorithm of its own
+    _is_mixin = True  # marks a mixin; looked up in each class itself, not inherited
 
     def save(
         self,
@@ -91,7 +91,7 @@ class AtomicSaves(BaseAlgorithm):
                 f"{name} does not fit the arguments that it is loaded with, or another version of {cls.__name__} saved "
                 f"it: {error.__context__ if stumbled else error}"
             ) from error
-        check_optimizers(model)  # again: SB3 restores some parameters, as SAC's entropy coefficient, after set_parameters
+        check_optimizers(model)  # again: SB3 restores some parameters, like SAC's entropy coefficient, after set_parameters
         return model
 
     def set_parameters(
@@ -101,14 +101,14 @@ class AtomicSaves(BaseAlgorithm):
         device: th.device | str = "auto",
     ) -> None:
         """
-        Load parameters from a given zip-file or a nested dictionary, as SB3 does. States of optimizers are compared with their
-        parameters first.
+        Load parameters from a given zip-file or a nested dictionary, as SB3 does. Before that, the states of
+        optimizers are compared with their parameters.
 
         :param load_path_or_dict: location of the saved data (path or file-like, see ``save``), or a nested dictionary of state
             dicts (see ``get_parameters``)
         :param exact_match: whether everything that ``get_parameters`` returns must be there
         :param device: Device on which the code should run
-        :raises ValueError: an object's name is unknown or missing, or the state of an optimizer is of other parameters
+        :raises ValueError: an object's name is unknown or missing, or the state of an optimizer belongs to other parameters
         """
         params = load_path_or_dict
         if not isinstance(params, dict):
@@ -124,7 +124,7 @@ class AtomicSaves(BaseAlgorithm):
 
 
 def algorithm_name(cls: type) -> str:
-    """A subclass by a user counts as the algorithm it derives from."""
+    """The name of the algorithm; a subclass by a user counts as the algorithm that it derives from."""
     algorithms = [base for base in cls.__mro__ if issubclass(base, AtomicSaves) and not vars(base).get("_is_mixin", False)]
     return algorithms[-1].__name__
 
@@ -134,7 +134,7 @@ def _algorithm_in_zip(path: str | pathlib.Path | io.BufferedIOBase) -> str:
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
-            # Of a zip that is cut short, one of the .pth inside, a zip itself, can pass for the whole
+            # The .pth files inside are zips too: if the file is cut short, one of them can pass for the whole
             if "_stable_baselines3_version" not in names or archive.testzip() is not None:
                 raise zipfile.BadZipFile
             known = _ALGORITHM_ENTRY in names
@@ -154,8 +154,8 @@ def check_algorithm(cls: type, saved: str, path: Any) -> None:
 def saved_as(path: str | pathlib.Path, suffix: str) -> pathlib.Path:
     """
     :param path: where something is to be saved
-    :param suffix: of the file, if ``path`` has none
-    :return: where Stable-Baselines3 saves it, with its warnings
+    :param suffix: suffix of the file, if ``path`` has none
+    :return: where Stable-Baselines3 would save it; the same warnings are given
     """
     path = pathlib.Path(path)
     if path.suffix == "":

@@ -7,7 +7,7 @@ from typing import Any
 from sb3_mbrl.common.arguments import MOST_STEPS, integer
 
 LONGEST_ROLLOUT = 10**4
-"""Imagined steps of a branch."""
+"""Largest number of imagined steps of a branch."""
 
 
 class RolloutSchedule:

@@ -86,13 +86,12 @@ class SequenceReplayBuffer(ReplayBuffer):
         priority_exponent: float = 0.0,
         importance_exponent: float = 0.0,
     ):
-        check_arguments(locals(), {"optimize_memory_usage": BOOLEAN})
+        check_arguments(locals(), _ACCEPTED)
         if optimize_memory_usage:
             raise ValueError(
                 f"{type(self).__name__} does not support optimize_memory_usage=True: the last observation of an episode "
                 "would be lost. Leave it at False."
             )
-        check_arguments(locals(), _ACCEPTED)
         if buffer_size < horizon * n_envs:
             raise ValueError(
                 f"buffer_size={buffer_size} transitions of n_envs={n_envs} environments have no room for a sequence of "
@@ -132,8 +131,9 @@ class SequenceReplayBuffer(ReplayBuffer):
     def add(self, *args: Any, **kwargs: Any) -> None:
         """Store a transition of each environment; the arguments are those of SB3's buffer."""
         row = self.pos
-        # Of the sequences only one starting here had this row: the write head cuts those that start before it. First, so that
-        # an interrupt leaves no sequence that starts in the old transition and goes on in the new one
+        # Only sequences that start in this row contain it: the write head has cut those that start before it. They are removed
+        # before the row is overwritten, so that an interrupt leaves none that begins with the old transition and ends in new
+        # ones
         self.starts[row], self.scaled_priorities[row] = False, 0
         super().add(*args, **kwargs)
         self.unbroken = np.where(self._continues(row), self.unbroken + 1, 1)

@@ -1,6 +1,6 @@
 """
-Tensors that come from a file. Fast kernels take their sizes from the parameters and compare nothing: a state of another size
-makes them write outside their memory. So names, shapes, types and layouts are compared here, before anything is restored.
+Tensors in files. Fast kernels take all sizes from the parameters and check nothing: an optimizer state of another size makes
+them write outside of its memory. So names, shapes, types and layouts are compared here, before anything is restored.
 """
 
 import hashlib
@@ -18,17 +18,17 @@ from stable_baselines3.common.save_util import recursive_getattr
 from sb3_mbrl.common.files import write_atomically
 
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
-"""What Adam keeps of each parameter: a scalar, and two tensors like the parameter."""
+"""What Adam keeps for each parameter: a scalar, and two tensors of the parameter's shape."""
 
 
 def save_tensors(path: str | pathlib.Path, tensors: Mapping[str, th.Tensor], format_name: str, config: str) -> None:
     """
-    Save as one safetensors file whose header carries a text and a digest of everything. Atomic.
+    Save as one safetensors file whose header carries a configuration and a digest of everything. Atomic.
 
     :param path: the file; its folder is created if needed
-    :param tensors: by name
-    :param format_name: asked for when the file is loaded
-    :param config: what else there is to say, as JSON
+    :param tensors: tensors by name
+    :param format_name: :func:`load_tensors` must be called with the same
+    :param config: the configuration, as a text
     """
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     metadata = {"format": format_name, "config": config, "digest": _digest(contiguous, format_name, config)}
@@ -38,9 +38,9 @@ def save_tensors(path: str | pathlib.Path, tensors: Mapping[str, th.Tensor], for
 def load_tensors(path: str | pathlib.Path, format_name: str) -> tuple[dict[str, th.Tensor], str]:
     """
     :param path: what :func:`save_tensors` wrote
-    :param format_name: with which it was written
-    :return: the tensors, on the CPU, and the text
-    :raises ValueError: the file is damaged or of another format: not a bit differs from what was saved
+    :param format_name: the format that it was written with
+    :return: the tensors, on the CPU, and the configuration; not a bit differs from what was saved
+    :raises ValueError: the file is damaged or of another format
     """
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -67,7 +67,7 @@ def _digest(tensors: Mapping[str, th.Tensor], *texts: str) -> str:
 def check_tensors(given: Mapping[str, Any], expected: Mapping[str, th.Tensor], source: str) -> None:
     """
     :param given: tensors from a file, by name
-    :param expected: what a new object has
+    :param expected: tensors of a new object, by name
     :param source: where the tensors come from, for the message
     :raises ValueError: a name, a shape, a type or a layout in memory differs
     """
@@ -80,7 +80,7 @@ def check_tensors(given: Mapping[str, Any], expected: Mapping[str, th.Tensor], s
             what = "type" if getattr(given[name], "shape", tensor.shape) == tensor.shape else "size"
             raise ValueError(f"{source} does not fit: {what} mismatch for {name!r}, which is {form} instead of {right}.")
         if _strides(given[name]) != _strides(tensor):
-            raise ValueError(f"{source} does not fit: {name!r} is laid out otherwise in memory.")
+            raise ValueError(f"{source} does not fit: {name!r} has another layout in memory.")
 
 
 def _form(tensor: Any) -> str:
@@ -91,16 +91,16 @@ def _form(tensor: Any) -> str:
 
 
 def _strides(tensor: th.Tensor) -> list[int]:
-    """Without those of axes of one entry, which mean nothing."""
+    """The strides, without those of axes with one entry, which mean nothing."""
     return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
 
 
 def check_finite_tensors(tensors: Mapping[str, th.Tensor], source: str, except_for: Collection[str] = ()) -> None:
     """
-    :param tensors: by name
+    :param tensors: tensors by name
     :param source: what they belong to, for the message
-    :param except_for: names of those that may hold anything
-    :raises ValueError: there is NaN or infinity in another one
+    :param except_for: names of tensors that may hold anything
+    :raises ValueError: there is NaN or infinity in one of the others
     """
     for name, tensor in tensors.items():
         if name not in except_for and not th.isfinite(tensor).all():
@@ -109,10 +109,10 @@ def check_finite_tensors(tensors: Mapping[str, th.Tensor], source: str, except_f
 
 def check_optimizer_state(optimizer: th.optim.Optimizer, given: Any, source: str) -> None:
     """
-    :param optimizer: to be given the state
+    :param optimizer: the optimizer that will get the state
     :param given: what ``state_dict()`` of such an optimizer returned
     :param source: where it comes from, for the message
-    :raises ValueError: it is of other parameters, or of another kind of optimizer
+    :raises ValueError: the state belongs to other parameters, or to another kind of optimizer
     """
     try:
         saved = [(options, index) for options in given["param_groups"] for index in options["params"]]
@@ -122,10 +122,10 @@ def check_optimizer_state(optimizer: th.optim.Optimizer, given: Any, source: str
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{source} does not fit: it is not the state of an optimizer.") from error
     if unknown or sizes != [len(group["params"]) for group in optimizer.param_groups]:
-        raise ValueError(f"{source} does not fit: it is of other parameters.")
+        raise ValueError(f"{source} does not fit: it belongs to other parameters.")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for (options, index), parameter in zip(saved, parameters, strict=True):
-        if states.get(index):  # a parameter that never had a gradient has none
+        if states.get(index):  # a parameter that never had a gradient has no state
             _check_state(type(optimizer), options, states[index], parameter, f"{source}, parameter {index},")
 
 
@@ -144,7 +144,7 @@ def _check_state(kind: type, options: Mapping[str, Any], state: Any, parameter: 
 
 def check_optimizers(algorithm: BaseAlgorithm) -> None:
     """
-    :param algorithm: that was just loaded
+    :param algorithm: an algorithm that was just loaded
     :raises ValueError: the state of an optimizer does not fit its parameters
     """
     for name in algorithm._get_torch_save_params()[0]:

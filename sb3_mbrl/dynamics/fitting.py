@@ -269,8 +269,7 @@ def check_finite(transitions: Transitions) -> None:
             row = int(bad.nonzero()[0, 0])
             raise ValueError(
                 f"The {name} to fit the dynamics model to contain NaN, infinity or numbers beyond {LARGEST:.0e} "
-                f"(first in row {row}). "
-                "Mend the environment, or drop these transitions."
+                f"(first in row {row}). Fix the environment, or drop these transitions."
             )
 
 

@@ -355,7 +355,7 @@ def test_data_that_are_not_finite_are_refused_naming_where_and_what_to_do(name, 
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     with pytest.raises(
         ValueError,
-        match=rf"{name} .*NaN, infinity or numbers beyond 1e\+18 \(first in row 17\).*Mend the environment, or drop",
+        match=rf"{name} .*NaN, infinity or numbers beyond 1e\+18 \(first in row 17\).*Fix the environment, or drop",
     ):
         model.fit(data, seeded())
     assert all(th.equal(before[key], tensor) for key, tensor in model.state_dict().items())

@@ -61,9 +61,9 @@ def test_cart_pole(make_mbpo):
 
 
 def test_policies_are_named_that_an_algorithm_has():
-    with pytest.raises(ValueError, match="MBPO has 'MlpPolicy', .* For Dict observations there is TDMPC2"):
+    with pytest.raises(ValueError, match="MBPO has 'MlpPolicy', .* TDMPC2 supports Dict observations"):
         MBPO("MultiInputPolicy", OfSpaces(GOAL, FLAT))
-    with pytest.raises(ValueError, match="MBPO has 'MlpPolicy', .* For images there is TDMPC2"):
+    with pytest.raises(ValueError, match="MBPO has 'MlpPolicy', .* TDMPC2 supports images"):
         MBPO("CnnPolicy", OfSpaces(IMAGE, FLAT))
     with pytest.raises(ValueError, match="Policy MlpPolicy unknown: PETS has 'MPCPolicy'"):
         PETS("MlpPolicy", OfSpaces(FLAT, FLAT))
@@ -180,7 +180,7 @@ class TestNonFinite:
     )
     def test_step(self, make_mbpo, point_mass, bad, message, step):
         model = make_mbpo(point_mass(bad_steps={step: bad}))
-        with pytest.raises(ValueError, match=f"Environment 0 returned a .*{message} .*at step {step}.*not stored.*Mend"):
+        with pytest.raises(ValueError, match=f"Environment 0 returned a .*{message} .*at step {step}.*not stored.*Fix"):
             model.learn(200)
         assert model.replay_buffer.size() == step - 1
         for name in ("observations", "next_observations", "rewards"):
@@ -208,7 +208,7 @@ class TestNonFinite:
 
     def test_reset(self, make_mbpo, point_mass):
         model = make_mbpo(point_mass(bad_reset=NAN))
-        with pytest.raises(ValueError, match=r"reset to an observation that is NaN.*Mend its reset"):
+        with pytest.raises(ValueError, match=r"reset to an observation that is NaN.*Fix its reset"):
             model.learn(50)
         assert model.replay_buffer.size() == 0
 
