@@ -1,6 +1,7 @@
-"""Functions of the user: tried on two made-up rows where they are given, and checked whenever they are called."""
+"""Functions of the user are tried on two made-up rows where they are given, and checked whenever they are called."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -9,38 +10,57 @@ from gymnasium import spaces
 
 from sb3_mbrl.common.actions import action_bounds, action_dim
 
+
+class Signature(NamedTuple):
+    """
+    How a function of the user is called, and what it returns.
+
+    :param text: the signature, for messages
+    :param takes_transitions: whether it is called with (obs, action, next_obs), or with obs alone
+    :param kind: what it returns, for messages
+    :param is_of_kind: tells whether a tensor has the right type
+    """
+
+    text: str
+    takes_transitions: bool
+    kind: str
+    is_of_kind: Callable[[th.Tensor], bool]
+
+
+_TRANSITIONS = "f(obs (B, O), action (B, A), next_obs (B, O))"
+
 SIGNATURES = {
-    "reward_fn": "f(obs (B, O), action (B, A), next_obs (B, O)) -> rewards (B,)",
-    "termination_fn": "f(obs (B, O), action (B, A), next_obs (B, O)) -> (B,) bool",
-    "terminal_value": "f(obs (B, O)) -> values (B,)",
-    "actor": "f(obs (B, O)) -> actions (B, A)",
+    "reward_fn": Signature(f"{_TRANSITIONS} -> rewards (B,)", True, "float tensor", th.Tensor.is_floating_point),
+    "termination_fn": Signature(f"{_TRANSITIONS} -> (B,) bool", True, "bool tensor", lambda values: values.dtype == th.bool),
+    "terminal_value": Signature("f(obs (B, O)) -> values (B,)", False, "float tensor", th.Tensor.is_floating_point),
+    "actor": Signature("f(obs (B, O)) -> actions (B, A)", False, "tensor", lambda values: not values.is_complex()),
 }
-"""Each function by the name of the argument that it is passed as. All of them take and return torch tensors."""
+"""Signatures by the name of the argument that a function is passed as. All functions take and return torch tensors."""
 
 SPREADS = (1.0, 10.0, 100.0, 1_000.0)
-"""How far made-up observations lie from 0 at most, where a function is asked for a single finite value."""
+"""How far from 0 the made-up observations may lie, among which a single finite value of a function is looked for."""
 
 
 def probe(observation_space: spaces.Space, action_space: spaces.Space, device: th.device, **functions: Any) -> None:
     """
-    Try functions on two made-up rows, so that what is wrong with them shows where they are given, and not when the first fit
-    is done. PyTorch's random streams stay as they are.
+    Try functions on two made-up rows, so that an error shows where they are given, and not only after the first fit.
+    PyTorch's random streams stay as they are.
 
-    Finite values are asked for with restraint, as observations that satisfy the bounds of the space need not be possible ones
-    (the logarithm of a height): only a function that has no finite value at any of some hundred of them is refused. On real
-    transitions it must be finite everywhere; that is checked at each fit.
+    A function need not be finite on every made-up row, since an observation within the bounds of the space may be impossible
+    in the task (a negative height, of which a logarithm is taken). It is refused only if it is finite on none of some hundred
+    rows. On real transitions it must be finite everywhere; that is checked at each fit.
 
-    :param observation_space: of the environment; in spaces other than a flat Box nothing can be made up, and nothing is tried
+    :param observation_space: of the environment; if it is not a flat Box, nothing can be made up and nothing is tried
     :param action_space: of the environment
     :param device: where the functions are called
-    :param functions: what the user passed, by its name in ``SIGNATURES``; None: nothing
-    :raises ValueError: one is no function, fails, or returns something else than its signature says
+    :param functions: what the user passed, by its name in ``SIGNATURES``; None is skipped
+    :raises ValueError: one is not a function, fails, or returns something other than its signature says
     """
     for name, function in functions.items():
         if function is None:
             continue
         if not callable(function):
-            raise ValueError(f"{name} must be a function {SIGNATURES[name]} of torch tensors, got {function!r}.")
+            raise ValueError(f"{name} must be a function {SIGNATURES[name].text} of torch tensors, got {function!r}.")
         if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
             continue
         with th.random.fork_rng(devices=[]), th.no_grad():
@@ -55,39 +75,44 @@ def _try(name: str, function: Any, observation_space: spaces.Box, action_space: 
         obs, next_obs = _made_up_observations(observation_space, 2 * n, spread, generator).to(device).split(n)
         action = _made_up_actions(action_space, n, generator).to(device)
         try:
-            values = function(obs, action, next_obs) if "action (" in SIGNATURES[name] else function(obs)
+            values = function(obs, action, next_obs) if SIGNATURES[name].takes_transitions else function(obs)
         except Exception as error:
             raise ValueError(
                 f"{name} fails on observations made up within {observation_space}, as a model may imagine them: "
-                f"{type(error).__name__}: {error}. It is called as {SIGNATURES[name]} with torch tensors."
+                f"{type(error).__name__}: {error}. It is called as {SIGNATURES[name].text} with torch tensors."
             ) from error
-        check_returned(name, values, obs, width)
+        _check_returned(name, values, obs, width)
         return bool(values.isfinite().any())
 
     if not is_somewhere_finite(2, 10.0) and not any(is_somewhere_finite(64, spread) for spread in SPREADS):
         raise ValueError(f"{name} returns NaN or infinity for each of some hundred observations of {observation_space}.")
 
 
-def check_returned(name: str, values: Any, obs: th.Tensor, width: int | None = None) -> None:
+def call(name: str, function: Callable[..., Any], *rows: th.Tensor, width: int | None = None) -> th.Tensor:
     """
     :param name: a key of ``SIGNATURES``
-    :param values: what the function returned
-    :param obs: what it was called with, (B, O)
-    :param width: A, if the values are actions (B, A), which may come in any precision and as one-hot integers; None: (B,)
-    :raises ValueError: another type, shape, dtype or device, saying which
+    :param function: a function of the user
+    :param rows: its arguments, B rows each
+    :param width: A, if it returns actions (B, A), which may have any precision or be one-hot integers; None: it returns (B,)
+    :return: what the function returns
+    :raises ValueError: that has another type, shape, dtype or device; the message says which
     """
+    values = function(*rows)
+    _check_returned(name, values, rows[0], width)
+    return values  # type: ignore[no-any-return]
+
+
+def _check_returned(name: str, values: Any, obs: th.Tensor, width: int | None) -> None:
     shape = (len(obs),) if width is None else (len(obs), width)
-    kind = "bool " if name == "termination_fn" else "" if name == "actor" else "float "
-    expected = f"{name} must return a {kind}tensor of shape {shape} on {obs.device}, one row for each row of obs"
+    expected = f"{name} must return a {SIGNATURES[name].kind} of shape {shape} on {obs.device}, one row for each row of obs"
     if not isinstance(values, th.Tensor):
         raise ValueError(f"{expected}; got {type(values).__module__}.{type(values).__qualname__}.")
-    fits = {"bool ": values.dtype == th.bool, "float ": values.is_floating_point(), "": not values.is_complex()}[kind]
-    if not fits or values.shape != shape or values.device != obs.device:
+    if not SIGNATURES[name].is_of_kind(values) or values.shape != shape or values.device != obs.device:
         raise ValueError(f"{expected}; got {values.dtype} of shape {tuple(values.shape)} on {values.device}.")
 
 
 def _made_up_observations(space: spaces.Box, n: int, spread: float, generator: th.Generator) -> th.Tensor:
-    """Uniform within the space and ``spread`` of its point that is closest to 0; positive in every other row."""
+    """Uniform within the space, at most ``spread`` from its point closest to 0; positive in every other row if possible."""
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     nearest = np.clip(0.0, low, high)
     low, high = np.maximum(low, nearest - spread), np.minimum(high, nearest + spread)
@@ -97,7 +122,7 @@ def _made_up_observations(space: spaces.Box, n: int, spread: float, generator: t
 
 
 def _made_up_actions(space: spaces.Space, n: int, generator: th.Generator) -> th.Tensor:
-    """In the environment's scale, or one-hot."""
+    """Random actions in the environment's scale, or one-hot."""
     if isinstance(space, spaces.Discrete):
         return F.one_hot(th.randint(int(space.n), (n,), generator=generator), int(space.n)).float()
     low, high = action_bounds(space)

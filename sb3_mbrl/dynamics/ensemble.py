@@ -24,7 +24,7 @@ from sb3_mbrl.common.config import Kind, check_config, read_json
 from sb3_mbrl.common.random import Generators, randint, randn
 from sb3_mbrl.common.tensors import ADAM_STATE, check_finite_tensors, check_tensors, load_tensors, save_tensors
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
-from sb3_mbrl.common.user_functions import check_returned, probe
+from sb3_mbrl.common.user_functions import call, probe
 from sb3_mbrl.dynamics.agreement import RewardAgreement, reward_agreement, termination_disagreement
 from sb3_mbrl.dynamics.fitting import FitReport, check_finite, check_fit_arguments, check_form, fit
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination, step_budget
@@ -484,14 +484,10 @@ class ProbabilisticEnsemble(nn.Module):
             return self._terminated(transitions.observations, transitions.actions, transitions.next_observations)
 
     def _terminated(self, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
-        terminated = self.termination_fn(obs, self.unscale_action(action), next_obs)
-        check_returned("termination_fn", terminated, obs)
-        return terminated
+        return call("termination_fn", self.termination_fn, obs, self.unscale_action(action), next_obs)
 
     def _known_reward(self, reward_fn: RewardFn, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
-        reward = reward_fn(obs, self.unscale_action(action), next_obs)
-        check_returned("reward_fn", reward, obs)
-        return reward
+        return call("reward_fn", reward_fn, obs, self.unscale_action(action), next_obs)
 
     # ---------------------------------------------------------------- stepping
 

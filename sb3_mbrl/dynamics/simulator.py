@@ -26,7 +26,7 @@ from sb3_mbrl.common.arguments import check_arguments, integer
 from sb3_mbrl.common.environments import accepted_environment
 from sb3_mbrl.common.random import Generators
 from sb3_mbrl.common.types import RewardFn, TerminationFn
-from sb3_mbrl.common.user_functions import check_returned, probe
+from sb3_mbrl.common.user_functions import call, probe
 from sb3_mbrl.dynamics.classic_control import CLASSIC_TASKS, Outcome
 from sb3_mbrl.dynamics.model import Members, ModelStep
 
@@ -387,13 +387,9 @@ class SimulatorModel:
             diverged = next_rows_tensor.isnan().any(dim=1)
             seen = (self.observe(obs), self.unscale_action(action), self.observe(next_rows_tensor))
             if self.reward_fn is not None:
-                reward_tensor = self.reward_fn(*seen)
-                check_returned("reward_fn", reward_tensor, seen[0])
-                reward_tensor = reward_tensor.float().masked_fill(diverged, th.nan)
+                reward_tensor = call("reward_fn", self.reward_fn, *seen).float().masked_fill(diverged, th.nan)
             if self.termination_fn is not None:
-                terminated_tensor = self.termination_fn(*seen)
-                check_returned("termination_fn", terminated_tensor, seen[0])
-                terminated_tensor = terminated_tensor | diverged
+                terminated_tensor = call("termination_fn", self.termination_fn, *seen) | diverged
         n_outputs = int(np.prod(self.observation_space.shape)) + 1
         std = th.zeros(len(rows), n_outputs) if uncertainty else None
         return ModelStep(next_rows_tensor, reward_tensor, terminated_tensor, std, std)

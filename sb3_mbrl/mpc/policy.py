@@ -25,7 +25,7 @@ from sb3_mbrl.common.config import Kind, check_config, read_json
 from sb3_mbrl.common.files import ZIP_ERRORS, write_atomically
 from sb3_mbrl.common.policies import actor_function, value_function
 from sb3_mbrl.common.types import RewardFn, TerminationFn
-from sb3_mbrl.common.user_functions import check_returned, probe
+from sb3_mbrl.common.user_functions import call, probe
 from sb3_mbrl.dynamics import DynamicsModel, ProbabilisticEnsemble
 from sb3_mbrl.dynamics.model import check_fitted, dynamics_of
 from sb3_mbrl.planning import PLANNER_CLASSES, ModelObjective, Plan, Planner, PlannerState, make_planner
@@ -292,11 +292,9 @@ class MPCPolicy(BasePolicy):
         )
 
     def _act(self, obs: th.Tensor) -> th.Tensor:
-        """What the actor does; functions of the user may come in any precision."""
+        """Actions of the actor; a function of the user may return them in any precision."""
         assert self.actor is not None
-        actions = self.actor(obs)
-        check_returned("actor", actions, obs, self.model.action_dim)
-        return actions.float()
+        return call("actor", self.actor, obs, width=self.model.action_dim).float()
 
     def _generators(self, n_plans: th.Tensor, deterministic: bool) -> list[th.Generator]:
         """One for each environment; of a deterministic plan, seeded by how many were made before it."""

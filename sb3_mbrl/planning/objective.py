@@ -8,7 +8,7 @@ import torch as th
 from sb3_mbrl.common.arguments import BOOLEAN, DISCOUNT, check_arguments, integer, number
 from sb3_mbrl.common.random import Generators
 from sb3_mbrl.common.types import RewardFn, TerminationFn
-from sb3_mbrl.common.user_functions import check_returned, probe
+from sb3_mbrl.common.user_functions import call, probe
 from sb3_mbrl.dynamics.model import DynamicsModel, Members, ModelStep
 from sb3_mbrl.planning.planner import Score
 
@@ -192,21 +192,16 @@ class ModelObjective:
             return reward, terminated
         seen = (self.model.observe(rows), self.model.unscale_action(action), self.model.observe(step.next_obs))
         if self.reward_fn is not None:
-            reward = self.reward_fn(*seen)
-            check_returned("reward_fn", reward, seen[0])
+            reward = call("reward_fn", self.reward_fn, *seen)
         if self.termination_fn is not None:
-            terminated = self.termination_fn(*seen)
-            check_returned("termination_fn", terminated, seen[0])
+            terminated = call("termination_fn", self.termination_fn, *seen)
         return reward, terminated
 
     def _value_of_the_end(self, rows: th.Tensor, generator: Generators) -> th.Tensor | None:
         """Of each row of the model where a plan ends, (B,); None: 0."""
         if self.terminal_value is None:
             return None
-        obs = self.model.observe(rows)
-        value = self.terminal_value(obs)
-        check_returned("terminal_value", value, obs)
-        return value
+        return call("terminal_value", self.terminal_value, self.model.observe(rows))
 
     def _members(self, n_envs: int, n: int) -> Members:
         if self.propagation == "ts1":
