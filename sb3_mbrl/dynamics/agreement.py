@@ -1,4 +1,4 @@
-"""Do the functions that a user gave agree with what the environment did? They are compared with real data at each fit."""
+"""Whether the functions that a user gave agree with real data, with which they are compared at each fit."""
 
 import math
 from typing import NamedTuple
@@ -6,25 +6,25 @@ from typing import NamedTuple
 import torch as th
 
 TOLERANCE = 0.1
-"""Rewards agree if their difference is less than this share of the standard deviation of the real ones: costs of control that
-were left out as negligible, noise."""
+"""Rewards agree if they differ by less than this share of the standard deviation of the real ones. That leaves room for noise,
+and for costs of control that were neglected."""
 
 ROUNDING = 1e-3
-"""The same, as a share of the mean size of the real rewards, which may all be equal."""
+"""In addition, rewards may differ by this share of the mean size of the real ones, which may all be equal."""
 
 MOVE_TOGETHER = 0.95
-"""Rewards whose correlation is at least this much are meant to be the same; of another task they would differ in more than
-their scale."""
+"""Rewards with at least this correlation are meant to be the same: those of another task would differ in more than their
+scale."""
 
 
 class RewardAgreement(NamedTuple):
     """
-    A reward function beside the real rewards.
+    How a reward function compares with the real rewards.
 
     :param mse: mean squared difference
-    :param agrees: whether it is small
-    :param wrong_scale: whether both are the same up to a factor of more than 2, which is hardly meant
-    :param text: says what the difference is
+    :param agrees: whether the difference is small
+    :param wrong_scale: whether both are the same up to a factor that is too far from 1 to be meant: below 0.5 or above 2
+    :param text: a sentence about the difference
     """
 
     mse: float
@@ -49,7 +49,7 @@ def reward_agreement(given: th.Tensor, actual: th.Tensor) -> RewardAgreement:
         f"environment paid {float(actual.mean()):.4g}"
         + ("." if math.isnan(correlation) else f" (correlation {correlation:.2f}).")
         + (f" It is {factor:.3g} times the environment's reward: check its units." if wrong_scale else "")
-        + ("" if wrong_scale else " If it is not meant to be another reward, check its units and signs.")
+        + ("" if wrong_scale else " Unless another reward is intended, check its units and signs.")
     )
     return RewardAgreement(mse, agrees, wrong_scale, text)
 
@@ -59,14 +59,14 @@ def _spread(rewards: th.Tensor) -> float:
 
 
 def _correlation(given: th.Tensor, actual: th.Tensor) -> float:
-    """NaN where one of them never varies."""
+    """The correlation coefficient; NaN if one of the two never varies."""
     if min(_spread(given), _spread(actual)) == 0:
         return math.nan
     return float(th.corrcoef(th.stack([given, actual]))[0, 1])
 
 
 def _common_factor(given: th.Tensor, actual: th.Tensor) -> float | None:
-    """How many times the real rewards the others are; None if they differ in more than that."""
+    """The factor between the given and the real rewards; None if they differ in more than a factor."""
     if max(_spread(given), _spread(actual)) == 0 and float(given.mean()) * float(actual.mean()) > 0:
         return float(given.mean()) / float(actual.mean())
     return _spread(given) / _spread(actual) if _correlation(given, actual) >= MOVE_TOGETHER else None
@@ -76,7 +76,7 @@ def n_contradicted(predicted: th.Tensor, actual: th.Tensor) -> int:
     """
     :param predicted: terminations by a function, (N,) bool
     :param actual: what happened, (N,) bool
-    :return: transitions about which the function is wrong; 0 if they are so few that rounding errors explain them
+    :return: number of transitions about which the function is wrong; 0 if so few that rounding errors explain them
     """
     n_wrong = int((predicted != actual).sum())
     # A state within a rounding error of the limit may fall on either side in float32
@@ -95,6 +95,7 @@ def termination_disagreement(predicted: th.Tensor, actual: th.Tensor) -> str | N
     n_false, n_missed = int((predicted & ~actual).sum()), int((actual & ~predicted).sum())
     return (
         f"termination_fn disagrees with {n_wrong} of {len(actual)} real transitions: {n_false} of the {int(predicted.sum())} "
-        f"that it ends went on, and {n_missed} of the {int(actual.sum())} that ended (time limits are no ends) it misses. "
-        "Imagined episodes end by it. Check its units and whether it looks at next_obs, or pass termination_fn='learned'."
+        f"that it ends went on, and it misses {n_missed} of the {int(actual.sum())} that ended (not counting time limits). It "
+        "decides where imagined episodes end. Check its units, and that it looks at next_obs, or pass "
+        "termination_fn='learned'."
     )

@@ -136,7 +136,7 @@ class ProbabilisticEnsemble(nn.Module):
     """
 
     n_fitted: int | None = None
-    """Transitions of the last fit; None if there was none, or none is known of."""
+    """Number of transitions of the last fit; None if it is not known, or if there was no fit."""
 
     holdout_mse: th.Tensor
     action_low: th.Tensor
@@ -214,13 +214,13 @@ class ProbabilisticEnsemble(nn.Module):
         if probabilistic and learn_logvar_bounds:
             groups.append({"params": [self.max_logvar, self.min_logvar]})
         probe(observation_space, action_space, self.device, reward_fn=reward_fn, termination_fn=termination_fn)
-        self._doubted: list[Any] = []  # functions that disagreed with the data, of which the user was told
+        self._doubted: list[Any] = []  # functions of which the user was told that they disagree with the data
 
         # Adam with its own (coupled) weight decay is the paper's 0.5 * decay * ||W||^2 added to the loss; AdamW is not
         self.optimizer = th.optim.Adam(groups, lr=learning_rate, fused=True)
 
     def __repr__(self) -> str:
-        """Its sizes and its last fit, rather than all modules and parameters."""
+        """The sizes and the last fit, instead of all modules and parameters."""
         sizes = {
             "observation_dim": self.observation_dim,
             "action_dim": self.action_dim,
@@ -265,7 +265,7 @@ class ProbabilisticEnsemble(nn.Module):
         return self._split_head(self._forward_batched(inputs, hidden_dtype))
 
     def _forward_batched(self, inputs: th.Tensor, hidden_dtype: th.dtype = th.float32) -> th.Tensor:
-        """What the last layer gives, of each member on its own rows, by products of PyTorch for all of them at once."""
+        """Outputs of the last layer of each member on its own rows, by PyTorch's batched products."""
         hidden = inputs
         for i, (weight, bias) in enumerate(zip(self.weights[:-1], self.biases[:-1], strict=True)):
             if i > 0 and hidden_dtype != th.float32:
@@ -290,7 +290,7 @@ class ProbabilisticEnsemble(nn.Module):
         :param members: (B,) long
         :return: what the last layer gives, (B, O + 1) or twice as many columns
         """
-        if inputs.device.type != "cpu":  # to learn from it which rows are whose would wait for all its work
+        if inputs.device.type != "cpu":  # asking it which rows are whose would mean waiting for all its work
             everything = self._forward_batched(inputs.expand(self.ensemble_size, *inputs.shape))
             return everything[members, th.arange(len(members), device=members.device)]
         if (members[1:] < members[:-1]).any():
@@ -304,7 +304,7 @@ class ProbabilisticEnsemble(nn.Module):
         return th.cat(outputs)
 
     def _forward_elites(self, inputs: th.Tensor) -> th.Tensor:
-        """(B, O + A) -> what the last layer of each elite gives, (n_elites, B, O + 1) or twice as many columns."""
+        """(B, O + A) -> outputs of the last layer of each elite, (n_elites, B, O + 1) or twice as many columns."""
         if inputs.device.type != "cpu":
             return self._forward_batched(inputs.expand(self.ensemble_size, *inputs.shape))[self.elites]
         members = self.elites.repeat_interleave(len(inputs))
@@ -342,7 +342,7 @@ class ProbabilisticEnsemble(nn.Module):
         """
         Gaussian negative log-likelihood (up to constants; see ``nll_beta``), averaged over rows and outputs, summed over
         members; the bounds of the log-variance are pulled together with weight 0.01 (Chua et al. 2018, appendix A.1), times
-        the weight that ``nll_beta`` gives to a row whose variance lies at the bound.
+        the weight that ``nll_beta`` gives a row whose variance lies at the bound.
         Squared error for a deterministic ensemble.
 
         :param inputs: normalised observation and action, (members, B, O + A)
@@ -358,8 +358,8 @@ class ProbabilisticEnsemble(nn.Module):
         lower: th.Tensor = self.min_logvar
         if self.nll_beta > 0:
             nll = nll * th.exp(self.nll_beta * logvar.detach())
-            # Each bound weighs as much as a row whose variance lies there: left at full weight, the pull on the lower bound
-            # would outweigh the likelihood, and the noise floor would rise however well the model predicts
+            # Each bound has the weight of a row whose variance lies there. At full weight the pull on the lower bound would
+            # outweigh the likelihood, and the noise floor would rise however well the model predicts
             upper = upper * th.exp(self.nll_beta * upper.detach())
             lower = lower * th.exp(self.nll_beta * lower.detach())
         return nll.mean(dim=(1, 2)).sum() + 0.01 * (upper.sum() - lower.sum())
@@ -396,9 +396,9 @@ class ProbabilisticEnsemble(nn.Module):
         Train on all of ``transitions`` (weights, optimiser and normaliser are kept between calls) and choose
         the elites anew. See :func:`sb3_mbrl.dynamics.fitting.fit` for the arguments.
 
-        A ``reward_fn`` and a ``termination_fn`` are compared with the transitions. A termination that they contradict, and a
-        reward of another scale, are warned of, once for each function; that it is another reward is said in the report, since
-        it may be meant.
+        A ``reward_fn`` and a ``termination_fn`` are compared with the transitions. A warning, once for each function, tells of
+        a termination that the transitions contradict, and of a reward in another scale. A reward that differs otherwise may be
+        intended: it is only noted in the report.
 
         :param transitions: every real transition so far
         :param generator: source of the holdout split, the bootstrap and the shuffling
@@ -424,7 +424,7 @@ class ProbabilisticEnsemble(nn.Module):
         return replace(report, reward_mse=reward.mse, reward_agrees=reward.agrees, note=note)
 
     def _compare_rewards(self, transitions: Transitions) -> RewardAgreement | None:
-        """A reward function that is given beside the real rewards; None if the reward is learned."""
+        """Compare a ``reward_fn`` with the real rewards; None if the reward is learned."""
         if self.reward_fn is None:
             return None
         with th.no_grad():
@@ -434,7 +434,7 @@ class ProbabilisticEnsemble(nn.Module):
             rows = (~given.isfinite()).nonzero()
             raise ValueError(
                 f"reward_fn returns NaN or infinity for {len(rows)} of {len(given)} real transitions (first: row "
-                f"{int(rows[0])}). Restrict it to values that it is defined for, for instance with clamp."
+                f"{int(rows[0])}). Restrict its input to where it is defined, for instance with clamp."
             )
         agreement = reward_agreement(given, transitions.rewards)
         if agreement.wrong_scale and not self._was_doubted(self.reward_fn):
@@ -442,7 +442,7 @@ class ProbabilisticEnsemble(nn.Module):
         return agreement
 
     def _was_doubted(self, function: Any) -> bool:
-        """Whether the user has been told that a function disagrees with the data; from now on it has been."""
+        """Whether the user was told before that a function disagrees with the data; notes that the user is told now."""
         if any(function is each for each in self._doubted):
             return True
         self._doubted.append(function)
@@ -597,7 +597,7 @@ class ProbabilisticEnsemble(nn.Module):
         Functions of the user are not saved: pass them again to :meth:`load`.
 
         :param path: the file; its folder is created if needed
-        :raises ValueError: the model has diverged: a file that is there is left as it is
+        :raises ValueError: the model has diverged; a file that exists is left as it is
         """
         tensors = dict(self.state_dict())
         for prefix, optimizer in self._optimizers().items():
@@ -607,7 +607,7 @@ class ProbabilisticEnsemble(nn.Module):
         save_tensors(path, tensors, FILE_FORMAT, json.dumps(self._config(), default=operator.methodcaller("item")))
 
     def _config(self) -> dict[str, Any]:
-        """What :meth:`load` makes the model of, in JSON types. Functions of the user are no more than mentioned."""
+        """The configuration of which :meth:`load` makes the model, in JSON types; functions of the user are only named."""
         kind = "learned" if isinstance(self.termination_fn, LearnedTermination) else termination_to_json(self.termination_fn)
         config = {
             "observation_space": _space_to_json(self.observation_space),
@@ -638,13 +638,13 @@ class ProbabilisticEnsemble(nn.Module):
         termination_fn: TerminationFn | None = None,
     ) -> "ProbabilisticEnsemble":
         """
-        Load what :meth:`save` wrote; nothing is unpickled, and nothing is made of a file that is not what was written.
+        Load what :meth:`save` wrote. Nothing is unpickled, and a file that is not exactly what was written is refused.
 
         :param path: the file
         :param device: where the parameters go
         :param reward_fn: needed again if the model was saved with a user's reward function
-        :param termination_fn: needed again if the model was saved with a user's termination function; otherwise it takes the
-            place of the one that was saved
+        :param termination_fn: needed again if the model was saved with a user's termination function; otherwise it
+            replaces the one that was saved
         :return: the model
         :raises ValueError: the file is damaged or not such a model, or a function is missing
         """
@@ -656,7 +656,7 @@ class ProbabilisticEnsemble(nn.Module):
             raise ValueError(f"{path} was saved with a reward_fn of yours: pass it again to load.")
         if saved_termination == "user" and termination_fn is None:
             raise ValueError(f"{path} was saved with a termination_fn of yours: pass it again to load.")
-        if saved_termination == "learned" and termination_fn is not None:  # which takes the place of the learned one
+        if saved_termination == "learned" and termination_fn is not None:  # it replaces the learned one
             tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("termination_")}
         elif saved_termination == "learned":
             termination_fn = LearnedTermination(*_dimensions(config), **termination_kwargs)
@@ -689,7 +689,7 @@ class ProbabilisticEnsemble(nn.Module):
         self.load_state_dict(tensors)
 
     def _may_be_infinite(self) -> list[str]:
-        """The holdout error before a fit, and whatever belongs to functions of the user that are modules."""
+        """Names of tensors that need not be finite: the holdout error before a fit, and those of the user's modules."""
         theirs = [name for name in ("reward_fn", "termination_fn") if not isinstance(getattr(self, name), LearnedTermination)]
         return ["holdout_mse", *(name for name in self.state_dict() if name.split(".")[0] in theirs)]
 
@@ -799,13 +799,13 @@ def _space_from_json(data: Any, source: str) -> spaces.Space:
             newer_gymnasium = {} if dtype is np.int64 else {"dtype": dtype}
             return spaces.Discrete(data["n"], start=data["start"], **newer_gymnasium)
         if min(data["shape"], default=1) < 1:
-            raise ValueError("a dimension of no entries")
+            raise ValueError("it has a dimension without entries")
         with np.errstate(over="raise"):
             ends = (np.array([dtype(each) for each in data[end]], dtype) for end in ("low", "high"))
             low, high = (end.reshape(data["shape"]) for end in ends)
         return spaces.Box(low, high, dtype=dtype)
     except (ArithmeticError, AssertionError, TypeError, ValueError) as error:
-        raise ValueError(f"{source} is damaged: {str(data)[:200]} is no space ({error}).") from error
+        raise ValueError(f"{source} is damaged: {str(data)[:200]} is not a space ({error}).") from error
 
 
 def _read_config(text: str, tensors: Mapping[str, th.Tensor], source: str) -> dict[str, Any]:
@@ -813,7 +813,7 @@ def _read_config(text: str, tensors: Mapping[str, th.Tensor], source: str) -> di
     :param text: the configuration of a file
     :param tensors: of the file
     :param source: the file, for the message
-    :return: arguments of :class:`ProbabilisticEnsemble`, of networks that are not larger than the tensors
+    :return: arguments of :class:`ProbabilisticEnsemble`, whose networks fit the tensors
     :raises ValueError: it is not what :meth:`ProbabilisticEnsemble.save` writes
     """
     config = read_json(text, source)
@@ -835,7 +835,7 @@ def _read_config(text: str, tensors: Mapping[str, th.Tensor], source: str) -> di
         rule = config["termination_fn"] = termination_from_json(config["termination_fn"])
         observation_dim, _ = _dimensions(config)
         if not all(bound.start < (bound.stop or observation_dim) <= observation_dim for bound in getattr(rule, "bounds", ())):
-            raise ValueError(f"{source} is damaged: its termination function is of other observations.")
+            raise ValueError(f"{source} is damaged: its termination function is for other observations.")
     _check_sizes(config, tensors, source)
     return config
 
@@ -845,7 +845,7 @@ def _dimensions(config: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _check_sizes(config: Mapping[str, Any], tensors: Mapping[str, th.Tensor], source: str) -> None:
-    """Before the networks are made, which may be larger than the memory."""
+    """Compare the sizes before the networks are made, which might otherwise be larger than the memory."""
     dims, members = _dimensions(config), config["ensemble_size"]
     shapes = _weight_shapes(*dims, members, config["net_arch"], config["probabilistic"])
     expected: dict[str, tuple[int, ...]] = {f"weights.{i}": shape for i, shape in enumerate(shapes)}
@@ -854,7 +854,7 @@ def _check_sizes(config: Mapping[str, Any], tensors: Mapping[str, th.Tensor], so
         expected |= {f"termination_fn.network.{2 * i}.weight": pair[::-1] for i, pair in enumerate(pairwise(sizes))}
     for name, shape in expected.items():
         if min(shape) < 1 or name not in tensors or tensors[name].shape != shape:
-            raise ValueError(f"{source} is damaged: its networks are not of the sizes that its configuration says.")
+            raise ValueError(f"{source} is damaged: its networks do not have the sizes that its configuration says.")
 
 
 def _weight_shapes(

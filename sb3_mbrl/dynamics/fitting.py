@@ -24,8 +24,8 @@ EpochCallback = Callable[[int, float], None]
 
 def epoch_shown_by(show: Callable[[str], None]) -> EpochCallback:
     """
-    :param show: takes what is going on now
-    :return: tells it after each epoch
+    :param show: shows what is going on now
+    :return: a callback that calls it after each epoch
     """
     return lambda epoch, holdout_mse: show(f"fitting model, epoch {epoch}, error {holdout_mse:.2g}")
 
@@ -47,13 +47,13 @@ class FitReport:
     :param holdout_nll: Gaussian negative log-likelihood up to constants, mean over outputs;
         for a deterministic ensemble the MSE
     :param holdout_nll_worst_dim: the same of the worst output
-    :param reward_mse: mean squared error of the reward, in its own units; that of a ``reward_fn`` over all rows
+    :param reward_mse: mean squared error of the reward, in its own units; for a ``reward_fn``, over all rows
     :param elite_spread: worst elite's MSE divided by the best elite's
     :param termination_precision: share of the predicted terminations that are true (NaN if none is predicted), over all rows;
         of a learned head, over its held-out rows
     :param termination_recall: share of the terminations that are predicted (NaN if there is none)
-    :param reward_agrees: whether a ``reward_fn`` is what the environment paid; True of a learned reward
-    :param note: for the user, in the first fit that gives a reason: ``reward_fn`` is another reward, which may be meant
+    :param reward_agrees: whether a ``reward_fn`` is what the environment paid; True for a learned reward
+    :param note: a remark for the user, in the first fit that shows it: ``reward_fn`` is another reward, which may be intended
     """
 
     n_epochs: int
@@ -75,7 +75,7 @@ class FitReport:
 
     def scalars(self) -> dict[str, float]:
         """
-        :return: the numbers by their names, without those that are not defined
+        :return: the numbers by name, without those that are not defined
         """
         numbers = {name: value for name, value in vars(self).items() if name not in ("reward_agrees", "note")}
         return {name: value for name, value in numbers.items() if not math.isnan(value)}
@@ -233,8 +233,8 @@ class _Snapshot:
 
 def check_form(model: "ProbabilisticEnsemble", transitions: Transitions) -> None:
     """
-    :param model: to be fitted
-    :param transitions: to fit to
+    :param model: the model to be fitted
+    :param transitions: the transitions to fit it to
     :raises ValueError: a tensor of another shape or type than :class:`~sb3_mbrl.common.types.Transitions` has
     """
     n = len(transitions)
@@ -252,7 +252,7 @@ def check_form(model: "ProbabilisticEnsemble", transitions: Transitions) -> None
         got = f"{given.dtype} of shape {tuple(given.shape)}" if isinstance(given, th.Tensor) else type(given).__name__
         raise ValueError(
             f"The {name} to fit the dynamics model to must be a tensor of {dtype} of shape {shape}, got {got}. "
-            "sb3_mbrl.envs.read_dataset makes transitions of arrays; .float() and .bool() convert a tensor."
+            "sb3_mbrl.envs.read_dataset makes transitions from arrays; .float() and .bool() convert a tensor."
         )
 
 

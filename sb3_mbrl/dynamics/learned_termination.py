@@ -149,7 +149,7 @@ class LearnedTermination(nn.Module):
         :param generator: draws the minibatches; ``None`` for one seeded with 0
         :param max_epochs: upper limit; an epoch is 32 minibatches, whatever N
         :param batch_size: rows of a minibatch
-        :param max_gradient_steps: upper limit, within an epoch if need be; None: that of ``max_epochs`` alone
+        :param max_gradient_steps: upper limit, which may end the fit within an epoch; None: ``max_epochs`` is the only limit
         :return: ``epochs`` trained, ``loss`` (binary cross-entropy, nats), ``precision`` and ``recall`` (NaN without a
             termination), measured on the holdout rows, or on all rows when nothing was held out
         :raises ValueError: the data is empty or not finite
@@ -255,11 +255,11 @@ class LearnedTermination(nn.Module):
 
 def step_budget(taken: int, allowed: int | None) -> int:
     """
-    How long a head may train beside the dynamics: about as long as they did, so that it does not cost more.
+    How many gradient steps a head may take: about as many as the dynamics took, so that it does not cost more.
 
     :param taken: gradient steps of the fit of the dynamics
-    :param allowed: most gradient steps that it might have taken; None: there is no limit
-    :return: gradient steps of the head: ``taken``, or those that a few terminations need if that is more, within ``allowed``
+    :param allowed: limit of the gradient steps of that fit; None: there is none
+    :return: gradient steps of the head: ``taken``, or what a few terminations need if that is more, but at most ``allowed``
     """
     budget = max(taken, _BATCHES_PER_EPOCH * _EPOCHS_WITHOUT_HOLDOUT)
     return budget if allowed is None else min(budget, allowed)

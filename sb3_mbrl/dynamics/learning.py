@@ -81,7 +81,7 @@ class LearnsDynamics(ModelAlgorithm):
             **arguments,
             **self.dynamics_kwargs,
         )
-        self.dynamics.n_fitted = self._n_fitted or None  # of a model that is being loaded
+        self.dynamics.n_fitted = self._n_fitted or None  # not 0 if the model is being loaded
 
     def _check_dynamics_arguments(self, *set_by_the_algorithm: str) -> None:
         """
@@ -165,7 +165,7 @@ class LearnsDynamics(ModelAlgorithm):
         """
         :param transitions: all there are
         :param arguments: of the fit, that follow from the algorithm's own
-        :return: what the fit did; None: there was none
+        :return: what the fit did; None if it was skipped
         """
         assert self.replay_buffer is not None
         if len(transitions) < self._n_fitted / 2 and not self.replay_buffer.full:
@@ -209,7 +209,7 @@ class LearnsDynamics(ModelAlgorithm):
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def _watch_epochs(self) -> EpochCallback:
-        """Of one fit: in the progress bar, or in a line every half minute."""
+        """A callback that shows the epochs of one fit, in the progress bar or by a line every half minute."""
         return epoch_shown_by(EveryHalfMinute() if self.verbose >= 1 and self._progress_bar is None else self._describe)
 
     def _log_fit(self, report: FitReport) -> None:

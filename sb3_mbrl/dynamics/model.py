@@ -103,9 +103,9 @@ class DynamicsModel(SteppableModel, Protocol):
 
 def dynamics_of(model: DynamicsModel | BaseAlgorithm) -> DynamicsModel:
     """
-    :param model: a model, or an algorithm that learns one, which it has as ``dynamics``
+    :param model: a model, or an algorithm that has learned one as its ``dynamics``
     :return: the model
-    :raises ValueError: neither
+    :raises ValueError: it is neither
     """
     if isinstance(model, BaseAlgorithm):
         if not hasattr(model, "dynamics"):
@@ -125,7 +125,7 @@ def dynamics_of(model: DynamicsModel | BaseAlgorithm) -> DynamicsModel:
 
 def check_fitted(model: DynamicsModel) -> None:
     """
-    :param model: of the dynamics; one that does not learn is always fitted
+    :param model: a model of the dynamics; one that does not learn counts as fitted
     :raises ValueError: it has not been fitted
     """
     if not getattr(model, "is_fitted", True):

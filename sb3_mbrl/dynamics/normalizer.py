@@ -7,8 +7,8 @@ from torch import nn
 class Normalizer(nn.Module):
     """
     Z-scores its input with the mean and standard deviation of the data it was last fitted on.
-    A dimension that never moved has a standard deviation of 0: it is only centered on the way in, and comes out as the
-    constant that it was, whatever a network adds to it.
+    A dimension that never moved has a standard deviation of 0: going in, it is only centered; coming out, it is the
+    constant that it was, whatever a network predicts.
     The statistics are buffers, so they travel with the state dict of the model that owns them.
 
     :param dim: number of input dimensions
@@ -25,13 +25,13 @@ class Normalizer(nn.Module):
     def fit(self, inputs: th.Tensor, z_score: bool = True) -> None:
         """
         :param inputs: the training rows only (statistics of held-out rows would leak), (N, dim)
-        :param z_score: False leaves dimensions that moved as they are
+        :param z_score: if False, dimensions that moved are left as they are
         """
         # Accumulated in float64: a float32 sum over a million rows loses the digits that a small std is made of
         inputs = inputs.double()
         mean = inputs.mean(dim=0)
         std = inputs.std(dim=0, correction=0)
-        # A rounding error is no movement, and must not be blown up
+        # A rounding error does not count as movement: it must not be blown up
         moved = std > 1e-6 * mean.abs().clamp_min(1e-6)
         if not z_score:
             mean, std = mean.masked_fill(moved, 0.0), th.ones_like(std)

@@ -15,7 +15,7 @@ CHUNK = 16_384
 """Branches rolled out at a time: the activations of a chunk stay in the processor's cache."""
 
 CHUNK_OF_ACCELERATORS = 65_536
-"""The same elsewhere: a few hundred megabytes of activations keep it busy."""
+"""Branches rolled out at a time on an accelerator, which a few hundred megabytes of activations keep busy."""
 
 
 @dataclass
@@ -69,7 +69,7 @@ def branched_rollouts(
             step = dynamics.step(obs, action, generator, "random" if members is None else members, deterministic)
             finite = th.isfinite(step.next_obs).all(dim=1) & th.isfinite(step.reward)
             goes_on = finite & ~step.terminated
-            # Read together, once a step: an accelerator has to finish all its work first
+            # Read together, once per step: each reading waits until an accelerator has finished all its work
             n_finite, n_going_on = th.stack([finite.sum(), goes_on.sum()]).tolist()
             imagined = Transitions(obs, action, step.next_obs, step.reward, step.terminated)
             imagined = imagined if n_finite == len(obs) else imagined[finite]

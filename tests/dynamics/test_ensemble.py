@@ -610,7 +610,7 @@ def test_a_reward_that_is_not_finite_on_real_transitions_is_an_error():
 def test_a_termination_that_the_data_contradict_is_warned_of_once_for_each_function():
     model = ensemble(termination_fn=lambda obs, action, next_obs: obs[:, 0] > -th.inf)
     data = transitions(200)
-    message = "disagrees with 200 of 200 real transitions: 200 of the 200 that it ends went on, and 0 of the 0"
+    message = "disagrees with 200 of 200 real transitions: 200 of the 200 that it ends went on, and it misses 0 of the 0"
     with pytest.warns(UserWarning, match=message) as caught:
         reports = fits(model, data)
     assert len(caught) == 1 and reports[0].termination_precision == 0
