@@ -40,14 +40,14 @@ def one_hot(actions: np.ndarray, action_space: spaces.Discrete) -> th.Tensor:
     :param actions: of the environment, (B,) integers
     :param action_space: theirs
     :return: (B, A) float32
-    :raises ValueError: one is not in the space
+    :raises ValueError: an action is not in the space
     """
     first, n = int(action_space.start), int(action_space.n)
     counted = th.as_tensor(actions).long().flatten() - first
     if len(counted) > 0 and (counted.min() < 0 or counted.max() >= n):
         raise ValueError(
-            f"The actions reach from {int(counted.min()) + first} to {int(counted.max()) + first}; {action_space} has whole "
-            f"numbers from {first} to {first + n - 1}. Policies of Stable-Baselines3 count from 0, wherever the space starts."
+            f"The actions reach from {int(counted.min()) + first} to {int(counted.max()) + first}, but {action_space} goes "
+            f"from {first} to {first + n - 1}. Policies of Stable-Baselines3 count from 0, wherever the space starts."
         )
     return F.one_hot(counted, n).float()
 
@@ -120,12 +120,11 @@ def are_whole(action_space: spaces.Space) -> bool:
 
 def for_sb3(action_space: spaces.Space) -> spaces.Space:
     """
-    SB3's algorithms count discrete actions from 0, and keep actions, those in [-1, 1] too, in the type of their Box, which
-    would cut them to whole numbers.
+    The space that an algorithm of SB3 gets, because it counts discrete actions from 0, and keeps all others in the type of
+    their Box: integers would cut those in [-1, 1] to whole numbers.
 
     :param action_space: of the environment, Box or Discrete
-    :return: that of an algorithm which acts there: Discrete from 0, or a Box of float32 or float64. The same object if it is
-        one already
+    :return: Discrete from 0, or a Box of float32 or float64; the same object if it is one already
     """
     if isinstance(action_space, spaces.Discrete):
         return action_space if action_space.start == 0 else spaces.Discrete(action_space.n)
@@ -137,9 +136,9 @@ def for_sb3(action_space: spaces.Space) -> spaces.Space:
 
 def from_sb3(actions: np.ndarray, action_space: spaces.Space) -> np.ndarray:
     """
-    :param actions: of an algorithm that acts in :func:`for_sb3` of the space, one or a batch of them
+    :param actions: from an algorithm that acts in :func:`for_sb3` of the space, one or a batch of them
     :param action_space: of the environment
-    :return: what the environment's ``step`` takes; whole numbers where the space has nothing else
+    :return: what the environment's ``step`` takes; rounded if the space holds whole numbers
     """
     if isinstance(action_space, spaces.Discrete):
         return actions if action_space.start == 0 else actions + action_space.start
@@ -150,7 +149,7 @@ def from_sb3(actions: np.ndarray, action_space: spaces.Space) -> np.ndarray:
 
 
 def _floating_bounds(action_space: spaces.Space) -> tuple[np.ndarray, np.ndarray]:
-    """In float64 where the type of the space cannot hold their difference: of int8, 100 - (-100) is -56."""
+    """The bounds, in float64 if the type of the space may not hold their difference: in int8, 100 - (-100) is -56."""
     assert isinstance(action_space, spaces.Box)
     if action_space.dtype in (np.float32, np.float64):
         return action_space.low, action_space.high

@@ -124,7 +124,7 @@ class ModelAlgorithm(ExactCheckpoints):
         return self._executed(self.policy.unscale_action(scaled), scaled)
 
     def _executed(self, actions: np.ndarray, scaled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where actions are rounded, those that are executed are stored too: the model learns what they do."""
+        """If actions are rounded for the environment, the rounded ones are stored: the model has to learn what they do."""
         if not isinstance(self.action_space, spaces.Box) or for_sb3(self.action_space) is self.action_space:
             return actions, scaled
         actions = from_sb3(actions, self.action_space)

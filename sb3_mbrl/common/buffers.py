@@ -305,9 +305,9 @@ def _arrays(buffer: ReplayBuffer) -> list[np.ndarray]:
 
 def keep_scaled_actions(buffer: ReplayBuffer) -> None:
     """
-    SB3's buffers keep actions in the type of the space, but those in [-1, 1] are no whole numbers.
+    Let a buffer hold actions in [-1, 1] as float32, since SB3's buffers would cut them to the type of the space.
 
-    :param buffer: if it is empty, and of a Box of integers or of half precision, it will hold float32
+    :param buffer: it is changed only if it is empty, and of a Box of integers or of half precision
     """
     if isinstance(buffer.action_space, spaces.Box) and buffer.actions.dtype != np.float32 and buffer.size() == 0:
         buffer.actions = buffer.actions.astype(np.float32)
@@ -321,9 +321,9 @@ def check_stored_actions(buffer: ReplayBuffer) -> None:
     if isinstance(buffer.action_space, spaces.Box) and np.issubdtype(buffer.actions.dtype, np.integer):
         raise ValueError(
             f"The replay buffer keeps actions as {buffer.actions.dtype}, the type of {buffer.action_space}. Off-policy "
-            "algorithms of Stable-Baselines3 scale them to [-1, 1], which is then cut to -1, 0 and 1: a model would learn "
-            "from actions that were not executed. Collect anew, with an algorithm of sb3_mbrl, with sb3_mbrl.envs.collect, or "
-            "in an environment with a Box of floats."
+            "algorithms of Stable-Baselines3 scale them to [-1, 1], and as integers they are cut to -1, 0 and 1: a model "
+            "would learn from actions that were not executed. Collect again: with an algorithm of sb3_mbrl, with "
+            "sb3_mbrl.envs.collect, or in an environment with a Box of floats."
         )
 
 

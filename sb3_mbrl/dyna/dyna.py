@@ -101,8 +101,8 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
     :param seed: Seed for the pseudo random generators
     :param device: Device on which the code should run
     :param _init_setup_model: Whether or not to build the networks at the creation of the instance
-    :param unknown: refused: arguments of the algorithm belong into ``algorithm_kwargs``
-    :raises TypeError: an argument of another name
+    :param unknown: no others are accepted; arguments of the algorithm belong in ``algorithm_kwargs``
+    :raises TypeError: an argument has an unknown name
     :raises ValueError: arguments or spaces that are not supported, saying what is
     """
 
@@ -147,7 +147,7 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
     ):
         if unknown:
             raise TypeError(
-                f"Dyna has no arguments {sorted(unknown)}. Those of the algorithm belong into algorithm_kwargs={unknown!r}."
+                f"Dyna has no arguments {sorted(unknown)}. Those of the algorithm belong in algorithm_kwargs={unknown!r}."
             )
         super().__init__(
             BasePolicy,  # that of the algorithm takes its place
@@ -258,7 +258,7 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
         self._compare_with_reality()
         transitions = real_transitions(self.replay_buffer, self.device)
         report = self._fit_dynamics(transitions)
-        if report is not None:  # or it was loaded without its replay buffer: wait until there is enough again
+        if report is not None:  # otherwise the replay buffer was not loaded: wait until it holds enough again
             with self._timed("imagining", "imagining"):
                 self._learn_in_the_model(self.imagined_steps_per_step * self._steps_since_fit())
                 self._promise(comparable=report.reward_agrees)
@@ -277,7 +277,7 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
         try:
             with self._progress_of_the_real_run():
                 self.agent.learn(n_steps, callback=stop, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
-        finally:  # the next round begins elsewhere, even if this one was interrupted
+        finally:  # the next round begins in other states, even if this one was interrupted
             end_trajectories(getattr(self.agent, "replay_buffer", None))
 
         self._log({"imagination/n_steps": self.agent.num_timesteps - before})
@@ -377,9 +377,9 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
 
     def _promise(self, comparable: bool) -> None:
         """
-        What the model promises for the policy that acts from now on, over episodes as long as the real ones.
+        Note what the model promises for the policy that acts from now on, over episodes as long as the real ones.
 
-        :param comparable: whether both pay the same reward
+        :param comparable: whether the model and the environment pay the same reward
         """
         length = self._episode_length()
         if length is None:
@@ -391,8 +391,8 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
 
     def _episode_length(self) -> int | None:
         """
-        :return: the time limit; where none is known, as the environment truncates itself, the longest of the latest episodes;
-            None: there is none yet
+        :return: the time limit; if it is not known, because the environment truncates itself, the length of the longest of the
+            latest episodes; None: no episode has ended yet
         """
         assert self.ep_info_buffer is not None
         return time_limit(self.env) or max((int(episode["l"]) for episode in self.ep_info_buffer), default=None)
@@ -468,7 +468,7 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
             self.agent.replay_buffer = buffer  # type: ignore[attr-defined]
 
     def _random_state(self) -> dict[str, Any]:
-        # Until a checkpoint is loaded, agent and environment share one action space: pickled together, its stream stays one
+        # Agent and environment share one action space until a checkpoint is loaded: pickled together, they share it again
         return {**super()._random_state(), "agent_action_space": self.agent.action_space._np_random}
 
     def _restore_random_state(self, state: dict[str, Any]) -> None:

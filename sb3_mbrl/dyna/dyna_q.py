@@ -197,7 +197,7 @@ class DynaQ(AtomicSaves):
         while self.num_timesteps < total_timesteps:
             states = self._last_obs
             assert isinstance(states, np.ndarray)
-            self._last_obs = None  # until this step is learned from: after an exception or Ctrl-C, learn() starts new episodes
+            self._last_obs = None  # set again below: after an exception or Ctrl-C in between, learn() starts new episodes
             actions = np.array([self.policy.explore(state) for state in states])
             new_obs, rewards, dones, infos = self.env.step(actions)
             self.num_timesteps += self.env.num_envs
@@ -232,7 +232,7 @@ class DynaQ(AtomicSaves):
         counts = self.model[pair]
         is_new = len(counts) == 0
         counts[outcome] = counts.get(outcome, 0) + 1
-        if is_new:  # last: an interrupt leaves no pair to plan from whose outcome is not known
+        if is_new:  # last, so that an interrupt leaves no pair without an outcome to plan from
             self._known.append(pair)
 
     def _plan(self) -> None:

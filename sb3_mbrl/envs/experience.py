@@ -45,7 +45,7 @@ N_ENVS = integer(1, 10**6)
 
 SHOWN = {"verbose": OFF_POLICY["verbose"], "progress_bar": BOOLEAN}
 COLLECTED = {"n_steps": integer(1, 10**9, whole_floats=True), "seed": SEED, **SHOWN}
-"""What arguments of :func:`collect` may be."""
+"""Rules for the arguments of :func:`collect`."""
 
 
 class Predicts(Protocol):
@@ -84,7 +84,7 @@ def collect(
     :raises ValueError: n_steps < 1, or spaces that no model of observations has
     """
     check_arguments(locals(), COLLECTED)
-    seed = None if seed is None else int(seed)  # Gymnasium takes none of NumPy
+    seed = None if seed is None else int(seed)  # Gymnasium does not take an integer of NumPy
     with as_vec_env(env) as vec_env:
         check_spaces(vec_env.observation_space, vec_env.action_space)
         if seed is not None:  # SB3 would draw one from NumPy's global stream
@@ -133,7 +133,7 @@ def spec_of(env: VecEnv | None) -> EnvSpec | None:
 
 
 HORIZON = 1_000
-"""Steps until an imagined episode is truncated where the real time limit is not known: that of most MuJoCo tasks."""
+"""Steps until an imagined episode is truncated if the real time limit is not known: the limit of most MuJoCo tasks."""
 
 
 def time_limit(env: VecEnv | None) -> int | None:
@@ -579,7 +579,7 @@ def check_start_states(start_states: StartStates, observation_space: spaces.Spac
     :param start_states: of imagined episodes
     :param observation_space: flat Box
     :param device: of the model
-    :raises ValueError: an unknown name; states of another shape, or not finite; a function that returns such for two states
+    :raises ValueError: the name is unknown, or states (also those of a function) have another shape or are not finite
     """
     if isinstance(start_states, str):
         if start_states not in ("all", "initial"):

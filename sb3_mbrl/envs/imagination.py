@@ -32,7 +32,7 @@ RULES = {
     "halt_reward": number() | None,
     "stagger": BOOLEAN,
 }
-"""What arguments of :class:`ImaginationRules` may be."""
+"""Rules for the arguments of :class:`ImaginationRules`."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ class ImaginationRules:
 
 class ObservedRange(NamedTuple):
     """
-    What the real environment returned, which may lie out of the bounds that it declares: so far imagination may go, too.
+    The range of what the real environment returned. It may exceed the bounds that the environment declares; imagination then
+    may exceed them, too.
 
     :param low: lowest observation, (O,)
     :param high: highest observation, (O,)
@@ -290,7 +291,7 @@ def as_states(states: np.ndarray | th.Tensor, n_obs: int, device: th.device, k: 
     """
     :param states: start states
     :param n_obs: O
-    :param device: where they go
+    :param device: where they are put
     :param k: how many there have to be; None: at least one
     :return: (M, O) float32
     :raises ValueError: they have another shape, or are not finite

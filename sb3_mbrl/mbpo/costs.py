@@ -38,7 +38,7 @@ class Costs:
     Seconds on this machine, with the threads that it has now.
 
     :param update: of one update of the algorithm
-    :param fit: of one gradient step of the model, and one of a learned termination
+    :param fit: of one gradient step of the model, and of one of a learned termination if there is one
     :param imagine: of one imagined transition
     """
 
@@ -116,14 +116,14 @@ def _random_transitions(algorithm: Any) -> Transitions:
     obs = np.clip(np.random.standard_normal((2, N_TRANSITIONS, *space.shape)), space.low, space.high)
     obs, next_obs = th.as_tensor(obs.reshape(2, N_TRANSITIONS, -1), dtype=th.float32, device=algorithm.device)
     action = th.rand(N_TRANSITIONS, algorithm.dynamics.action_dim, device=algorithm.device) * 2 - 1
-    # A learned termination is only fitted where there is one
+    # A learned termination is only fitted if there are terminations
     learned = isinstance(algorithm.dynamics.termination_fn, LearnedTermination)
     ended = (th.arange(N_TRANSITIONS, device=algorithm.device) % 8 == 0) & learned
     return Transitions(obs, action, next_obs, th.randn(N_TRANSITIONS, device=algorithm.device), ended)
 
 
 def _real_buffer(algorithm: Any, data: Transitions) -> ReplayBuffer:
-    """Of the algorithm's kind, as a user's may sample in its own way, and return more than SB3's."""
+    """A buffer of the algorithm's class: a user's may sample in its own way, and return more than SB3's."""
     buffer: ReplayBuffer = algorithm.replay_buffer_class(
         N_TRANSITIONS, algorithm.observation_space, algorithm.action_space, algorithm.device, **algorithm.replay_buffer_kwargs
     )

@@ -28,7 +28,7 @@ MOST_BATCHES = 100
 """Drawn at once: a few megabytes."""
 
 MOST_IMAGINED = 10**9
-"""Transitions in the model buffer."""
+"""Largest number of transitions in the model buffer."""
 
 
 class ModelBased(LearnsDynamics):
@@ -160,8 +160,8 @@ class ModelBased(LearnsDynamics):
         if capacity > MOST_IMAGINED:
             raise ValueError(
                 f"rollouts_per_step={self.rollouts_per_step}, model_retain_steps={self.model_retain_steps} and "
-                f"rollout_schedule={self.rollout_schedule} make a model buffer of {capacity:_} transitions; it may hold "
-                f"{MOST_IMAGINED:_}."
+                f"rollout_schedule={self.rollout_schedule} make a model buffer of {capacity:_} transitions; at most "
+                f"{MOST_IMAGINED:_} are accepted."
             )
         if self.branch_from not in ("all", "initial"):
             raise ValueError(f"branch_from must be 'all' or 'initial', got {self.branch_from!r}.")

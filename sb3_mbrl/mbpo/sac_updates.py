@@ -231,7 +231,7 @@ def train(agent: SAC, gradient_steps: int, batch_size: int, precision: str) -> N
     agent._n_updates += gradient_steps
     agent.logger.record("train/n_updates", agent._n_updates, exclude="tensorboard")
     if logged:
-        # Summed on the device, and read once
+        # Averaged on the device, and read at once
         means = th.stack([th.stack([each[name].reshape(()) for each in logged]).mean() for name in logged[0]])
         for name, mean in zip(logged[0], means.tolist(), strict=True):
             agent.logger.record(f"train/{name}", mean)

@@ -45,7 +45,7 @@ PLANNING = {
     "max_plan_seconds": number(0, above=True) | None,
     "seed": SEED,
 }
-"""What arguments of :class:`MPCPolicy`, and of algorithms that plan, may be."""
+"""Rules for the arguments of :class:`MPCPolicy` and of algorithms that plan."""
 
 
 class MPCState(NamedTuple):
@@ -113,8 +113,8 @@ class MPCPolicy(BasePolicy):
     :param max_plan_seconds: of a call, the actor's proposals included: an iteration of the planner that would end later is not
         begun, and the best plan so far is taken; the first one is always made. Plans then depend on the clock, those of
         ``deterministic=True`` too
-    :param vec_normalize: if observations come normalised, by what; None: as those of the algorithm that is given as ``model``
-        (its ``dynamics`` alone plans from raw ones)
+    :param vec_normalize: normalises the observations that ``predict`` gets; None: what normalises those of the algorithm that
+        is given as ``model``, otherwise nothing (``dynamics`` alone plans from raw observations)
     :param seed: of the planner's samples, where actions are not deterministic
     :raises ValueError: an argument that is not known or does not fit
     """
@@ -250,7 +250,7 @@ class MPCPolicy(BasePolicy):
         return MPCState(*self.planner.reset(memory.planner, begins), memory.actions, **counters)
 
     def _due(self, n_envs: int, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None) -> th.Tensor:
-        """Where a new plan is to be made, (B,) bool: on the host, which then need not wait for the device before it plans."""
+        """Where a new plan is due, (B,) bool, computed on the host so that it need not wait for the device before it plans."""
         if state is None:
             return th.ones(n_envs, dtype=th.bool)
         memory = MPCState(*(th.as_tensor(array) for array in state))
@@ -364,7 +364,7 @@ class MPCPolicy(BasePolicy):
         with open(path, "rb") as file:
             try:
                 with zipfile.ZipFile(file) as archive:
-                    if archive.testzip() is not None:  # it also compares the names in the directory
+                    if archive.testzip() is not None:  # testzip also compares the names of files with those in the directory
                         raise zipfile.BadZipFile("a file in it is not what was saved")
                     text = archive.read("policy.json")
                     weights = archive.read("model.safetensors") if "model.safetensors" in archive.namelist() else None
@@ -394,7 +394,7 @@ class MPCPolicy(BasePolicy):
             try:
                 planner = PLANNER_CLASSES[config["planner"]](**config["planner_kwargs"])
             except TypeError as error:
-                raise ValueError(f"{path} is damaged: it holds other arguments than {config['planner']} has.") from error
+                raise ValueError(f"{path} is damaged: it holds arguments that {config['planner']} does not have.") from error
         return cls(model, planner, **{**config["policy"], **config["objective"], **kwargs})
 
     def _functions(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ __all__ = [
     "make_planner",
 ]
 
-# PDDM (https://arxiv.org/abs/1909.11652). Its code has horizon 7, beta 0.6 or 0.7 and kappa 0.5 (valve), 10 (cube) or 20 (two
+# PDDM (https://arxiv.org/abs/1909.11652): its code has horizon 7, beta 0.6 or 0.7 and kappa 0.5 (valve), 10 (cube) or 20 (two
 # balls) for hands, and horizon 20, beta 0.9 or 0.7 and kappa 1 (cheetah) or 10 (ant) for walkers
 _pddm: dict[str, Any] = {
     "horizon": 7,
@@ -57,7 +57,7 @@ CATEGORICAL_PLANNERS = {
 PLANNER_CLASSES: dict[str, type[Planner]] = {
     each.__name__: each for each in (*PLANNERS.values(), *CATEGORICAL_PLANNERS.values()) if isinstance(each, type)
 }
-"""Those that a file may name."""
+"""The classes of planners that a file may name."""
 
 
 def make_planner(name: str, discrete: bool = False, **kwargs: Any) -> Planner:

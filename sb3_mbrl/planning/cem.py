@@ -8,7 +8,7 @@ from sb3_mbrl.planning.noise import truncated_normal
 from sb3_mbrl.planning.planner import SamplingPlanner, Search, elites_of, moments
 
 MOMENTUM = number(0, 1, below=True)
-"""Share of the old distribution that is kept."""
+"""Rule for the share of the old distribution that is kept."""
 
 
 class CEM(SamplingPlanner):

@@ -22,9 +22,9 @@ def truncated_normal(shape: Sequence[int], generator: Generators, device: th.dev
 def colored_noise(shape: Sequence[int], beta: float, generator: Generators, device: th.device | str) -> th.Tensor:
     """
     Gaussian noise whose power falls with its frequency over time as 1 / f^beta (Timmer & Koenig 1995), scaled as by the
-    package ``colorednoise`` 2.2, which iCEM's code calls. It divides by the standard deviation of the waves alone, and counts
-    half of the variance of the fastest one if the horizon is even. The noise's mean over the plan comes on top: for a horizon
-    of 30, entries have a standard deviation of 1.03 (beta near 0) to 1.22 (large beta).
+    package ``colorednoise`` 2.2, which iCEM's code calls. That package divides by the standard deviation of the waves alone,
+    of which it counts half the variance of the fastest one if the horizon is even. The mean over the plan comes on top: for a
+    horizon of 30, entries have a standard deviation of 1.03 (beta near 0) to 1.22 (large beta).
 
     :param shape: (B, N, H, A), H steps in time
     :param beta: 0 white (of unit variance), 1 pink, 2 brown
@@ -37,7 +37,7 @@ def colored_noise(shape: Sequence[int], beta: float, generator: Generators, devi
         return randn(shape, generator, device)
     frequency = th.fft.rfftfreq(horizon, device=device)
     frequency[0] = frequency[1]  # the mean over the plan has the power of the slowest wave
-    amplitude = (frequency / frequency[1]) ** (-beta / 2)  # at most 1: no power of a large beta overflows
+    amplitude = (frequency / frequency[1]) ** (-beta / 2)  # at most 1, so that nothing overflows for a large beta
     real, imaginary = randn((n_envs, n, 2, len(amplitude), action_dim), generator, device).unbind(dim=2)
     # The mean, and the fastest wave of an even horizon, have no phase: all their power is in the real part
     phaseless = th.zeros_like(amplitude, dtype=th.bool)

@@ -29,7 +29,7 @@ OBJECTIVE = {
     "disagreement_weight": number(),
     "action_repeat": integer(1, 10**4),
 }
-"""What arguments of :class:`ModelObjective` may be."""
+"""Rules for the arguments of :class:`ModelObjective`."""
 
 
 class ModelObjective:
@@ -150,7 +150,7 @@ class ModelObjective:
         return returns
 
     def _step_of_a_plan(self) -> Callable[..., ModelStep]:
-        """The model's ``step``, for all candidates of one plan."""
+        """The function that steps the model for all candidates of one plan."""
         return self.model.step
 
     def _returns(
@@ -186,7 +186,7 @@ class ModelObjective:
         return self._over_particles(total.reshape(n_envs, self.n_particles, n))
 
     def _outcome(self, rows: th.Tensor, action: th.Tensor, step: ModelStep) -> tuple[th.Tensor, th.Tensor]:
-        """Reward and termination of a step, (B,) each: the model's, or what functions of the user say of it."""
+        """Reward and termination of a step, (B,) each: the model's, or those of the user's functions."""
         reward, terminated = step.reward, step.terminated
         if self.reward_fn is None and self.termination_fn is None:
             return reward, terminated

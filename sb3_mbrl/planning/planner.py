@@ -13,7 +13,7 @@ from sb3_mbrl.common.random import Generators
 
 LONGEST_PLAN = 10**4
 MOST_PLANS = 10**6
-"""Scored for an environment at a time."""
+"""Largest number of plans scored together for one environment."""
 
 Score = Callable[[th.Tensor], th.Tensor]
 """``f(actions (B, N, H, A)) -> returns (B, N)``: N candidate sequences of H actions for each of B environments. A return that

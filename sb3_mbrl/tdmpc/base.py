@@ -35,7 +35,7 @@ from sb3_mbrl.tdmpc.told import ToldSizes
 from sb3_mbrl.tdmpc.world_model import Sizes
 
 GAMMA = 0.99
-"""Discount where the time limit is not known, from which it would follow: that of most algorithms of SB3."""
+"""Discount if the time limit, from which it would follow, is not known: the default of most algorithms of SB3."""
 
 SizesT = TypeVar("SizesT", Sizes, ToldSizes)
 
@@ -226,7 +226,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
 
     @property
     def n_pretrain_steps(self) -> int:
-        """Updates at once when random actions end."""
+        """Number of updates made at once when the random actions end."""
         return int(self.learning_starts) if self.pretrain_steps is None else self.pretrain_steps
 
     @property
@@ -237,7 +237,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
     # ---------------------------------------------------------------- the algorithm
 
     def _follow_schedules(self) -> None:
-        """Arguments of the planner that change in the course of a run."""
+        """Set the arguments of the planner that change in the course of a run."""
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
@@ -277,7 +277,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         """
         if not values:
             return {}
-        # One reading for all: each waits until an accelerator has done all its work
+        # All are read at once: each reading waits until an accelerator has done all its work
         numbers = dict(zip(values, th.stack([value.detach() for value in values.values()]).tolist(), strict=True))
         if not all(map(math.isfinite, numbers.values())):
             raise ValueError(

@@ -34,8 +34,8 @@ def measure(algorithm: "LatentAlgorithm", num_timesteps: int) -> Costs:
     """
     Let the algorithm plan and update on repetitions of its last observation, which takes a second or two, and undo it.
 
-    :param algorithm: about to learn, its environment was reset
-    :param num_timesteps: environment steps where schedules are looked up: plans of TD-MPC become longer
+    :param algorithm: about to learn, with an environment that was reset
+    :param num_timesteps: environment step at which schedules are looked up, since plans of TD-MPC become longer
     :return: what the work costs
     """
     policy = algorithm.policy
@@ -67,9 +67,9 @@ def _measure(algorithm: Any) -> Costs:
 
 class _Repeats:
     """
-    In the place of the replay buffer: always the same batch.
+    A stand-in for the replay buffer that always returns the same batch.
 
-    :param algorithm: whose last observation is in it
+    :param algorithm: its last observation fills the batch
     """
 
     n_sequences = 1
@@ -98,7 +98,7 @@ class _Repeats:
         return self.batch
 
     def update_priorities(self, indices: np.ndarray, priorities: th.Tensor) -> None:
-        """They are of no effect."""
+        """Does nothing."""
 
 
 def forecast(algorithm: "LatentAlgorithm", total_timesteps: int, costs: Costs | None = None) -> str | None:

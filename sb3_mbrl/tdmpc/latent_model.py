@@ -55,7 +55,7 @@ class LatentModel(nn.Module):
         self.register_buffer("action_high", high)
 
     def __repr__(self) -> str:
-        """Its sizes, rather than all modules and parameters."""
+        """The sizes, instead of all modules and parameters."""
         space = self.observation_space
         shapes = {name: each.shape for name, each in space.items()} if isinstance(space, spaces.Dict) else space.shape
         latent_dim = self.termination_head[0].in_features  # type: ignore[index]
@@ -173,8 +173,8 @@ class LatentModel(nn.Module):
         :param members: of no effect
         :param deterministic: of no effect
         :param uncertainty: of no effect
-        :param may_end: whether the task can end; None: as :attr:`terminates` says, which an accelerator is asked for then, and
-            its answer waits for all its work
+        :param may_end: whether the task can end; None: what :attr:`terminates` says, but reading that waits until an
+            accelerator has done all its work
         :return: next latent states, rewards, and where the task has probably ended
         """
         next_z = self.next(obs, action)

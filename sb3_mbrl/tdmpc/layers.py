@@ -131,7 +131,7 @@ class Critics(nn.ModuleList):
         return th.stack([self[member](own) for member, own in zip(chosen, inputs, strict=True)])
 
     def _gathered(self, x: th.Tensor, members: th.Tensor) -> th.Tensor:
-        """The same where asking the device which networks are meant would wait for all its work: by index, layer by layer."""
+        """The same by index, layer by layer: asking an accelerator which networks are meant would wait for all its work."""
         x = x.expand(len(members), *x.shape[-2:])
         for layers in zip(*self, strict=True):
             first = layers[0]

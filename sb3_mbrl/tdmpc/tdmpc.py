@@ -248,7 +248,7 @@ class TDMPC(LatentAlgorithm):
 
     @th.no_grad()
     def _update_priorities(self, batch: SequenceSamples, priorities: th.Tensor, loss: th.Tensor) -> None:
-        # The buffer is in the host's memory: the loss travels with the priorities
+        # Priorities have to be copied to the host, where the buffer is: the loss is copied with them
         host = th.cat([priorities, loss.unsqueeze(0)]).cpu()
         priorities, loss = host[:-1], host[-1]
         self._finite({"loss": loss, "priorities": priorities.sum()})

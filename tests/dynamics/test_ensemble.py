@@ -881,7 +881,7 @@ def test_tensors_of_another_model_are_refused(saved_once, tmp_path, name, change
     changed = change(tensors.get(name))
     kept = {other: tensor for other, tensor in tensors.items() if other != name}
     save_tensors(tmp_path / "model", {**kept, **({} if changed is None else {name: changed})}, FILE_FORMAT, json.dumps(config))
-    with pytest.raises(ValueError, match="does not fit|holds NaN or infinity|not of the sizes"):
+    with pytest.raises(ValueError, match="does not fit|holds NaN or infinity|do not have the sizes"):
         ProbabilisticEnsemble.load(tmp_path / "model")
 
 
