@@ -272,7 +272,7 @@ DERIVATIVES: dict[str, Callable[[th.Tensor, th.Tensor], th.Tensor]] = {
     "tanh": th.ops.aten.tanh_backward,
     "silu": th.ops.aten.silu_backward,
 }
-"""Of an activation, from its value if it is fused, otherwise from its argument."""
+"""Derivatives of activations: from the value of an activation that is fused, otherwise from its argument."""
 
 
 class _Perceptron(th.autograd.Function):

@@ -4,7 +4,7 @@ import ctypes
 from contextlib import suppress
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's ``mallopt``."""
+"""Parameters of glibc's ``mallopt``."""
 
 
 def keep_freed_memory(trim_threshold: int = 2**29, mmap_threshold: int = 2**25) -> None:

@@ -139,7 +139,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.unbroken = np.where(self._continues(row), self.unbroken + 1, 1)
         ended = self._ended(row)
         for length in range(1, self.horizon + 1):
-            # Those that this row completes, by their number of transitions or as the last one of an episode
+            # Sequences that this row completes: they have enough transitions, or it is the last one of an episode
             completed = (self.unbroken >= length) & (ended | (length == self.horizon))
             first = (row - length + 1) % self.buffer_size
             self.starts[first] |= completed
@@ -192,7 +192,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         )
 
     def _transitions_from(self, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Their rows and environments as one number, and whether it is no repetition, (H, B) each."""
+        """Rows and environments of the transitions as one number, and whether each is not a repetition, (H, B) each."""
         transitions, valid = [starts], [np.ones(len(starts), dtype=bool)]
         for _ in range(self.horizon - 1):
             goes_on = valid[-1] & (_pick(self.dones, transitions[-1]) + _pick(self.timeouts, transitions[-1]) == 0)

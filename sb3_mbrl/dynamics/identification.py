@@ -27,7 +27,8 @@ _FIELDS = {
     "actuator_gear": mujoco.mjtObj.mjOBJ_ACTUATOR,
 }
 
-# Of each parameter's range. Smaller steps would measure the tolerance of MuJoCo's constraint solver
+# Step of a finite difference, as a share of each parameter's range. Smaller steps would measure the tolerance of MuJoCo's
+# constraint solver
 _DIFFERENCE = 1e-4
 
 

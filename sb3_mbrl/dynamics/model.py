@@ -63,11 +63,11 @@ class DynamicsModel(SteppableModel, Protocol):
 
     @property
     def observation_space(self) -> spaces.Space:
-        """Of the environment."""
+        """The observation space of the environment."""
 
     @property
     def action_space(self) -> spaces.Space:
-        """Of the environment: Box with finite bounds, or Discrete."""
+        """The action space of the environment: Box with finite bounds, or Discrete."""
 
     @property
     def action_dim(self) -> int:

@@ -14,7 +14,7 @@ from sb3_mbrl.dynamics.diagnostics import open_loop_error, over_outputs
 from sb3_mbrl.dynamics.model import SteppableModel
 
 N_STARTS = 500
-"""Of the predictions that are measured, at most."""
+"""Largest number of predictions that are measured."""
 
 LEAST_STARTS = 0.1
 """Part of all transitions: a single long episode among short ones does not speak for them."""

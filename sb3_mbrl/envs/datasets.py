@@ -24,11 +24,11 @@ class EpisodicDataset(Protocol):
 
     @property
     def observation_space(self) -> spaces.Space:
-        """Of what was recorded."""
+        """The space of what was recorded."""
 
     @property
     def action_space(self) -> spaces.Space:
-        """Of what was recorded."""
+        """The space of what was recorded."""
 
     @property
     def env_spec(self) -> EnvSpec | None:

@@ -29,7 +29,7 @@ N_TRANSITIONS = 2_048
 
 N_UPDATES = 10
 N_GRADIENT_STEPS = 40
-"""Of the model; what a fit costs besides, at its beginning and end, is a step or two."""
+"""Gradient steps of the model that are timed; the fixed costs of a fit are worth one or two steps."""
 
 
 @dataclass(frozen=True)

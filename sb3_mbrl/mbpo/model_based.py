@@ -81,7 +81,7 @@ class ModelBased(LearnsDynamics):
     }
 
     own_defaults: ClassVar[dict[str, Any]] = {"learning_starts": 1_000, "gradient_steps": 20}
-    """Of the algorithm's arguments: a model needs more data at first, and then allows more updates."""
+    """Defaults of the algorithm's arguments: a model needs more data at first, and then allows more updates."""
 
     model_buffer: ModelReplayBuffer
 
@@ -211,7 +211,7 @@ class ModelBased(LearnsDynamics):
             super().train(gradient_steps, batch_size)
 
     def _steps_since_fit(self) -> int:
-        # Of a model just loaded nothing is imagined yet: it makes up for an interval
+        # If nothing was imagined yet, as after load, the next train makes up for a whole interval
         return super()._steps_since_fit() if len(self.model_buffer) > 0 else self.model_train_freq
 
     def _imagine(self, states: th.Tensor) -> None:

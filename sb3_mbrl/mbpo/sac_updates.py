@@ -30,7 +30,7 @@ from sb3_mbrl.common.adam import adam_step
 
 LOG_SQRT_2_PI = 0.5 * float(np.log(2 * np.pi))
 EPSILON = 1e-6
-"""Of SB3's squashed Gaussian: it keeps the logarithm of 0 away."""
+"""SB3's epsilon in the correction of its squashed Gaussian, which avoids the logarithm of 0."""
 
 
 def fits(agent: SAC) -> bool:
@@ -109,7 +109,7 @@ class SACUpdates:
         """
         agent, n = self.agent, len(batch.observations)
         obs, next_obs = batch.observations.float(), batch.next_observations.float()
-        # Of both at once: the actor is updated last
+        # Sampled together, as the actor is updated last
         now, later = self._sample(th.cat([obs, next_obs]), n)
         ent_coef, logged = self._update_entropy_coefficient(now.log_prob)
 
@@ -167,7 +167,7 @@ class SACUpdates:
         n, action = len(obs), sample.action
         passes = [critic(th.cat([obs, action], dim=1)) for critic in self.critics]
         value, lowest = th.cat([value for value, _ in passes], dim=1).min(dim=1, keepdim=True)
-        # Of ent_coef * log_prob - value, averaged: in the action,
+        # Gradient of the mean of ent_coef * log_prob - value: in the action,
         in_action = 2 * ent_coef / n * action / (1 - action**2 + EPSILON)
         for i, (_, trace) in enumerate(passes):
             in_action += self._in_input(trace, (lowest == i) / -n)[:, obs.shape[1] :]

@@ -198,7 +198,7 @@ class ModelObjective:
         return reward, terminated
 
     def _value_of_the_end(self, rows: th.Tensor, generator: Generators) -> th.Tensor | None:
-        """Of each row of the model where a plan ends, (B,); None: 0."""
+        """Value of the rows of the model where a plan ends, (B,); None if it is 0 for all."""
         if self.terminal_value is None:
             return None
         return call("terminal_value", self.terminal_value, self.model.observe(rows))

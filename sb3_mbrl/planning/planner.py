@@ -255,7 +255,7 @@ class SamplingPlanner(Planner):
         return th.stack(actions, dim=2)
 
     def _remember_best(self, search: Search, candidates: th.Tensor, values: th.Tensor) -> None:
-        # Of equals the latest: where every plan survives, samples of the first iteration are as good and shake more
+        # Ties go to the latest plan: where every plan survives, those of the first iteration are as good but less smooth
         value, index = values.max(dim=1)
         better = (value >= search.best_value) & (value > th.finfo(value.dtype).min)
         search.best = th.where(_like(better, search.best), take(candidates, index.unsqueeze(1)).squeeze(1), search.best)

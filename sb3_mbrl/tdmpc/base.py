@@ -68,7 +68,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
     }
 
     _of_the_planner: ClassVar[dict[str, str]] = {}
-    """Arguments of the planner that follow from others, and from which."""
+    """Arguments of the planner that follow from arguments of the algorithm, with the names of the latter."""
 
     policy: LatentPolicy
     replay_buffer: SequenceReplayBuffer | DictSequenceReplayBuffer
@@ -222,7 +222,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
 
     @abstractmethod
     def _planner_arguments(self) -> dict[str, Any]:
-        """Of the planner, those of the user included."""
+        """Arguments of the planner, those of the user included."""
 
     @property
     def n_pretrain_steps(self) -> int:
@@ -329,7 +329,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         return valid * self.rho ** th.arange(len(valid), device=self.device).unsqueeze(1)
 
     def _weights_of_states(self, valid: th.Tensor) -> th.Tensor:
-        """Of the latent states before and after each of those steps, (n + 1, B)."""
+        """Weights of the latent states before and after each of those steps, (n + 1, B)."""
         return self._weights_of_steps(th.cat([valid[:1], valid]))
 
     def _step_optimizer(self, optimizer: th.optim.Optimizer, loss: th.Tensor, max_grad_norm: float) -> th.Tensor:

@@ -122,5 +122,5 @@ def prior_proposals(
         if step > 0:
             z = model.next(z, actions[-1])
         actions.append(model.act(z, generators))
-    # Of a rollout that diverged; the planner scores it anew
+    # NaN comes from a rollout that diverged; the planner scores the plan again
     return th.stack(actions, dim=1).unflatten(0, (len(starts), n)).nan_to_num(0.0)

@@ -121,7 +121,7 @@ class LatentPolicy(MPCPolicy):
         """:raises ValueError: the default features extractor does not take such observations"""
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        """Of the model without its prior and its targets: the encoder, and the rest."""
+        """Parameters of the model without its prior and its targets, in two groups: the encoder, and the rest."""
         model = self.model
         encoder = [*model.features_extractor.parameters(), *model.encoder.parameters()]
         elsewhere = {id(each) for each in [*encoder, *model.prior.parameters()]}

@@ -29,7 +29,7 @@ PLANNER: dict[str, Any] = {
 """TD-MPC's MPPI."""
 
 MIN_STD, MAX_STD = 1e-6, 2.0
-"""Of plans. The first is in the place of 0."""
+"""Bounds of the standard deviation of plans; ``MIN_STD`` stands in for 0."""
 
 MAX_LOSS = 1e4
 """Each loss of a sequence is cut there, and its priority."""
@@ -264,7 +264,7 @@ class TDMPC(LatentAlgorithm):
     def _model_losses(
         self, batch: SequenceSamples, td_targets: th.Tensor
     ) -> tuple[dict[str, th.Tensor], th.Tensor, th.Tensor]:
-        """Of an open-loop rollout of each sequence, (B,) each; temporal difference, (B,); latent states, (H + 1, B, Z)."""
+        """Losses of an open-loop rollout, (B,) each; its temporal difference, (B,); its latent states, (H + 1, B, Z)."""
         model = self.model
         with th.no_grad():
             next_latents = self._encode_later(batch, model.encode_targets)

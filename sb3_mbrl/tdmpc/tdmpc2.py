@@ -211,7 +211,7 @@ class TDMPC2(LatentAlgorithm):
     def _model_losses(
         self, batch: SequenceSamples, next_latents: th.Tensor, td_targets: th.Tensor
     ) -> tuple[dict[str, th.Tensor], th.Tensor]:
-        """Of an open-loop rollout of each sequence, and its latent states (H + 1, B, Z)."""
+        """Losses of an open-loop rollout of each sequence, and its latent states (H + 1, B, Z)."""
         model, two_hot = self.model, self.model.two_hot
         latents = self._roll_out(batch)
         weights = self._weights_of_steps(batch.valid)

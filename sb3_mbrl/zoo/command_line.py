@@ -17,7 +17,7 @@ SCRIPTS = {
     "push": "push_to_hub",
     "pull": "load_from_hub",
 }
-"""Of RL Zoo, for each verb."""
+"""The module of RL Zoo for each verb."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -24,7 +24,7 @@ def suggest_mbpo(trial: Trial, most_updates: int = 40) -> dict[str, Any]:
         "gradient_steps": trial.suggest_int("gradient_steps", 1, most_updates, log=True),
         "model_train_freq": trial.suggest_categorical("model_train_freq", [125, 250, 500, 1000]),
         "rollouts_per_step": trial.suggest_categorical("rollouts_per_step", [50, 100, 200, 400]),
-        # Of one length throughout: one that grows depends on how long the run is
+        # One length throughout: a schedule that grows would depend on the length of the run
         "rollout_schedule": trial.suggest_int("rollout_schedule", 1, 15, log=True),
         # Nothing between 0 and one real transition in a batch
         "real_ratio": trial.suggest_categorical("real_ratio", [0.0, 0.05, 0.1, 0.25, 0.5]),
