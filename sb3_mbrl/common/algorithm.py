@@ -25,7 +25,7 @@ from sb3_mbrl.common.arguments import OFF_POLICY, Rule, plain_arguments
 from sb3_mbrl.common.buffers import check_stored_actions, keep_scaled_actions, whole_rows
 from sb3_mbrl.common.callbacks import ModelProgressBarCallback
 from sb3_mbrl.common.checkpoints import ExactCheckpoints, restore_generator
-from sb3_mbrl.common.environments import accepted_environment, check_normalization
+from sb3_mbrl.common.environments import accepted_environment, check_constructed_with_env, check_normalization
 from sb3_mbrl.common.types import LARGEST
 
 BEYOND = f"NaN, infinite or larger than {LARGEST:.0e}"
@@ -55,12 +55,15 @@ class ModelAlgorithm(ExactCheckpoints):
 
     # ---------------------------------------------------------------- setup
 
-    def _check_numbers(self) -> None:
+    def _check_common_arguments(self) -> None:
         """
         Call this first in ``_setup_model``: ``load`` sets attributes without passing them to the constructor.
 
-        :raises ValueError: an argument is not what :attr:`_accepted` says
+        :raises ValueError: there is no environment, the policy is no policy, or an argument is not what :attr:`_accepted` says
         """
+        check_constructed_with_env(self)
+        if not (isinstance(self.policy_class, type) and issubclass(self.policy_class, BasePolicy)):
+            raise ValueError(f"{type(self).__name__} has {self._policies()}; got {self.policy_class!r} as its policy.")
         vars(self).update(plain_arguments(vars(self), self._accepted))
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
@@ -72,9 +75,12 @@ class ModelAlgorithm(ExactCheckpoints):
             "gymnasium.wrappers.FlattenObservation.",
         }
         raise ValueError(
-            f"Policy {policy_name} unknown: {type(self).__name__} has {' and '.join(map(repr, self.policy_aliases))}, or a "
-            f"subclass of it.{elsewhere.get(policy_name, '')}"
+            f"Policy {policy_name} unknown: {type(self).__name__} has {self._policies()}.{elsewhere.get(policy_name, '')}"
         )
+
+    def _policies(self) -> str:
+        subclass = "a subclass of it" if len(self.policy_aliases) == 1 else "a subclass of them"
+        return f"{' and '.join(map(repr, self.policy_aliases))}, or {subclass}"
 
     @classmethod
     def _wrap_env(cls, env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:  # type: ignore[override]

@@ -26,6 +26,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 from sb3_mbrl.common.arguments import OFF_POLICY, check_arguments, integer
 from sb3_mbrl.common.buffers import end_trajectories
 from sb3_mbrl.common.env_state import restore_env_state, save_env_state
+from sb3_mbrl.common.environments import check_has_env
 from sb3_mbrl.common.files import make_folder, new_folder, open_atomically, sync_folder, write_atomically
 from sb3_mbrl.common.saves import AtomicSaves, algorithm_name, check_algorithm, saved_as
 
@@ -202,6 +203,7 @@ class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
+        check_has_env(self)
         keep_noise = self._goes_on and not reset_num_timesteps and self.num_timesteps > 0
         self._fit_to_environments()
         if reset_num_timesteps or self._last_obs is None:  # SB3 will reset the environments, even within an episode

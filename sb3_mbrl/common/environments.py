@@ -3,6 +3,7 @@
 from typing import Any
 
 import gymnasium as gym
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, unwrap_vec_normalize
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
@@ -39,6 +40,28 @@ def accepted_environment(env: Any) -> GymEnv:
         raise ValueError(
             f"env must be an environment of Gymnasium, its id, or a VecEnv of Stable-Baselines3, got {env!r}."
         ) from error
+
+
+def check_constructed_with_env(algorithm: BaseAlgorithm) -> None:
+    """
+    :param algorithm: about to be built
+    :raises ValueError: it has neither an environment nor, where it is loaded, the spaces of one
+    """
+    if not hasattr(algorithm, "observation_space"):
+        raise ValueError("env must be an environment of Gymnasium, its id, or a VecEnv of Stable-Baselines3, got None.")
+
+
+def check_has_env(algorithm: BaseAlgorithm) -> None:
+    """
+    :param algorithm: about to learn
+    :raises ValueError: it was loaded without an environment
+    """
+    if algorithm.env is None:
+        name = type(algorithm).__name__
+        raise ValueError(
+            f"{name} has no environment to learn in: it was loaded without one. Load it with one, {name}.load(path, env=env), "
+            "or call set_env(env)."
+        )
 
 
 def check_normalization(env: VecEnv) -> None:

@@ -130,6 +130,8 @@ def algorithm_name(cls: type) -> str:
 
 
 def _algorithm_in_zip(path: str | pathlib.Path | io.BufferedIOBase) -> str:
+    if isinstance(path, (str, pathlib.Path)) and pathlib.Path(path).is_dir() and not pathlib.Path(f"{path}.zip").is_file():
+        raise ValueError(f"{path} is a folder. Pass a file that save() wrote; load_checkpoint() loads a checkpoint's folder.")
     file = open_path(path, "r", suffix="zip")
     try:
         with zipfile.ZipFile(file) as archive:

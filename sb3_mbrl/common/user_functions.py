@@ -59,7 +59,7 @@ def probe(observation_space: spaces.Space, action_space: spaces.Space, device: t
     for name, function in functions.items():
         if function is None:
             continue
-        if not callable(function):
+        if not callable(function) or isinstance(function, type):  # a class in the place of an object
             raise ValueError(f"{name} must be a function {SIGNATURES[name].text} of torch tensors, got {function!r}.")
         if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
             continue

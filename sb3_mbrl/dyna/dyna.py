@@ -192,7 +192,8 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
     # ---------------------------------------------------------------- setup
 
     def _setup_model(self) -> None:
-        self._check_numbers()
+        self._check_algorithm()
+        self._check_common_arguments()
         check_spaces(self.observation_space, self.action_space)
         self._check_dynamics_arguments()
         self._check_arguments()
@@ -203,11 +204,16 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
         finally:
             self.policy_class = BasePolicy  # type: ignore[type-abstract]
 
-    def _check_arguments(self) -> None:
+    def _check_algorithm(self) -> None:
+        """First of all, as whoever forgets the algorithm has passed its policy and the environment in the wrong places."""
         if not (isinstance(self.algorithm_class, type) and issubclass(self.algorithm_class, BaseAlgorithm)):
             raise ValueError(
                 f"algorithm_class must be a class of Stable-Baselines3 such as PPO, got {self.algorithm_class!r}."
             )
+        if not isinstance(self.agent_policy, (str, type)):
+            raise ValueError(f"policy must be one of the algorithm's, such as 'MlpPolicy', got {self.agent_policy!r}.")
+
+    def _check_arguments(self) -> None:
         refused = sorted(_SET_HERE & self.algorithm_kwargs.keys())
         if refused:
             raise ValueError(f"algorithm_kwargs does not accept {refused}: they follow from Dyna's own arguments.")

@@ -13,7 +13,7 @@ from stable_baselines3.common.utils import safe_mean
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbrl.common.arguments import DISCOUNT, OFF_POLICY, SHARE, check_arguments, integer, plain_arguments
-from sb3_mbrl.common.environments import accepted_environment
+from sb3_mbrl.common.environments import accepted_environment, check_constructed_with_env, check_has_env
 from sb3_mbrl.common.saves import AtomicSaves
 
 SelfDynaQ = TypeVar("SelfDynaQ", bound="DynaQ")
@@ -117,6 +117,8 @@ class DynaQ(AtomicSaves):
         policy: str | type[TabularPolicy] = "TabularPolicy",
         _init_setup_model: bool = True,
     ):
+        if isinstance(env, str) and env.endswith("Policy"):
+            raise ValueError(f"DynaQ(env) takes the environment first and has one policy, a table; got {env!r} as env.")
         check_arguments(locals(), _RULES)
         super().__init__(
             policy,
@@ -154,6 +156,7 @@ class DynaQ(AtomicSaves):
         self.model = self.model or [{} for _ in range(self.policy.q.size)]
 
     def _check_arguments(self) -> None:
+        check_constructed_with_env(self)
         vars(self).update(plain_arguments(vars(self), _RULES))
         for name in ("observation_space", "action_space"):
             space = getattr(self, name)
@@ -189,6 +192,7 @@ class DynaQ(AtomicSaves):
         :param progress_bar: show one
         :return: this object
         """
+        check_has_env(self)
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )

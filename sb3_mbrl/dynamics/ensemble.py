@@ -734,7 +734,7 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) ->
     """
     advice = {
         spaces.Dict: "Flatten it with gymnasium.wrappers.FlattenObservation, or train TDMPC2('MultiInputPolicy', env).",
-        spaces.Discrete: "Learned dynamics need a continuous observation.",
+        spaces.Discrete: "Learned dynamics need a continuous observation; DynaQ takes Discrete ones, with Discrete actions.",
         spaces.MultiDiscrete: "Learned dynamics need a continuous observation.",
         spaces.MultiBinary: "Learned dynamics need a continuous observation.",
     }

@@ -133,7 +133,7 @@ class ModelBased(LearnsDynamics):
     # ---------------------------------------------------------------- setup
 
     def _setup_model(self) -> None:
-        self._check_numbers()
+        self._check_common_arguments()
         self._schedule = make_schedule(self.rollout_schedule)
         self._check_arguments()
         if self.n_steps > 1 and self.replay_buffer_class is NStepReplayBuffer:

@@ -170,7 +170,7 @@ class PETS(LearnsDynamics, ActsByPlanning, OffPolicyAlgorithm):
     # ---------------------------------------------------------------- setup
 
     def _setup_model(self) -> None:
-        self._check_numbers()
+        self._check_common_arguments()
         check_spaces(self.observation_space, self.action_space)
         self._check_dynamics_arguments("learning_rate", "batch_size")
         self._check_policy_arguments()

@@ -155,7 +155,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         check_observations(observation_space)
 
     def _check_arguments(self) -> None:
-        self._check_numbers()
+        self._check_common_arguments()
         if not issubclass(self.policy_class, LatentPolicy):
             raise ValueError(
                 f"policy must be one of {sorted(self.policy_aliases)} or a subclass of them, got {self.policy_class.__name__}."
@@ -450,7 +450,7 @@ def check_actions(space: spaces.Space) -> None:
     :raises ValueError: it is no Box with finite bounds, the lower ones below the higher
     """
     if not isinstance(space, spaces.Box):
-        raise ValueError(f"TD-MPC plans Box actions, got {space}. PETS and Dyna take Discrete ones.")
+        raise ValueError(f"TD-MPC plans Box actions, got {space}. PETS, Dyna and DynaQ take Discrete ones.")
     check_bounds(space)
 
 

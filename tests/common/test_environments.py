@@ -44,6 +44,43 @@ def test_what_is_no_environment_is_named(name, mistake, message):
         TAKES_AN_ENVIRONMENT[name](mistake())
 
 
+@pytest.mark.parametrize("name", [*ALGORITHMS, "DynaQ"])
+def test_no_environment_is_named(name):
+    with pytest.raises(ValueError, match="env must be an environment of Gymnasium, its id, or a VecEnv .* got None"):
+        TAKES_AN_ENVIRONMENT[name](None)
+
+
+@pytest.mark.parametrize("name", [*ALGORITHMS, "DynaQ"])
+def test_learning_after_a_load_without_an_environment_asks_for_one(name, tmp_path):
+    model = TAKES_AN_ENVIRONMENT[name]("FrozenLake-v1" if name == "DynaQ" else "Pendulum-v1")
+    model.save(tmp_path / "model")
+    loaded = type(model).load(tmp_path / "model")
+    with pytest.raises(ValueError, match=rf"{name} has no environment to learn in.*{name}\.load\(path, env=env\).*set_env"):
+        loaded.learn(1)
+
+
+@pytest.mark.parametrize("policy", [None, 3, PPO, int])
+@pytest.mark.parametrize("cls", [MBPO, MBTD3, TDMPC2, PETS])
+def test_what_is_no_policy_is_refused_with_those_that_there_are(cls, policy):
+    with pytest.raises(ValueError, match=rf"{cls.__name__} has '\w+Policy'.*; got {policy!r} as its policy"):
+        cls(policy, "Pendulum-v1")
+
+
+def test_arguments_in_the_order_of_other_algorithms():
+    with pytest.raises(ValueError, match="algorithm_class must be a class of Stable-Baselines3 such as PPO, got 'MlpPolicy'"):
+        Dyna("MlpPolicy", "Pendulum-v1")
+    with pytest.raises(ValueError, match="policy must be one of the algorithm's, such as 'MlpPolicy', got None"):
+        Dyna(PPO, None, "Pendulum-v1")
+    with pytest.raises(ValueError, match=r"DynaQ\(env\) takes the environment first"):
+        DynaQ("MlpPolicy", "FrozenLake-v1")
+
+
+@pytest.mark.parametrize("cls", [MBPO, TDMPC2])
+def test_a_table_is_for_discrete_observations(cls):
+    with pytest.raises(ValueError, match="DynaQ"):
+        cls("MlpPolicy", "FrozenLake-v1")
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_vec_normalize_goes_outside_of_what_changes_observations(name):
     inside = VecFrameStack(VecNormalize(make_vec_env("Pendulum-v1")), 2)

@@ -70,6 +70,12 @@ def test_a_replay_buffer_goes_where_stable_baselines3_saves_it(name, tmp_path):
     assert other.replay_buffer.pos == 7
 
 
+@pytest.mark.parametrize("name", ["MBPO", "DynaQ"])
+def test_a_folder_is_no_file(name, tmp_path):
+    with pytest.raises(ValueError, match=rf"{tmp_path} is a folder\..*load_checkpoint"):
+        type(ALGORITHMS[name]()).load(tmp_path)
+
+
 def test_the_table_of_another_algorithm_is_refused_and_the_file_is_named(tmp_path):
     ALGORITHMS["DynaQ"]().save(tmp_path / "table")
     ALGORITHMS["MBPO"]().save(tmp_path / "networks")

@@ -50,6 +50,8 @@ def test_what_does_not_is_refused_with_what_came(name, spoil, message):
 def test_what_is_no_function_is_refused(name):
     with pytest.raises(ValueError, match=rf"{name} must be a function f\(obs .* got 'learned'"):
         probe(BOX, ACTIONS, CPU, **{name: "learned"})
+    with pytest.raises(ValueError, match=rf"{name} must be a function f\(obs .* got <class .*Module'>"):
+        probe(BOX, ACTIONS, CPU, **{name: th.nn.Module})
 
 
 @pytest.mark.parametrize("name", ["reward_fn", "terminal_value", "actor"])
