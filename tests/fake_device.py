@@ -48,7 +48,7 @@ class OnDevice(th.Tensor):
 
 
 class HostGenerator(th.Generator):
-    """Of the device's random numbers, which the host draws."""
+    """Generator of the device's random numbers, which are drawn on the host."""
 
     def __new__(cls, device: th.device | str = "cpu") -> "HostGenerator":
         return super().__new__(cls)
@@ -95,7 +95,7 @@ class FakeDevice(TorchDispatchMode):
             self.readings["copy to the host"] += 1
         elif name in ("index", "index_put_", "_index_put_impl_") and any(map(_is_mask, args[1])):
             self.readings["mask"] += 1
-        elif name == "repeat_interleave" and isinstance(args[0], OnDevice):  # by numbers that the device knows
+        elif name == "repeat_interleave" and isinstance(args[0], OnDevice):  # the numbers of repeats are on the device
             self.readings[name] += 1
 
     @contextmanager
@@ -132,7 +132,7 @@ def fake_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDevice]:
     swaps = th.__future__.get_swap_module_params_on_conversion()
     th.__future__.set_swap_module_params_on_conversion(True)  # an optimiser keeps its parameters when a network moves
     lifts = th._C._only_lift_cpu_tensors()
-    th._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=...) copies to it in the open
+    th._C._set_only_lift_cpu_tensors(True)  # makes the copy in torch.tensor(..., device=...) visible
     try:
         with FakeDevice() as device:
             yield device

@@ -206,7 +206,7 @@ def test_algorithms_of_sb3_learn_in_the_model(space):
     algorithm = DQN if isinstance(space, spaces.Discrete) else SAC
     model = algorithm("MlpPolicy", env, device="cpu", **deepcopy(OFF_POLICY)).learn(16)
     assert np.issubdtype(model.replay_buffer.actions.dtype, np.floating) or algorithm is DQN
-    # As an environment of Gymnasium it has the real one's actions, and says so where others come
+    # LearnedModelEnv has the actions of the real environment, and refuses others with a message that says so
     env = LearnedModelEnv.from_env(Echo(space), **kwargs)
     assert env.action_space == space
     env.reset(seed=0)

@@ -110,7 +110,7 @@ def plans(planner):
 
 
 def exists(_):
-    """Construction is all there is."""
+    """Nothing to try: that the object was constructed is enough."""
 
 
 def starts_from(cls, **arguments):
@@ -234,7 +234,7 @@ CONSTRUCTORS = {
     ),
     "SimulatorModel": (SimulatorModel, (SimulatorModel,), {"env": lambda: gym.make("Pendulum-v1")}, exists),
 }
-"""What is called, whose signatures tell its arguments, what it is given, and what shows that the result works."""
+"""By name: what is called, the functions whose signatures list its arguments, fixed arguments, and a trial of the result."""
 
 
 def holds_numbers(annotation):
@@ -250,12 +250,12 @@ def numbers_of(functions):
 
 
 def given(arguments):
-    """What SB3 does not write to, and environments made."""
+    """Copies of the arguments, since SB3 writes to some; functions among them make environments."""
     return {key: each() if inspect.isfunction(each) else deepcopy(each) for key, each in arguments.items()}
 
 
 def complaint(make, works, arguments, name, value):
-    """What is wrong with how a value was taken; empty if nothing is."""
+    """What is wrong with the reaction to a value; empty if nothing is."""
     try:
         works(make(**{**given(arguments), name: value}))
     except (ValueError, TypeError) as error:

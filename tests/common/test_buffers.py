@@ -277,7 +277,7 @@ def test_fields_of_a_user_are_those_of_the_real_rows():
     assert isinstance(batch, HalfDemonstrations.Samples)
     assert np.array_equal(batch.rewards[6:12, 0], real.rewards[batch.indices[6:], 0])
     assert batch.rewards.shape == (24, 1) and batch.indices.shape == (12,)
-    # Nothing imagined: the user's own sample
+    # If nothing was imagined, the batch is the user's own sample
     assert mixed(real, model_buffer(10), 0.5).sample(8).indices.shape == (8,)
 
 

@@ -5,7 +5,7 @@ import pytest
 from sb3_mbrl.common import callbacks
 from sb3_mbrl.common.callbacks import EveryHalfMinute, remaining_time, showing
 
-# SB3 silences it when it is imported; pytest begins each test with its own filters
+# SB3 silences this warning when it is imported, but pytest sets its own filters for each test
 pytestmark = pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning")
 
 

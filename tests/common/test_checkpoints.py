@@ -363,7 +363,7 @@ def test_killed_at_every_call_to_the_file_system(tmp_path):
 
 
 class TestSeveralProcesses:
-    """Threads stand for them: nothing in a process knows of its other saves."""
+    """Threads stand in for processes, since saves of one process do not know of each other either."""
 
     def test_two_saves_that_are_complete_at_the_same_time(self, tmp_path, monkeypatch):
         both_are_complete = threading.Barrier(2, timeout=60)

@@ -100,7 +100,7 @@ def test_an_environment_of_openai_gym_is_converted_by_shimmy(monkeypatch):
         unwrapped = property(lambda self: self)
 
         def reset(self, *, seed=None):
-            """With a seed: Gym 0.26."""
+            """Has the argument ``seed``, by which SB3 recognizes Gym 0.26."""
 
     converted = gym.make("Pendulum-v1")
     monkeypatch.setattr(patch_gym, "gym_installed", True)

@@ -170,7 +170,7 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path, place):
 
 
 def test_two_writers_of_one_path_do_not_disturb_each_other(tmp_path, monkeypatch):
-    """Each stops before its rename, where the other has written everything too."""
+    """Each writer waits before its rename until the other has written everything, too."""
     target = tmp_path / "model.bin"
     both_have_written = threading.Barrier(2, timeout=60)
     replace = os.replace

@@ -60,7 +60,7 @@ ALGORITHMS = {
 
 
 def break_a_step(model, monkeypatch):
-    """Of the last environment, when the others have made theirs."""
+    """The step of the last environment fails, after the others have made theirs."""
     monkeypatch.setattr(model.env.envs[-1].unwrapped, "breaks", True)
     return None
 
@@ -132,7 +132,7 @@ def test_the_second_learn_does_not_go_on_where_the_first_one_was():
 
 
 class InterruptedInfo(dict):
-    """SB3's buffer asks it for time limits when most of its arrays are written."""
+    """An info that interrupts SB3's buffer, which asks it for the time limit after writing most arrays."""
 
     def get(self, *_):
         raise KeyboardInterrupt

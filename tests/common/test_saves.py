@@ -40,7 +40,7 @@ SAVES = {
 
 
 class Interrupted(BaseException):
-    """Like KeyboardInterrupt: not an Exception."""
+    """Not an Exception, like KeyboardInterrupt."""
 
 
 def interrupt(*args, **kwargs):

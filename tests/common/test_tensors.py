@@ -1,4 +1,4 @@
-"""What comes from a file is compared before it reaches a kernel that compares nothing."""
+"""Tensors from a file are checked before they reach a kernel that checks nothing."""
 
 import copy
 
@@ -180,7 +180,7 @@ def test_a_zip_with_the_state_of_another_optimizer_is_refused(agent, tmp_path):
 
 
 def test_a_zip_with_an_entropy_coefficient_of_another_size_is_refused(agent, tmp_path):
-    """SB3 puts it in place after the state of its optimizer was restored."""
+    """SB3 restores the coefficient after the state of its optimizer."""
     right = agent.log_ent_coef.data
     agent.log_ent_coef.data = th.zeros(1000)
     agent.save(tmp_path / "model")

@@ -16,7 +16,7 @@ def seeded(seed=0):
 
 
 def random_transitions(env, n):
-    """Of uniformly random actions."""
+    """Transitions under uniformly random actions."""
     rows = []
     env.action_space.seed(0)
     obs, _ = env.reset(seed=0)

@@ -516,7 +516,7 @@ def test_a_learned_termination_predicts_from_actions_in_minus_one_to_one():
     [
         ({"max_gradient_steps": 5}, 5),
         ({"max_gradient_steps": 40}, 40),
-        ({"max_epochs": 2}, 320),  # so few would teach it nothing
+        ({"max_epochs": 2}, 320),  # two epochs would teach it nothing: it may take more steps than the dynamics
         ({"max_epochs": 200}, 400),
     ],
     ids=str,
@@ -536,7 +536,7 @@ def test_a_learned_termination_has_the_budget_of_the_dynamics(limit, expected, m
     [th.zeros(5, 1), th.zeros(5), th.zeros(5, 1, dtype=th.bool), th.zeros((), dtype=th.bool), th.zeros(5, dtype=th.int)],
 )
 def test_a_termination_function_that_does_not_give_one_bool_a_row_is_refused(returned):
-    model = shaken(termination_fn=lambda obs, *_: returned if len(obs) == 5 else obs[:, 0] > 0)  # right where it is tried
+    model = shaken(termination_fn=lambda obs, *_: returned if len(obs) == 5 else obs[:, 0] > 0)  # right in its trial
     with pytest.raises(ValueError, match=r"termination_fn must return a bool tensor of shape \(5,\)"):
         model.step(*inputs(), seeded())
 

@@ -278,7 +278,7 @@ def test_reward_and_termination_of_the_user_see_what_the_environment_shows():
 
     model = SimulatorModel("Pendulum-v1", reward_fn=reward_fn, termination_fn=lambda obs, action, next_obs: obs[:, 0] > 0)
     rows = model.start(th.tensor([[1.0, 0.0, 0.5], [-1.0, 0.0, 0.5]]))
-    seen.clear()  # of the rows that the function was tried on
+    seen.clear()  # forget the rows on which the function was tried
 
     outcome = model.step(rows, th.tensor([[1.0], [0.5]]))
 

@@ -148,7 +148,7 @@ def test_predictions_stay_near_what_was_observed(tiny_fit):
 
 
 class Beyond(gym.ObservationWrapper):
-    """Declares less than it returns: of the first entry by a tenth at either end, of the second by a rounding error."""
+    """Exceeds the bounds that it declares: by a tenth at either end of the first entry, by a rounding error in the second."""
 
     def __init__(self, env, low=-0.9, high=0.9):
         super().__init__(env)

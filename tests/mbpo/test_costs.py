@@ -79,7 +79,7 @@ def test_given_functions_see_no_states_that_were_made_up(tiny):
         return reward(obs, action, next_obs) < -100
 
     model = MBPO("MlpPolicy", "PointMass-v0", **{**tiny, "reward_fn": reward, "termination_fn": termination})
-    rows.clear()  # two, on which the functions were tried
+    rows.clear()  # forget those on which the functions were tried
     assert measure(model).imagine > 0 and rows == []
     assert model.dynamics.reward_fn is reward and model.dynamics.termination_fn is termination
 

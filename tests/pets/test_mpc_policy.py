@@ -856,7 +856,7 @@ def test_a_model_with_functions_asks_for_them(tmp_path):
     policy, path = cheap(random_model(spaces.Discrete(3), **functions), "cem"), tmp_path / "policy.zip"
     policy.save(path)
     given = {f"model_{name}": function for name, function in functions.items()}
-    for name in given:  # in the words of this load, not in those of the ensemble
+    for name in given:  # the message names the arguments of this load, not those of the ensemble's
         with pytest.raises(ValueError, match=rf"{path} was saved with \['{name}'\].*pass them again to load"):
             MPCPolicy.load(path, **{**given, name: None})
     assert MPCPolicy.load(path, model=policy.model).model is policy.model

@@ -90,7 +90,7 @@ def test_without_color_or_without_time_it_is_white(horizon, beta):
 
 def test_a_beta_close_to_zero_is_nearly_white():
     power = periodogram(colored_noise((1, 4000, 12, 3), 1e-6, seeded(), "cpu"))
-    # Of a variance of 1, the published scale leaves out the mean and half of the fastest wave: 10.5 of 12 twelfths remain
+    # The published scale leaves out the mean and half of the fastest wave, so that 10.5 of 12 twelfths of the variance count
     th.testing.assert_close(power, th.full((7,), 12 / 10.5), atol=0.06, rtol=0)
 
 

@@ -273,7 +273,7 @@ def test_what_comes_after_a_termination_may_diverge(field, value, step):
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_terminal_value_that_is_not_finite_counts_only_for_those_alive(bad):
     def value(obs):
-        return th.where(obs.abs().amax(dim=1) < 4, bad, 0.0)  # one that is bad everywhere is refused
+        return th.where(obs.abs().amax(dim=1) < 4, bad, 0.0)  # a function that is bad everywhere would be refused
 
     obs, actions = th.zeros(1, 2), plans(1, 2, 3)
     assert ModelObjective(Line(), terminal_value=value).score(obs)(actions).isnan().all()

@@ -359,7 +359,7 @@ def test_gradient_planner_refuses_what_has_no_gradient():
 @pytest.mark.parametrize("name", SAMPLING)
 def test_smoothing_follows_the_recursion(name):
     """The candidates of a smooth planner are those of a rough one, filtered over time from the last action on."""
-    # So small that no sample is clipped, which comes after the filter
+    # The noise is so small that nothing is clipped, which would happen after the filter
     small = {} if name == "random_shooting" else {"init_std": 0.15}
 
     def first_candidates(smoothing, started):
