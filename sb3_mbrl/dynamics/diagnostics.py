@@ -244,7 +244,7 @@ def one_step_error(dynamics: SteppableModel, transitions: Transitions) -> OneSte
     # Below a rounding error of the observation itself, a change is none
     size = th.cat([transitions.observations.abs().mean(dim=0), transitions.rewards.abs().mean(dim=0, keepdim=True)]).double()
     rmse = _rms(error)
-    z = th.where(error == 0, 0.0, error.abs() / std)  # right without claiming to be sure is right, too
+    z = errors_in_stds(error, std)
     known = ~std.isnan().any(dim=0)
     scores = termination_scores(terminated, transitions.terminated)
     return OneStepError(
@@ -272,7 +272,7 @@ def _predict(dynamics: SteppableModel, transitions: Transitions) -> tuple[th.Ten
         step = dynamics.step(rows.observations, rows.actions, members="expectation", uncertainty=True)
         change = step.next_obs.double() - rows.observations.double()
         outputs.append(th.cat([change, step.reward.double().unsqueeze(1)], dim=1))
-        stds.append(_total_std(step, outputs[-1]))
+        stds.append(_total_std(step))
         terminated.append(step.terminated)
     std = th.cat(stds)
     if getattr(dynamics, "reward_fn", None) is not None:
@@ -280,10 +280,22 @@ def _predict(dynamics: SteppableModel, transitions: Transitions) -> tuple[th.Ten
     return th.cat(outputs), std, th.cat(terminated)
 
 
-def _total_std(step: ModelStep, output: th.Tensor) -> th.Tensor:
+def _total_std(step: ModelStep) -> th.Tensor:
+    values = th.cat([step.next_obs, step.reward.unsqueeze(1)], dim=1).double()
     if step.epistemic_std is None or step.aleatoric_std is None:
-        return th.full_like(output, math.nan)
-    return th.hypot(step.epistemic_std.double(), step.aleatoric_std.double())
+        return th.full_like(values, math.nan)
+    # A model that is sure can still not be right beyond the digits of float32
+    rounding = th.finfo(th.float32).eps * values.abs()
+    return th.maximum(th.hypot(step.epistemic_std.double(), step.aleatoric_std.double()), rounding)
+
+
+def errors_in_stds(error: th.Tensor, std: th.Tensor) -> th.Tensor:
+    """
+    :param error: of the predictions, (N, D)
+    :param std: predicted standard deviations; 0 claims to be sure, (N, D)
+    :return: absolute errors in standard deviations, (N, D); 0 where there is no error, however sure the model is
+    """
+    return th.where(error == 0, 0.0, error.abs() / std)
 
 
 def _coverage(z: th.Tensor, level: float) -> th.Tensor:

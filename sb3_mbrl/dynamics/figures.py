@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch as th
 
-from sb3_mbrl.dynamics.diagnostics import OneStepError, OpenLoopError, StateDistribution, half_width, over_outputs
+from sb3_mbrl.dynamics.diagnostics import (
+    OneStepError,
+    OpenLoopError,
+    StateDistribution,
+    errors_in_stds,
+    half_width,
+    over_outputs,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -163,7 +170,7 @@ def _bars(
 
 def _calibration(ax: "Axes", result: OneStepError) -> None:
     """Share of true values in central intervals of every width, one line per output."""
-    z = ((result.predicted - result.actual) / result.std).abs()
+    z = errors_in_stds(result.predicted - result.actual, result.std)
     levels = th.linspace(0.0, 1.0, 51, dtype=th.float64)
     widths = half_width(levels)
     observed = th.stack([(z <= width).double().mean(dim=0) for width in widths])

@@ -9,6 +9,8 @@ from gymnasium import spaces
 from sb3_mbrl.common.actions import from_environment
 from sb3_mbrl.common.types import Transitions
 from sb3_mbrl.dynamics import ProbabilisticEnsemble
+from sb3_mbrl.dynamics.diagnostics import one_step_error
+from sb3_mbrl.dynamics.figures import plot_one_step
 
 
 def seeded(seed=0):
@@ -85,3 +87,20 @@ def test_the_noise_that_is_predicted_on_hopper_falls_as_the_fit_goes_on():
         floor.append((model.min_logvar / 2).exp().mean().item())
     assert noise[1] < 0.7 * noise[0] and noise[2] < noise[1], noise
     assert floor[2] < 1.2 * floor[1], floor
+
+
+def test_what_moves_evenly_or_never_is_not_called_over_confident():
+    generator = seeded()
+    obs, action = th.randn(400, 3, generator=generator), th.rand(400, 1, generator=generator) * 2 - 1
+    change = th.cat(
+        [0.1 * action, th.full((400, 1), 0.01), th.zeros(400, 1)], dim=1
+    )  # the second is a clock, the third a goal
+    data = Transitions(obs, action, obs + change, th.ones(400), th.zeros(400, dtype=th.bool))
+    model = ProbabilisticEnsemble(
+        spaces.Box(-np.inf, np.inf, (3,)), spaces.Box(-1, 1, (1,)), 3, 2, (16, 16), generator=generator, device="cpu"
+    )
+    model.fit(data, generator, max_gradient_steps=20)
+    error = one_step_error(model, data)
+    assert (error.mean_squared_z < 4).all() and (error.coverage_90[1:] > 0.85).all(), error
+    lines = plot_one_step(error).axes[1].lines
+    assert [line.get_ydata()[45] > 0.85 for line in lines[1:4]] == [True] * 3  # those of the clock, the goal and the reward
