@@ -499,7 +499,7 @@ def _bound_from_json(data: dict[str, Any]) -> Bound:
     :return: the bound
     """
     if not 0 <= data["start"] < (math.inf if data["stop"] is None else data["stop"]):
-        raise ValueError(f"A bound needs at least one entry of the observation; {data['start']} to {data['stop']} has none.")
+        raise ValueError(f"A bound has 0 <= start < stop or no stop; got start={data['start']}, stop={data['stop']}.")
     low = -math.inf if data["low"] is None else data["low"]
     high = math.inf if data["high"] is None else data["high"]
     return Bound(data["start"], data["stop"], low, high, data["inclusive"])

@@ -318,7 +318,7 @@ def test_what_stable_baselines3_accepts_is_accepted(name, value):
         ("ent_coef", "automatic", "ent_coef must be a number of at least 0, or"),
         ("learning_rate", "lin_1e-3", "learning_rate must be a number of at least 0, or a function of the remaining progress"),
         ("buffer_size", 1e6, "buffer_size must be an integer from 1 to 1_000_000_000, got 1000000.0. Write 1000000."),
-        ("rollouts_per_step", 10**7, "may hold 1_000_000_000"),
+        ("rollouts_per_step", 10**7, "at most 1_000_000_000 are accepted"),
     ],
 )
 def test_refusals_of_algorithms_say_what_is_accepted(name, value, message):

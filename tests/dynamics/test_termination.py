@@ -386,7 +386,7 @@ def test_unknown_kind_is_an_error():
     ],
 )
 def test_a_description_of_anything_else_is_an_error(data):
-    with pytest.raises(ValueError, match="Unknown termination kind|The description of the termination|A bound is on"):
+    with pytest.raises(ValueError, match="Unknown termination kind|The description of the termination|A bound has"):
         termination_from_json(data)
 
 

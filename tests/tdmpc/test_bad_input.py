@@ -132,7 +132,7 @@ def test_other_arguments(make, kind, changes, message):
         (spaces.Box(-np.inf, np.inf, (2,), np.float32), "Actions are scaled to .*finite bounds.*TransformAction"),
         (spaces.Box(-1.0, np.inf, (2,), np.float32), "finite bounds"),
         (spaces.Box(np.float32([-1, 1]), np.float32([1, 1])), "low < high in each dimension"),
-        (spaces.Discrete(3), r"plans Box actions, got Discrete\(3\). PETS and Dyna"),
+        (spaces.Discrete(3), r"plans Box actions, got Discrete\(3\). PETS, Dyna and DynaQ"),
         (spaces.MultiDiscrete([2, 3]), "plans Box actions, got MultiDiscrete"),
         (spaces.MultiBinary(3), "plans Box actions, got MultiBinary"),
     ],
