@@ -205,7 +205,7 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
             self.policy_class = BasePolicy  # type: ignore[type-abstract]
 
     def _check_algorithm(self) -> None:
-        """First of all, as whoever forgets the algorithm has passed its policy and the environment in the wrong places."""
+        """Checked first, as whoever forgets the algorithm has passed its policy and the environment in the wrong places."""
         if not (isinstance(self.algorithm_class, type) and issubclass(self.algorithm_class, BaseAlgorithm)):
             raise ValueError(
                 f"algorithm_class must be a class of Stable-Baselines3 such as PPO, got {self.algorithm_class!r}."

@@ -284,15 +284,15 @@ def _total_std(step: ModelStep) -> th.Tensor:
     values = th.cat([step.next_obs, step.reward.unsqueeze(1)], dim=1).double()
     if step.epistemic_std is None or step.aleatoric_std is None:
         return th.full_like(values, math.nan)
-    # A model that is sure can still not be right beyond the digits of float32
+    # Even a model that is sure can only be right to the digits of float32
     rounding = th.finfo(th.float32).eps * values.abs()
     return th.maximum(th.hypot(step.epistemic_std.double(), step.aleatoric_std.double()), rounding)
 
 
 def errors_in_stds(error: th.Tensor, std: th.Tensor) -> th.Tensor:
     """
-    :param error: of the predictions, (N, D)
-    :param std: predicted standard deviations; 0 claims to be sure, (N, D)
+    :param error: errors of the predictions, (N, D)
+    :param std: predicted standard deviations, where 0 means that the model is sure, (N, D)
     :return: absolute errors in standard deviations, (N, D); 0 where there is no error, however sure the model is
     """
     return th.where(error == 0, 0.0, error.abs() / std)
