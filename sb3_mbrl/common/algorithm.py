@@ -164,14 +164,14 @@ class ModelAlgorithm(ExactCheckpoints):
             if "terminal_observation" in infos[i]:
                 last[i] = _finite_rows(infos[i]["terminal_observation"], 1)[0]
         checked = {
-            "observation": _finite_rows(obs, self.n_envs),
-            "last observation": last,
-            "reward": _finite_rows(reward, self.n_envs),
+            "an observation": _finite_rows(obs, self.n_envs),
+            "a last observation": last,
+            "a reward": _finite_rows(reward, self.n_envs),
         }
         for name, finite in checked.items():
             if not finite.all():
                 raise ValueError(
-                    f"Environment {int(np.argmin(finite))} returned a {name} that is {BEYOND} at step "
+                    f"Environment {int(np.argmin(finite))} returned {name} that is {BEYOND} at step "
                     f"{self.num_timesteps}. It was not stored; the model and the replay buffer are intact. Fix the "
                     "environment (stable_baselines3.common.vec_env.VecCheckNan helps to find the cause)"
                     + (", and load the statistics of VecNormalize anew: they have seen it." if normalized else ".")

@@ -232,7 +232,7 @@ def test_an_environment_that_returns_nan(make, kind, bad):
 
     model = make(kind, Breaks(gym.make("LatentSlider-v0")))
     with pytest.raises(
-        ValueError, match=f"returned a {bad} that is NaN, infinite or larger than 1e\\+18 at step 25.*It was not stored"
+        ValueError, match=f"returned an? {bad} that is NaN, infinite or larger than 1e\\+18 at step 25.*It was not stored"
     ):
         model.learn(40)
     assert model.replay_buffer.size() == 24
