@@ -214,7 +214,7 @@ class ProbabilisticEnsemble(nn.Module):
         if probabilistic and learn_logvar_bounds:
             groups.append({"params": [self.max_logvar, self.min_logvar]})
         probe(observation_space, action_space, self.device, reward_fn=reward_fn, termination_fn=termination_fn)
-        self._doubted: list[Any] = []  # functions of which the user was told that they disagree with the data
+        self._told: list[tuple[Any, str]] = []  # functions that disagreed with the data, and what the user was told of them
 
         # Adam with its own (coupled) weight decay is the paper's 0.5 * decay * ||W||^2 added to the loss; AdamW is not
         self.optimizer = th.optim.Adam(groups, lr=learning_rate, fused=True)
@@ -420,7 +420,7 @@ class ProbabilisticEnsemble(nn.Module):
         report = replace(report, termination_precision=scores["precision"], termination_recall=scores["recall"])
         if reward is None:
             return report
-        note = "" if reward.agrees or reward.wrong_scale or self._was_doubted(self.reward_fn) else reward.text
+        note = "" if reward.agrees or reward.wrong_scale or self._was_told(self.reward_fn, "another reward") else reward.text
         return replace(report, reward_mse=reward.mse, reward_agrees=reward.agrees, note=note)
 
     def _compare_rewards(self, transitions: Transitions) -> RewardAgreement | None:
@@ -437,15 +437,15 @@ class ProbabilisticEnsemble(nn.Module):
                 f"{int(rows[0])}). Restrict its input to where it is defined, for instance with clamp."
             )
         agreement = reward_agreement(given, transitions.rewards)
-        if agreement.wrong_scale and not self._was_doubted(self.reward_fn):
+        if agreement.wrong_scale and not self._was_told(self.reward_fn, "wrong scale"):
             warnings.warn(agreement.text, stacklevel=3)
         return agreement
 
-    def _was_doubted(self, function: Any) -> bool:
-        """Whether the user was told before that a function disagrees with the data; notes that the user is told now."""
-        if any(function is each for each in self._doubted):
+    def _was_told(self, function: Any, what: str) -> bool:
+        """Whether the user has been told this of a function; from now on it is so. A note is no reason to withhold a warning."""
+        if any(function is each and what == text for each, text in self._told):
             return True
-        self._doubted.append(function)
+        self._told.append((function, what))
         return False
 
     def _check_termination(self, transitions: Transitions) -> dict[str, float]:
@@ -462,7 +462,7 @@ class ProbabilisticEnsemble(nn.Module):
                 "f(obs, action, next_obs) -> (B,) bool."
             )
         disagreement = termination_disagreement(predicted, transitions.terminated)
-        if disagreement is not None and not self._was_doubted(self.termination_fn):
+        if disagreement is not None and not self._was_told(self.termination_fn, "wrong"):
             warnings.warn(disagreement, stacklevel=3)
         return scores
 

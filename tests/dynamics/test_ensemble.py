@@ -593,6 +593,14 @@ def test_another_reward_is_noted_once_as_it_may_be_meant():
     assert second.note == "" and not second.reward_agrees and second.reward_mse > 0.01
 
 
+def test_a_note_on_rewards_that_nobody_has_found_yet_does_not_silence_the_warning():
+    model = ensemble(reward_fn=lambda *rows: 100 * known(*rows))
+    data = data_with_known_reward(model)
+    assert "for which the environment paid 0" in fits(model, replace(data, rewards=th.zeros(200)), 1)[0].note
+    with pytest.warns(UserWarning, match="It is 100 times"):
+        fits(model, data)
+
+
 def test_a_constant_reward_in_other_units_is_warned_of():
     model = ensemble(reward_fn=lambda obs, action, next_obs: th.full((len(obs),), 100.0))
     with pytest.warns(UserWarning, match="reward_fn pays 100 a step .* paid 1. It is 100 times"):
