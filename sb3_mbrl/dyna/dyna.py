@@ -64,7 +64,7 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
     was than what the episodes that followed in reality returned; ``imagination/alarm``, 1 where they part, by more than
     three standard deviations of the imagined returns and a fifth of their mean: the model is being exploited. Where the
     environment does not tell its time limit, the longest of the latest real episodes takes its place; until one has ended,
-    where a longer one follows, and where ``reward_fn`` is another reward, nothing is compared.
+    where a longer one follows or one is truncated earlier, and where ``reward_fn`` is another reward, nothing is compared.
 
     :param algorithm_class: of Stable-Baselines3, sb3-contrib or yours, on- or off-policy
     :param policy: of the algorithm
@@ -408,8 +408,7 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
         assert self.ep_info_buffer is not None
         n_episodes = min(self._episode_num - self._episodes_before, len(self.ep_info_buffer))
         episodes = list(self.ep_info_buffer)[-n_episodes:] if n_episodes > 0 else []
-        # A longer episode than any before it cannot be compared: the promise covers fewer steps
-        if self._promised is not None and 0 < max((episode["l"] for episode in episodes), default=0) <= self._promised[2]:
+        if self._promised is not None and self._are_as_long_as_promised([int(episode["l"]) for episode in episodes]):
             mean, std, _ = self._promised
             gap = mean - float(np.mean([episode["r"] for episode in episodes]))
             alarm = gap > 3 * std + 0.2 * abs(mean)
@@ -420,6 +419,18 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
                     "The policy exploits errors of the model: try a shorter horizon or uncertainty_penalty."
                 )
         self._episodes_before = self._episode_num
+
+    def _are_as_long_as_promised(self, lengths: list[int]) -> bool:
+        """
+        :param lengths: of the episodes since the last round
+        :return: whether they ended where the promise ends, or by a termination, which the model imagines too. One that goes on
+            for longer, or is cut short, returns what was not promised
+        """
+        assert self._promised is not None and self.replay_buffer is not None
+        promised, buffer = self._promised[2], self.replay_buffer
+        n_rows = min(self._steps_since_fit() // self.n_envs, buffer.size())
+        n_truncated = int(buffer.timeouts[(buffer.pos - 1 - np.arange(n_rows)) % buffer.buffer_size].sum())
+        return len(lengths) > 0 and max(lengths) <= promised and n_truncated <= lengths.count(promised)
 
     def _setup_learn(
         self,

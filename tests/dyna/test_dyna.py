@@ -213,6 +213,28 @@ def test_a_promise_covers_as_many_steps_as_the_episodes_it_is_compared_with(monk
     assert model.logger.name_to_value["imagination/alarm"] == 0.0
 
 
+class TruncatesItselfEarly(TruncatesItself):
+    """Every other episode is cut short."""
+
+    n_episodes = 0
+
+    def reset(self, **kwargs):
+        self.n_episodes += 1
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        obs, reward, _, truncated, info = super().step(action)
+        return obs, reward, False, truncated or (self.n_episodes % 2 == 0 and self.n_steps >= 5), info
+
+
+@pytest.mark.parametrize("known", [None, 100])
+def test_an_episode_that_was_cut_short_is_not_compared(monkeypatch, known):
+    monkeypatch.setattr(module, "time_limit", lambda env: known)
+    model = make(env=TruncatesItselfEarly(), horizon=10).learn(130, log_interval=1_000)
+    assert "imagination/return_mean" in model.logger.name_to_value
+    assert "imagination/alarm" not in model.logger.name_to_value
+
+
 def test_nothing_is_promised_before_an_episode_has_shown_how_long_it_is(monkeypatch):
     monkeypatch.setattr(module, "time_limit", time_limit)
     model = make(env=TruncatesItself(), learning_starts=10, model_train_freq=10, n_imagined_envs=1)
