@@ -442,7 +442,7 @@ class ProbabilisticEnsemble(nn.Module):
         return agreement
 
     def _was_told(self, function: Any, what: str) -> bool:
-        """Whether the user was told this of a function before; notes that it is told now. A note must not replace a warning."""
+        """Whether the user was told this of a function before; notes that it is told now. A note replaces no warning."""
         if any(function is each and what == text for each, text in self._told):
             return True
         self._told.append((function, what))
