@@ -166,7 +166,7 @@ class TestLoad:
         loaded = MBPO.load(saved(trained, tmp_path))
         assert loaded.get_env() is None
         assert np.array_equal(predict(loaded), predict(trained))
-        with pytest.raises(AssertionError):
+        with pytest.raises(ValueError, match="no environment to learn in"):
             loaded.learn(10)
         loaded.set_env(make_vec_env("Line-v0"))
         assert loaded.learn(100, reset_num_timesteps=False).num_timesteps == 210
