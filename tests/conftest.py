@@ -24,6 +24,26 @@ settings.register_profile("reproducible", deadline=None, derandomize=True)
 settings.load_profile("reproducible")
 
 
+class Clock:
+    """Goes on by a millisecond at each look, and when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        self.now += 0.001
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The time that planners and policies see."""
+    clock = Clock()
+    for module in ("sb3_mbrl.planning.planner", "sb3_mbrl.mpc.policy"):
+        monkeypatch.setattr(f"{module}.time", clock)
+    return clock
+
+
 @pytest.fixture
 def best_return() -> Callable[..., float]:
     """``best_return(model, env_id, steps, enough)``, for reproductions: trains it."""

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import time
 import zipfile
 
 import gymnasium as gym
@@ -561,9 +560,9 @@ def test_numpy_numbers_are_numbers(model, tmp_path):
     np.testing.assert_array_equal(policy.predict(OBS)[0], MPCPolicy(model, **PLANNER, seed=3, replan_freq=2).predict(OBS)[0])
 
 
-def test_proposals_count_against_the_time_of_a_plan(model):
+def test_proposals_count_against_the_time_of_a_plan(clock, model):
     def slow(obs):
-        time.sleep(0.2)
+        clock.now += 0.2
         return obs[:, :1]
 
     kwargs = {"n_iterations": 100, "min_variance": 0.0}
