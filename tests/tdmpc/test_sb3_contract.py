@@ -1,6 +1,5 @@
 """Both algorithms are algorithms of Stable-Baselines3: environments, callbacks, evaluation, logs."""
 
-
 import gymnasium as gym
 import numpy as np
 import pytest
