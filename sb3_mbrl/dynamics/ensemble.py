@@ -165,7 +165,7 @@ class ProbabilisticEnsemble(nn.Module):
         super().__init__()
         check_spaces(observation_space, action_space)
         check_arguments(locals(), _ACCEPTED)
-        if not 1 <= n_elites <= ensemble_size:
+        if n_elites > ensemble_size:
             raise ValueError(
                 f"n_elites must lie between 1 and ensemble_size={ensemble_size}, got {n_elites}: "
                 "elites are the best members of the ensemble."

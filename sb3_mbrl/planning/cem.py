@@ -75,5 +75,5 @@ class CEM(SamplingPlanner):
 def check_elites(n_elites: int, population_size: int) -> None:
     """:raises ValueError: more elites than candidates, or none"""
     check_arguments(locals(), {"n_elites": integer(1)})
-    if not 1 <= n_elites <= population_size:
+    if n_elites > population_size:
         raise ValueError(f"n_elites must lie between 1 and population_size={population_size}, got {n_elites}.")

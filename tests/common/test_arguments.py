@@ -234,7 +234,7 @@ CONSTRUCTORS = {
     ),
     "SimulatorModel": (SimulatorModel, (SimulatorModel,), {"env": lambda: gym.make("Pendulum-v1")}, exists),
 }
-"""By name: what is called, the functions whose signatures list its arguments, fixed arguments, and a trial of the result."""
+"""For each name: what is called, the functions whose signatures list its arguments, fixed arguments, a trial of the result."""
 
 
 def holds_numbers(annotation):
