@@ -22,9 +22,11 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import ReplayBuffer
 
 from benchmarks.curves import make_env
-from sb3_mbrl.common.buffers import real_transitions
+from sb3_mbrl.common.trajectories import concatenate, real_transitions, trajectories_from_buffer
+from sb3_mbrl.diagnostics.one_step import one_step_error
+from sb3_mbrl.diagnostics.open_loop import open_loop_error
+from sb3_mbrl.diagnostics.statistics import over_outputs
 from sb3_mbrl.dynamics import ProbabilisticEnsemble, known_termination
-from sb3_mbrl.dynamics.diagnostics import concatenate, one_step_error, open_loop_error, over_outputs, trajectories_from_buffer
 
 PIECE = 250
 """Transitions that a model is judged on before a rule may show them to it."""

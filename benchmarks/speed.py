@@ -27,7 +27,7 @@ import torch as th
 from stable_baselines3 import SAC
 
 from sb3_mbrl import MBPO
-from sb3_mbrl.common.accelerated import HAS_BFLOAT16
+from sb3_mbrl.acceleration.perceptron import HAS_BFLOAT16
 from sb3_mbrl.common.types import Transitions
 from sb3_mbrl.dynamics import ProbabilisticEnsemble
 from sb3_mbrl.zoo import load_hyperparams

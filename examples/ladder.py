@@ -22,8 +22,10 @@ from matplotlib.figure import Figure
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_mbrl import PETS
-from sb3_mbrl.common.buffers import real_transitions
-from sb3_mbrl.dynamics.diagnostics import collect_trajectories, concatenate, one_step_error, state_distribution
+from sb3_mbrl.common.collection import collect_trajectories
+from sb3_mbrl.common.trajectories import concatenate, real_transitions
+from sb3_mbrl.diagnostics.one_step import one_step_error
+from sb3_mbrl.diagnostics.state_distribution import state_distribution
 
 HORIZON = 30
 N_STEPS = 100

@@ -8,16 +8,13 @@ from pathlib import Path
 
 import torch as th
 
-from sb3_mbrl.common.buffers import real_transitions
-from sb3_mbrl.dynamics.callbacks import ModelDiagnosticsCallback
-from sb3_mbrl.dynamics.diagnostics import (
-    collect_trajectories,
-    concatenate,
-    one_step_error,
-    open_loop_error,
-    state_distribution,
-)
-from sb3_mbrl.dynamics.figures import plot_one_step, plot_open_loop, plot_state_distribution
+from sb3_mbrl.common.collection import collect_trajectories
+from sb3_mbrl.common.trajectories import concatenate, real_transitions
+from sb3_mbrl.diagnostics.callback import ModelDiagnosticsCallback
+from sb3_mbrl.diagnostics.figures import plot_one_step, plot_open_loop, plot_state_distribution
+from sb3_mbrl.diagnostics.one_step import one_step_error
+from sb3_mbrl.diagnostics.open_loop import open_loop_error
+from sb3_mbrl.diagnostics.state_distribution import state_distribution
 from sb3_mbrl.mbpo import MBPO
 
 NAMES = ["cos(angle)", "sin(angle)", "velocity"]

@@ -2,7 +2,7 @@
 
 from importlib.resources import files
 
-from sb3_mbrl.common.memory import keep_freed_memory
+from sb3_mbrl.acceleration.memory import keep_freed_memory
 from sb3_mbrl.dyna import Dyna, DynaQ
 from sb3_mbrl.envs import LearnedModelEnv, LearnedModelVecEnv
 from sb3_mbrl.mbpo import MBPO, MBTD3, MBTQC, MBCrossQ

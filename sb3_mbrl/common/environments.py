@@ -1,11 +1,16 @@
 """Which environments are accepted. Their kind is checked first, before anything looks at their spaces."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, unwrap_vec_normalize
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
 MAKE_VEC_ENV = 'stable_baselines3.common.env_util.make_vec_env("Pendulum-v1", n_envs=4)'
@@ -83,3 +88,72 @@ def check_normalization(env: VecEnv) -> None:
         f"VecNormalize({'('.join(outside)}(venv{')' * len(outside)}, ...). "
         "The replay buffer stores observations as they reach VecNormalize."
     )
+
+
+RealEnv = gym.Env | VecEnv | EnvSpec | str
+"""An environment, a vector of them, or what ``gymnasium.make`` makes one of."""
+
+
+@contextmanager
+def as_vec_env(env: RealEnv) -> Iterator[VecEnv]:
+    """
+    :param env: an environment, which stays open, or what it is made of
+    :return: a context in which it is a vector
+    """
+    if isinstance(env, VecEnv):
+        check_normalization(env)
+        yield env
+        return
+    made: Any = gym.make(env) if isinstance(env, (str, EnvSpec)) else accepted_environment(env)
+    try:
+        yield DummyVecEnv([lambda: made])
+    finally:
+        if made is not env:
+            made.close()
+
+
+def spec_of(env: VecEnv | None) -> EnvSpec | None:
+    """
+    :param env: a vector of environments
+    :return: how its first one is made, if that is known; without SB3's ``Monitor``, which Gymnasium cannot make
+    """
+    spec = env.get_attr("spec", indices=[0])[0] if env is not None and env.has_attr("spec") else None
+    if spec is None:
+        return None
+    return replace(spec, additional_wrappers=tuple(each for each in spec.additional_wrappers if each.name != "Monitor"))
+
+
+HORIZON = 1_000
+"""Steps until an imagined episode is truncated if the real time limit is not known: the limit of most MuJoCo tasks."""
+
+
+def time_limit(env: VecEnv | None) -> int | None:
+    """
+    :param env: a vector of environments; None: there is none
+    :return: steps after which they truncate an episode; None: not known, for instance because they truncate it themselves
+    """
+    spec = spec_of(env)
+    if spec is not None and spec.max_episode_steps is not None:
+        return int(spec.max_episode_steps)
+    # gymnasium.wrappers.TimeLimit around an environment without a spec
+    if env is not None and env.has_attr("_max_episode_steps"):
+        return int(env.get_attr("_max_episode_steps", indices=[0])[0])
+    return None
+
+
+def horizon_for(env: VecEnv | None) -> int:
+    """
+    :param env: a vector of real environments; None: there is none
+    :return: steps until an imagined episode is truncated: the time limit, or ``HORIZON``, with a warning, if it is not known
+    :raises ValueError: there is no environment to ask
+    """
+    if env is None:
+        raise ValueError("There is no environment to ask for its time limit: pass horizon=, in steps.")
+    limit = time_limit(env)
+    if limit is None:
+        warnings.warn(
+            f"The time limit of the real environment is not known. Imagined episodes are truncated after {HORIZON} steps; "
+            "pass horizon= to choose their length."
+        )
+        return HORIZON
+    return limit

@@ -23,16 +23,20 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from sb3_mbrl.algorithms.checkpoints import noise_for
+from sb3_mbrl.algorithms.learning import LearnsDynamics
+from sb3_mbrl.algorithms.replay_files import pickle_replay_buffer
 from sb3_mbrl.common.actions import for_sb3, from_sb3
 from sb3_mbrl.common.arguments import Rule, integer
-from sb3_mbrl.common.buffers import end_trajectories, initial_rows, real_transitions
-from sb3_mbrl.common.checkpoints import noise_for, pickle_replay_buffer
+from sb3_mbrl.common.environments import HORIZON, time_limit
+from sb3_mbrl.common.replay_buffers import end_trajectories
+from sb3_mbrl.common.spaces import check_spaces
 from sb3_mbrl.common.tensors import check_optimizers
+from sb3_mbrl.common.trajectories import initial_rows, real_transitions
 from sb3_mbrl.common.types import RewardFn, TerminationFn
-from sb3_mbrl.dynamics.ensemble import check_spaces
-from sb3_mbrl.dynamics.learning import LearnsDynamics
 from sb3_mbrl.envs import LearnedModelVecEnv
-from sb3_mbrl.envs.experience import HORIZON, N_ENVS, StartStates, check_start_states, time_limit
+from sb3_mbrl.envs.construction import N_ENVS
+from sb3_mbrl.envs.experience import StartStates, check_start_states
 from sb3_mbrl.envs.imagination import RULES, ImaginationRules
 
 EPISODES_PER_MEMBER = 4

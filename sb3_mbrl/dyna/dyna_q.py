@@ -12,9 +12,9 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import safe_mean
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_mbrl.algorithms.saves import AtomicSaves
 from sb3_mbrl.common.arguments import DISCOUNT, OFF_POLICY, SHARE, check_arguments, integer, plain_arguments
 from sb3_mbrl.common.environments import accepted_environment, check_constructed_with_env, check_has_env
-from sb3_mbrl.common.saves import AtomicSaves
 
 SelfDynaQ = TypeVar("SelfDynaQ", bound="DynaQ")
 

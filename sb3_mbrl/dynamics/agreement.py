@@ -83,6 +83,20 @@ def n_contradicted(predicted: th.Tensor, actual: th.Tensor) -> int:
     return n_wrong if n_wrong > 1 + len(actual) // 1000 else 0
 
 
+def check_known_termination(predicted: th.Tensor, actual: th.Tensor) -> None:
+    """
+    :param predicted: terminations by the rule of a known task, (N,) bool
+    :param actual: what happened, (N,) bool
+    :raises ValueError: the data contradict the rule
+    """
+    n_wrong = n_contradicted(predicted, actual)
+    if n_wrong > 0:
+        raise ValueError(
+            f"The termination rule of the known task disagrees with {n_wrong} of {len(actual)} real transitions: a wrapper "
+            "probably changes observations or terminations. Pass termination_fn='learned' or a function of your own."
+        )
+
+
 def termination_disagreement(predicted: th.Tensor, actual: th.Tensor) -> str | None:
     """
     :param predicted: terminations by a function of the user, (N,) bool

@@ -16,21 +16,23 @@ from gymnasium import spaces
 from stable_baselines3.common.utils import get_device
 from torch import nn
 
-from sb3_mbrl.common import onednn
-from sb3_mbrl.common.accelerated import DERIVATIVES, PRECISIONS, Layout, check_precision, perceptron
-from sb3_mbrl.common.actions import action_bounds, action_dim, are_whole, check_bounds
+from sb3_mbrl.acceleration import onednn
+from sb3_mbrl.acceleration.perceptron import DERIVATIVES, PRECISIONS, Layout, check_precision, perceptron
+from sb3_mbrl.common.actions import action_bounds, action_dim, are_whole
 from sb3_mbrl.common.arguments import BOOLEAN, NET_ARCH, SHARE, check_arguments, integer, list_of, number
 from sb3_mbrl.common.config import Kind, check_config, read_json
+from sb3_mbrl.common.model import Members, ModelStep
 from sb3_mbrl.common.random import Generators, randint, randn
+from sb3_mbrl.common.spaces import check_spaces, space_from_json, space_to_json
 from sb3_mbrl.common.tensors import ADAM_STATE, check_finite_tensors, check_tensors, load_tensors, save_tensors
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
 from sb3_mbrl.common.user_functions import call, probe
-from sb3_mbrl.dynamics.agreement import RewardAgreement, reward_agreement, termination_disagreement
+from sb3_mbrl.diagnostics.statistics import termination_scores
+from sb3_mbrl.dynamics.agreement import RewardAgreement, check_known_termination, reward_agreement, termination_disagreement
 from sb3_mbrl.dynamics.fitting import FitReport, check_finite, check_fit_arguments, check_form, fit
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination, step_budget
-from sb3_mbrl.dynamics.model import Members, ModelStep
 from sb3_mbrl.dynamics.normalizer import Normalizer
-from sb3_mbrl.dynamics.termination import NeverTerminates, termination_from_json, termination_scores, termination_to_json
+from sb3_mbrl.tasks.termination_rules import BuiltinTermination, NeverTerminates, termination_from_json, termination_to_json
 
 ACTIVATIONS: dict[str, Callable[[th.Tensor], th.Tensor]] = {
     "silu": F.silu,
@@ -461,6 +463,9 @@ class ProbabilisticEnsemble(nn.Module):
                 + ': the model would imagine a life after death. Pass termination_fn="learned", or a function '
                 "f(obs, action, next_obs) -> (B,) bool."
             )
+        if isinstance(self.termination_fn, BuiltinTermination):
+            check_known_termination(predicted, transitions.terminated)
+            return scores
         disagreement = termination_disagreement(predicted, transitions.terminated)
         if disagreement is not None and not self._was_told(self.termination_fn, "wrong"):
             warnings.warn(disagreement, stacklevel=3)
@@ -610,8 +615,8 @@ class ProbabilisticEnsemble(nn.Module):
         """The configuration of which :meth:`load` makes the model, in JSON types; functions of the user are only named."""
         kind = "learned" if isinstance(self.termination_fn, LearnedTermination) else termination_to_json(self.termination_fn)
         config = {
-            "observation_space": _space_to_json(self.observation_space),
-            "action_space": _space_to_json(self.action_space),
+            "observation_space": space_to_json(self.observation_space),
+            "action_space": space_to_json(self.action_space),
             **{name: getattr(self, name) for name in _SAVED_ARGUMENTS},
             "reward_fn": "user" if self.reward_fn is not None else None,
             "termination_fn": "user" if kind is None else kind,
@@ -714,47 +719,6 @@ _SAVED_ARGUMENTS: dict[str, Kind] = {
     "normalize_targets": bool,
 }
 _SAVED_TERMINATION_ARGUMENTS: dict[str, Kind] = {"net_arch": [int], "learning_rate": float}
-_BOX: dict[str, Kind] = {
-    "low": [str],
-    "high": [str],
-    "shape": [int],
-    "dtype": {np.dtype(code).name for code in np.typecodes["AllInteger"] + np.typecodes["Float"]},
-}
-_DISCRETE: dict[str, Kind] = {
-    "n": int,
-    "start": int,
-    "dtype": {np.dtype(code).name for code in np.typecodes["AllInteger"]},
-}
-
-
-def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
-    """
-    :raises ValueError: the observation is not a flat Box of numbers, or the action neither a Box with finite bounds nor
-        Discrete
-    """
-    advice = {
-        spaces.Dict: "Flatten it with gymnasium.wrappers.FlattenObservation, or train TDMPC2('MultiInputPolicy', env).",
-        spaces.Discrete: "Learned dynamics need a continuous observation; DynaQ takes Discrete ones, with Discrete actions.",
-        spaces.MultiDiscrete: "Learned dynamics need a continuous observation.",
-        spaces.MultiBinary: "Learned dynamics need a continuous observation.",
-    }
-    if not isinstance(observation_space, spaces.Box):
-        raise ValueError(
-            f"Learned dynamics support flat Box observations, got {observation_space}. "
-            + advice.get(type(observation_space), "Wrap the environment so that it returns a flat Box.")
-        )
-    if len(observation_space.shape) != 1 or not np.issubdtype(observation_space.dtype, np.floating):  # type: ignore[arg-type]
-        raise ValueError(
-            "Learned dynamics support flat Box observations of floats, got shape "
-            f"{observation_space.shape} of {observation_space.dtype} (images are not supported). "
-            "Wrap the environment with gymnasium.wrappers.FlattenObservation or with a feature extractor of yours, or train "
-            "TDMPC2('CnnPolicy', env) on images."
-        )
-    if isinstance(action_space, spaces.Discrete):
-        return
-    if not isinstance(action_space, spaces.Box):
-        raise ValueError(f"Learned dynamics support Discrete or Box actions, got {action_space}.")
-    check_bounds(action_space)
 
 
 def _initial_weight(members: int, n_in: int, n_out: int, generator: th.Generator | None) -> nn.Parameter:
@@ -775,37 +739,6 @@ def _per_layer(weight_decay: float | Sequence[float] | None, n_layers: int) -> t
     if len(weight_decay) != n_layers:
         raise ValueError(f"weight_decay lists {len(weight_decay)} values for {n_layers} layers (the output layer counts).")
     return tuple(float(decay) for decay in weight_decay)
-
-
-def _space_to_json(space: spaces.Space) -> dict[str, Any]:
-    if isinstance(space, spaces.Discrete):
-        return {"n": int(space.n), "start": int(space.start), "dtype": str(np.dtype(space.dtype))}
-    assert isinstance(space, spaces.Box)
-    # Infinite bounds become the strings JSON can hold
-    return {
-        "low": [str(bound) for bound in space.low.flatten()],
-        "high": [str(bound) for bound in space.high.flatten()],
-        "shape": list(space.shape),
-        "dtype": str(space.dtype),
-    }
-
-
-def _space_from_json(data: Any, source: str) -> spaces.Space:
-    discrete = isinstance(data, dict) and "n" in data
-    check_config(data, _DISCRETE if discrete else _BOX, source, "a space")
-    dtype = np.dtype(data["dtype"]).type
-    try:
-        if discrete:
-            newer_gymnasium = {} if dtype is np.int64 else {"dtype": dtype}
-            return spaces.Discrete(data["n"], start=data["start"], **newer_gymnasium)
-        if min(data["shape"], default=1) < 1:
-            raise ValueError("it has a dimension without entries")
-        with np.errstate(over="raise"):
-            ends = (np.array([dtype(each) for each in data[end]], dtype) for end in ("low", "high"))
-            low, high = (end.reshape(data["shape"]) for end in ends)
-        return spaces.Box(low, high, dtype=dtype)
-    except (ArithmeticError, AssertionError, TypeError, ValueError) as error:
-        raise ValueError(f"{source} is damaged: {str(data)[:200]} is not a space ({error}).") from error
 
 
 def _read_config(text: str, tensors: Mapping[str, th.Tensor], source: str) -> dict[str, Any]:
@@ -830,7 +763,7 @@ def _read_config(text: str, tensors: Mapping[str, th.Tensor], source: str) -> di
     }
     check_config(config, kinds, source)
     for name in ("observation_space", "action_space"):
-        config[name] = _space_from_json(config[name], source)
+        config[name] = space_from_json(config[name], source)
     if known:
         rule = config["termination_fn"] = termination_from_json(config["termination_fn"])
         observation_dim, _ = _dimensions(config)

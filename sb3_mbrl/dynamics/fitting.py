@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch as th
 
-from sb3_mbrl.common.adam import adam_step
+from sb3_mbrl.acceleration.adam import adam_step
 from sb3_mbrl.common.arguments import BOOLEAN, check_arguments, integer, number
 from sb3_mbrl.common.types import LARGEST, Transitions
 

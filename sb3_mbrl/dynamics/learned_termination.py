@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from sb3_mbrl.common.actions import action_dim
 from sb3_mbrl.common.arguments import check_arguments, integer, list_of, number
 from sb3_mbrl.common.types import TerminationFn, Transitions
-from sb3_mbrl.dynamics.termination import known_termination, termination_scores
+from sb3_mbrl.diagnostics.statistics import termination_scores
+from sb3_mbrl.tasks.termination import known_termination
 
 _HOLDOUT_EVERY = 5
 """One row in so many of each class is held out. A class with fewer rows is not: it could not be measured, and all of it is

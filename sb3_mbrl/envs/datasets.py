@@ -13,10 +13,9 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbrl.common.actions import from_environment, one_hot
-from sb3_mbrl.common.buffers import initial_rows, real_transitions
+from sb3_mbrl.common.spaces import check_spaces
+from sb3_mbrl.common.trajectories import concatenate, initial_rows, real_transitions
 from sb3_mbrl.common.types import Transitions
-from sb3_mbrl.dynamics.diagnostics import concatenate
-from sb3_mbrl.dynamics.ensemble import check_spaces
 
 
 class EpisodicDataset(Protocol):

@@ -11,8 +11,8 @@ from gymnasium import spaces
 
 from sb3_mbrl.common.actions import action_bounds, one_hot
 from sb3_mbrl.common.arguments import BOOLEAN, check_arguments, integer, number
-from sb3_mbrl.dynamics.ensemble import check_spaces
-from sb3_mbrl.dynamics.model import DynamicsModel, Members, ModelStep, check_fitted
+from sb3_mbrl.common.model import DynamicsModel, Members, ModelStep, check_fitted
+from sb3_mbrl.common.spaces import check_spaces
 
 StartFn = Callable[[int, th.Generator], th.Tensor | np.ndarray]
 """``f(n, generator) -> raw observations (n, O)`` at which branches begin."""

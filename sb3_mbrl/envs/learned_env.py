@@ -10,11 +10,12 @@ from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_mbrl.common.environments import accepted_environment
-from sb3_mbrl.dynamics.model import DynamicsModel, dynamics_of
-from sb3_mbrl.envs.experience import Bounds, ImaginedFromExperience, RealEnv, as_vec_env, horizon_for, spec_of
+from sb3_mbrl.common.environments import RealEnv, accepted_environment, as_vec_env, horizon_for, spec_of
+from sb3_mbrl.common.model import DynamicsModel, dynamics_of
+from sb3_mbrl.envs.construction import ImaginedFromExperience
+from sb3_mbrl.envs.experience import Bounds
 from sb3_mbrl.envs.imagination import Imagination, ImaginationRules, StartFn, to_model
-from sb3_mbrl.envs.rendering import state_setter
+from sb3_mbrl.tasks.rendering import state_setter
 
 N_INITIAL = 100
 """Resets of the real environment, if no start states are given."""

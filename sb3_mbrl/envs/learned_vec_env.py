@@ -11,8 +11,10 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices,
 
 from sb3_mbrl.common.actions import for_sb3, from_sb3
 from sb3_mbrl.common.arguments import check_arguments
-from sb3_mbrl.dynamics.model import DynamicsModel, dynamics_of
-from sb3_mbrl.envs.experience import N_ENVS, Bounds, ImaginedFromExperience, RealEnv
+from sb3_mbrl.common.environments import RealEnv
+from sb3_mbrl.common.model import DynamicsModel, dynamics_of
+from sb3_mbrl.envs.construction import N_ENVS, ImaginedFromExperience
+from sb3_mbrl.envs.experience import Bounds
 from sb3_mbrl.envs.imagination import Imagination, ImaginationRules, StartFn, to_model
 
 

@@ -11,18 +11,19 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.logger import Logger
 
-from sb3_mbrl.common.accelerated import accelerated
-from sb3_mbrl.common.buffers import ModelReplayBuffer, keep_scaled_actions
-from sb3_mbrl.common.costs import in_words, seconds, undone, updates_per_step
+from sb3_mbrl.acceleration.perceptron import accelerated
+from sb3_mbrl.algorithms.costs import in_words, seconds, undone, updates_per_step
+from sb3_mbrl.common.replay_buffers import keep_scaled_actions
 from sb3_mbrl.common.types import Transitions
 from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination
 from sb3_mbrl.dynamics.rollout_length import AdaptiveRolloutLength
 from sb3_mbrl.dynamics.rollouts import branched_rollouts
-from sb3_mbrl.dynamics.termination import NeverTerminates
+from sb3_mbrl.mbpo.buffers import ModelReplayBuffer
+from sb3_mbrl.tasks.termination_rules import NeverTerminates
 
 if TYPE_CHECKING:
-    from sb3_mbrl.mbpo.model_based import ModelBased
+    from sb3_mbrl.mbpo.mixin import ModelBased
 
 N_TRANSITIONS = 2_048
 """A fit is measured on, and are imagined."""

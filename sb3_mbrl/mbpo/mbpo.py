@@ -15,11 +15,11 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.sac.policies import MlpPolicy, SACPolicy
 from stable_baselines3.td3.policies import MlpPolicy as TD3MlpPolicy
 
-from sb3_mbrl.common.buffers import normalize_obs
+from sb3_mbrl.acceleration import sac as sac_updates
+from sb3_mbrl.common.normalization import normalize_obs
 from sb3_mbrl.common.types import RewardFn, TerminationFn
 from sb3_mbrl.dynamics import AdaptiveRolloutLength
-from sb3_mbrl.mbpo import sac_updates
-from sb3_mbrl.mbpo.model_based import ModelBased
+from sb3_mbrl.mbpo.mixin import ModelBased
 
 
 class MBPO(ModelBased, SAC):
@@ -166,7 +166,7 @@ class MBPO(ModelBased, SAC):
 class MBTQC(ModelBased, TQC):
     """
     MBPO over TQC (truncated mixture of quantile critics, https://arxiv.org/abs/2005.04269) in the place of SAC. Takes the
-    arguments of ``sb3_contrib.TQC`` and those of :class:`~sb3_mbrl.mbpo.model_based.ModelBased`, as keywords.
+    arguments of ``sb3_contrib.TQC`` and those of :class:`~sb3_mbrl.mbpo.mixin.ModelBased`, as keywords.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": TQCMlpPolicy}
@@ -185,7 +185,7 @@ class MBCrossQ(ModelBased, CrossQ):
     """
     MBPO over CrossQ (batch normalisation instead of target networks, https://arxiv.org/abs/1902.05605) in the place of SAC:
     few updates per environment step instead of many. Takes the arguments of ``sb3_contrib.CrossQ`` and those of
-    :class:`~sb3_mbrl.mbpo.model_based.ModelBased`, as keywords. CrossQ makes one update per step, here two are the default.
+    :class:`~sb3_mbrl.mbpo.mixin.ModelBased`, as keywords. CrossQ makes one update per step, here two are the default.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": CrossQMlpPolicy}
@@ -195,7 +195,7 @@ class MBCrossQ(ModelBased, CrossQ):
 class MBTD3(ModelBased, TD3):
     """
     MBPO over TD3 (https://arxiv.org/abs/1802.09477) in the place of SAC. Takes the arguments of ``stable_baselines3.TD3`` and
-    those of :class:`~sb3_mbrl.mbpo.model_based.ModelBased`, as keywords. Imagined actions are TD3's target actions: the
+    those of :class:`~sb3_mbrl.mbpo.mixin.ModelBased`, as keywords. Imagined actions are TD3's target actions: the
     actor's with clipped noise.
     """
 

@@ -23,11 +23,11 @@ from sb3_mbrl.common.actions import from_environment, to_environment, unscale
 from sb3_mbrl.common.arguments import SEED, check_arguments, integer, number
 from sb3_mbrl.common.config import Kind, check_config, read_json
 from sb3_mbrl.common.files import ZIP_ERRORS, write_atomically
-from sb3_mbrl.common.policies import actor_function, value_function
+from sb3_mbrl.common.model import check_fitted, dynamics_of
 from sb3_mbrl.common.types import RewardFn, TerminationFn
 from sb3_mbrl.common.user_functions import call, probe
 from sb3_mbrl.dynamics import DynamicsModel, ProbabilisticEnsemble
-from sb3_mbrl.dynamics.model import check_fitted, dynamics_of
+from sb3_mbrl.mpc.agents import actor_function, value_function
 from sb3_mbrl.planning import PLANNER_CLASSES, ModelObjective, Plan, Planner, PlannerState, make_planner
 from sb3_mbrl.planning.objective import OBJECTIVE, ValueFn
 from sb3_mbrl.planning.planner import LONGEST_PLAN, MOST_PLANS

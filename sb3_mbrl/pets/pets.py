@@ -17,13 +17,14 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
+from sb3_mbrl.algorithms.acting import ActsByPlanning
+from sb3_mbrl.algorithms.learning import LearnsDynamics
 from sb3_mbrl.common.actions import to_environment
 from sb3_mbrl.common.arguments import BOOLEAN, Rule
-from sb3_mbrl.common.buffers import real_transitions
+from sb3_mbrl.common.spaces import check_spaces
+from sb3_mbrl.common.trajectories import real_transitions
 from sb3_mbrl.common.types import RewardFn, TerminationFn
-from sb3_mbrl.dynamics.ensemble import check_spaces
-from sb3_mbrl.dynamics.learning import LearnsDynamics
-from sb3_mbrl.mpc import ActsByPlanning, MPCPolicy
+from sb3_mbrl.mpc import MPCPolicy
 from sb3_mbrl.mpc.policy import PLANNING, check_observation
 
 SelfPETS = TypeVar("SelfPETS", bound="PETS")

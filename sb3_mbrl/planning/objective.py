@@ -6,10 +6,10 @@ from typing import Literal
 import torch as th
 
 from sb3_mbrl.common.arguments import BOOLEAN, DISCOUNT, check_arguments, integer, number
+from sb3_mbrl.common.model import DynamicsModel, Members, ModelStep
 from sb3_mbrl.common.random import Generators
 from sb3_mbrl.common.types import RewardFn, TerminationFn
 from sb3_mbrl.common.user_functions import call, probe
-from sb3_mbrl.dynamics.model import DynamicsModel, Members, ModelStep
 from sb3_mbrl.planning.planner import Score
 
 ValueFn = Callable[[th.Tensor], th.Tensor]

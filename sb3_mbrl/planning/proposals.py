@@ -6,8 +6,8 @@ import torch as th
 import torch.nn.functional as F
 from gymnasium import spaces
 
+from sb3_mbrl.common.model import DynamicsModel
 from sb3_mbrl.common.random import Generators, rand, randint, randn
-from sb3_mbrl.dynamics.model import DynamicsModel
 
 Actor = Callable[[th.Tensor], th.Tensor]
 """``f(raw observations (B, O)) -> actions (B, A)`` in [-1, 1], one-hot for discrete ones."""

@@ -20,12 +20,12 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 from torch import nn
 
+from sb3_mbrl.algorithms.acting import ActsByPlanning
+from sb3_mbrl.algorithms.base import ModelAlgorithm
 from sb3_mbrl.common.actions import check_bounds
-from sb3_mbrl.common.algorithm import ModelAlgorithm
 from sb3_mbrl.common.arguments import DISCOUNT, Rule, integer, number
+from sb3_mbrl.common.environments import time_limit
 from sb3_mbrl.common.sequences import DictSequenceReplayBuffer, SequenceReplayBuffer, SequenceSamples
-from sb3_mbrl.envs.experience import time_limit
-from sb3_mbrl.mpc import ActsByPlanning
 from sb3_mbrl.planning import MPPI
 from sb3_mbrl.planning.planner import MOST_PLANS
 from sb3_mbrl.tdmpc.costs import forecast

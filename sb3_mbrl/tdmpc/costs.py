@@ -7,7 +7,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.logger import Logger
 
-from sb3_mbrl.common.costs import in_words, seconds, undone, updates_per_step
+from sb3_mbrl.algorithms.costs import in_words, seconds, undone, updates_per_step
 from sb3_mbrl.common.sequences import SequenceSamples
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_mbrl.common.actions import action_bounds, action_dim
+from sb3_mbrl.common.model import Members, ModelStep
 from sb3_mbrl.common.random import Generators
-from sb3_mbrl.dynamics.model import Members, ModelStep
 
 
 class LatentModel(nn.Module):

@@ -8,7 +8,7 @@ import torch as th
 import torch.nn.functional as F
 from torch import nn
 
-from sb3_mbrl.common.onednn import Linear
+from sb3_mbrl.acceleration.onednn import Linear
 
 GROUP_SIZE = 8
 """Entries of a group of a latent state."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch as th
 
+from sb3_mbrl.common.model import ModelStep
 from sb3_mbrl.common.random import Generators, rand, randn
-from sb3_mbrl.dynamics.model import ModelStep
 from sb3_mbrl.planning import MPPI, ModelObjective
 from sb3_mbrl.planning.planner import PlannerState, Score, Search, take
 from sb3_mbrl.tdmpc.latent_model import LatentModel

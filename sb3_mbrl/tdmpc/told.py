@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_mbrl.common.onednn import Linear
+from sb3_mbrl.acceleration.onednn import Linear
 from sb3_mbrl.common.random import Generators, randn
 from sb3_mbrl.tdmpc.latent_model import LatentModel
 

@@ -29,16 +29,16 @@ from sb3_mbrl import (
     MBCrossQ,
     MPCPolicy,
 )
+from sb3_mbrl.algorithms.checkpoints import ExactCheckpointCallback
 from sb3_mbrl.common.arguments import BOOLEAN, OFF_POLICY, check_arguments, integer, list_of, number
-from sb3_mbrl.common.checkpoints import ExactCheckpointCallback
 from sb3_mbrl.common.sequences import SequenceReplayBuffer
+from sb3_mbrl.diagnostics.callback import ModelDiagnosticsCallback
 from sb3_mbrl.dynamics import AdaptiveRolloutLength, LearnedTermination, ProbabilisticEnsemble, SimulatorModel
-from sb3_mbrl.dynamics.callbacks import ModelDiagnosticsCallback
 from sb3_mbrl.dynamics.fitting import fit
-from sb3_mbrl.dynamics.identification import identify
 from sb3_mbrl.envs import ImaginationRules, collect
 from sb3_mbrl.mbpo import ModelBased
 from sb3_mbrl.planning import CATEGORICAL_PLANNERS, PLANNERS, ModelObjective
+from sb3_mbrl.tasks.identification import identify
 
 NASTY = [
     *(math.nan, math.inf, -math.inf, -1, 0, 1.0, 2.5, 1e308),

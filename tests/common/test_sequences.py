@@ -17,7 +17,7 @@ from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.save_util import load_from_pkl, save_to_pkl
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_mbrl.common.checkpoints import _ReplayBufferPickler
+from sb3_mbrl.algorithms.replay_files import _ReplayBufferPickler
 from sb3_mbrl.common.sequences import DictSequenceReplayBuffer, SequenceReplayBuffer
 
 BOX = spaces.Box(-np.inf, np.inf, (2,), np.float32)

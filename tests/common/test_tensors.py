@@ -7,7 +7,7 @@ import torch as th
 from stable_baselines3 import PPO, SAC
 
 from sb3_mbrl import MBPO, MBTD3, PETS, TDMPC, TDMPC2, Dyna
-from sb3_mbrl.common.checkpoints import ExactCheckpoints
+from sb3_mbrl.algorithms.checkpoints import ExactCheckpoints
 from sb3_mbrl.common.tensors import check_finite_tensors, check_optimizer_state, check_tensors, load_tensors, save_tensors
 
 TENSORS = {"weight": th.arange(6.0).reshape(2, 3), "count": th.tensor(3), "empty": th.zeros(0, 2), "on": th.tensor([True])}

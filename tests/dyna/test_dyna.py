@@ -17,8 +17,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_mbrl import Dyna, LearnedModelVecEnv
+from sb3_mbrl.common.environments import time_limit
 from sb3_mbrl.dyna import dyna as module
-from sb3_mbrl.envs.experience import time_limit
 
 ON_POLICY = {"n_steps": 16, "batch_size": 16, "n_epochs": 1}
 OFF_POLICY = {"learning_starts": 16, "batch_size": 8, "buffer_size": 500}
@@ -238,7 +238,7 @@ def test_an_episode_that_was_cut_short_is_not_compared(monkeypatch, known):
 def test_nothing_is_promised_before_an_episode_has_shown_how_long_it_is(monkeypatch):
     monkeypatch.setattr(module, "time_limit", time_limit)
     model = make(env=TruncatesItself(), learning_starts=10, model_train_freq=10, n_imagined_envs=1)
-    monkeypatch.setattr("sb3_mbrl.dynamics.learning.MIN_FIT_TRANSITIONS", 10)
+    monkeypatch.setattr("sb3_mbrl.algorithms.learning.MIN_FIT_TRANSITIONS", 10)
     model.learn(15, log_interval=1_000)
     assert model.dynamics.is_fitted and model._promised is None
     assert not {"imagination/return_mean", "imagination/alarm"} & model.logger.name_to_value.keys()

@@ -8,9 +8,9 @@ from gymnasium import spaces
 
 from sb3_mbrl.common.actions import from_environment
 from sb3_mbrl.common.types import Transitions
+from sb3_mbrl.diagnostics.figures import plot_one_step
+from sb3_mbrl.diagnostics.one_step import one_step_error
 from sb3_mbrl.dynamics import ProbabilisticEnsemble
-from sb3_mbrl.dynamics.diagnostics import one_step_error
-from sb3_mbrl.dynamics.figures import plot_one_step
 
 
 def seeded(seed=0):

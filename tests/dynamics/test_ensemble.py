@@ -10,13 +10,14 @@ import torch as th
 from gymnasium import spaces
 from safetensors.torch import save_file
 
-from sb3_mbrl.common import accelerated, onednn
+from sb3_mbrl.acceleration import onednn
+from sb3_mbrl.acceleration import perceptron as accelerated
 from sb3_mbrl.common.tensors import load_tensors, save_tensors
 from sb3_mbrl.common.types import Transitions
 from sb3_mbrl.dynamics import ensemble as ensemble_module
 from sb3_mbrl.dynamics.ensemble import FILE_FORMAT, ProbabilisticEnsemble
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination
-from sb3_mbrl.dynamics.termination import Bound, NeverTerminates, TerminatesOutside
+from sb3_mbrl.tasks.termination_rules import Bound, NeverTerminates, TerminatesOutside
 
 OBS_DIM, ACTION_DIM = 3, 2
 OBS_SPACE = spaces.Box(-np.inf, np.inf, (OBS_DIM,), np.float32)

@@ -8,7 +8,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 
-from sb3_mbrl.dynamics.model import ModelStep
+from sb3_mbrl.common.model import ModelStep
 from sb3_mbrl.envs import LearnedModelEnv, LearnedModelVecEnv
 
 

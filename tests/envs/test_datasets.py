@@ -12,10 +12,10 @@ from gymnasium.wrappers import FlattenObservation, TimeLimit
 from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer, RolloutBuffer
 
+from sb3_mbrl.common.trajectories import concatenate
 from sb3_mbrl.dynamics import LearnedTermination
-from sb3_mbrl.dynamics.diagnostics import concatenate
-from sb3_mbrl.dynamics.termination import NeverTerminates, TerminatesOutside
 from sb3_mbrl.envs import LearnedModelEnv, LearnedModelVecEnv, collect, read_dataset
+from sb3_mbrl.tasks.termination_rules import NeverTerminates, TerminatesOutside
 
 COLUMNS = ("observations", "actions", "next_observations", "rewards", "terminated")
 

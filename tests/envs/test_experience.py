@@ -6,9 +6,9 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_mbrl.dynamics import LearnedTermination, ProbabilisticEnsemble, SimulatorModel
-from sb3_mbrl.dynamics.termination import NeverTerminates, TerminatesOutside
 from sb3_mbrl.envs import LearnedModelEnv, LearnedModelVecEnv, collect
 from sb3_mbrl.mbpo import MBPO
+from sb3_mbrl.tasks.termination_rules import NeverTerminates, TerminatesOutside
 
 
 @pytest.fixture

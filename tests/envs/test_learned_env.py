@@ -8,7 +8,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 from sb3_mbrl.dynamics import SimulatorModel
 from sb3_mbrl.envs import LearnedModelEnv
-from sb3_mbrl.envs.rendering import state_setter
+from sb3_mbrl.tasks.rendering import state_setter
 
 # -- The checkers ------------------------------------------------------------------------------------------------------
 

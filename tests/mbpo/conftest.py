@@ -10,7 +10,9 @@ import pytest
 from gymnasium import spaces
 from gymnasium.envs.registration import register, registry
 
-from sb3_mbrl.mbpo import MBPO, model_based, sac_updates
+from sb3_mbrl.acceleration import sac as sac_updates
+from sb3_mbrl.mbpo import MBPO
+from sb3_mbrl.mbpo import mixin as model_based
 
 
 class PointMass(gym.Env):

@@ -3,7 +3,7 @@
 import pytest
 import torch as th
 
-from sb3_mbrl.mbpo import sac_updates
+from sb3_mbrl.acceleration import sac as sac_updates
 
 DEVICE = "lazy"
 

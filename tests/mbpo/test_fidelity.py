@@ -9,7 +9,7 @@ import torch as th
 from stable_baselines3.common.callbacks import StopTrainingOnMaxEpisodes
 
 from sb3_mbrl import MBPO
-from sb3_mbrl.common.buffers import real_transitions
+from sb3_mbrl.common.trajectories import real_transitions
 from sb3_mbrl.dynamics import ProbabilisticEnsemble
 
 

@@ -18,7 +18,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sb3_mbrl.common.callbacks import ModelProgressBarCallback
+from sb3_mbrl.common.progress import ModelProgressBarCallback
 from sb3_mbrl.mbpo import MBPO
 
 # SB3 silences it when it is imported; pytest begins each test with its own filters
@@ -106,7 +106,7 @@ def test_silent_by_default(make_mbpo, capsys):
 
 @pytest.mark.parametrize(("verbose", "progress_bar"), [(0, False), (1, False), (1, True)])
 def test_a_long_fit_says_that_it_is_alive(make_mbpo, capsys, monkeypatch, verbose, progress_bar):
-    monkeypatch.setattr("sb3_mbrl.common.callbacks.HALF_A_MINUTE", 0.0)
+    monkeypatch.setattr("sb3_mbrl.common.progress.HALF_A_MINUTE", 0.0)
     make_mbpo(verbose=verbose).learn(60, progress_bar=progress_bar)
     n_lines = capsys.readouterr().out.count("Fitting model, epoch ")
     assert n_lines == (3 if verbose == 1 and not progress_bar else 0)  # one for each epoch

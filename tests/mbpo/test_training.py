@@ -15,12 +15,12 @@ from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckA
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.sac.policies import SACPolicy
 
-from sb3_mbrl.common.buffers import initial_rows, real_transitions
+from sb3_mbrl.common.trajectories import initial_rows, real_transitions
 from sb3_mbrl.dynamics import AdaptiveRolloutLength
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination
-from sb3_mbrl.dynamics.termination import NeverTerminates
 from sb3_mbrl.mbpo import MBPO
-from sb3_mbrl.mbpo.model_based import ModelBased
+from sb3_mbrl.mbpo.mixin import ModelBased
+from sb3_mbrl.tasks.termination_rules import NeverTerminates
 
 
 def assert_trained(model):

@@ -15,7 +15,8 @@ from stable_baselines3.common.vec_env import (
     sync_envs_normalization,
 )
 
-from sb3_mbrl.common.buffers import normalize_obs, normalize_reward, real_transitions
+from sb3_mbrl.common.normalization import normalize_obs, normalize_reward
+from sb3_mbrl.common.trajectories import real_transitions
 
 
 @pytest.mark.parametrize("n_envs", [2, 3])

@@ -17,10 +17,10 @@ from stable_baselines3.sac.policies import SACPolicy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_mbrl import MBPO, PETS, MPCPolicy
-from sb3_mbrl.common.buffers import real_transitions
+from sb3_mbrl.common.trajectories import real_transitions
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination
-from sb3_mbrl.dynamics.termination import TerminatesOutside
 from sb3_mbrl.planning import CEM
+from sb3_mbrl.tasks.termination_rules import TerminatesOutside
 
 OBS = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
 FEW = {"ensemble_size": 2, "n_elites": 1, "net_arch": [8]}

@@ -11,11 +11,11 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sb3_mbrl.common.model import ModelStep
 from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble
-from sb3_mbrl.dynamics.model import ModelStep
-from sb3_mbrl.dynamics.termination import Bound, TerminatesOutside
 from sb3_mbrl.planning import objective
 from sb3_mbrl.planning.objective import ModelObjective
+from sb3_mbrl.tasks.termination_rules import Bound, TerminatesOutside
 
 OBS_SPACE = spaces.Box(-np.inf, np.inf, (2,), np.float32)
 ACTION_SPACE = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([6.0, 1.0], np.float32))

@@ -8,16 +8,7 @@ import torch as th
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sb3_mbrl.planning import (
-    CATEGORICAL_PLANNERS,
-    CEM,
-    ICEM,
-    MPPI,
-    PLANNERS,
-    GradientPlanner,
-    RandomShooting,
-    make_planner,
-)
+from sb3_mbrl.planning import CATEGORICAL_PLANNERS, CEM, ICEM, MPPI, PLANNERS, GradientPlanner, RandomShooting, make_planner
 
 HORIZON, ACTION_DIM = 5, 2
 CONTINUOUS = sorted(PLANNERS)

@@ -6,7 +6,7 @@ import torch as th
 import torch.nn.functional as F
 from gymnasium import spaces
 
-from sb3_mbrl.dynamics.model import ModelStep
+from sb3_mbrl.common.model import ModelStep
 from sb3_mbrl.planning.proposals import policy_proposals
 
 BOX, DISCRETE = spaces.Box(-4.0, 4.0, (2,), np.float32), spaces.Discrete(3, start=5)

@@ -27,7 +27,7 @@ from stable_baselines3.common.vec_env import (
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sb3_mbrl.common.callbacks import ModelProgressBarCallback
+from sb3_mbrl.common.progress import ModelProgressBarCallback
 from sb3_mbrl.common.sequences import SequenceReplayBuffer
 from sb3_mbrl.tdmpc import policies
 from sb3_mbrl.tdmpc.base import effective_rank

@@ -1,0 +1,286 @@
+"""What our off-policy algorithms share, whatever kind of model they learn."""
+
+import math
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.logger import TensorBoardOutputFormat
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TrainFrequencyUnit
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_mbrl.algorithms.checkpoints import ExactCheckpoints, restore_generator
+from sb3_mbrl.common.actions import for_sb3, from_environment, from_sb3
+from sb3_mbrl.common.arguments import OFF_POLICY, Rule, plain_arguments
+from sb3_mbrl.common.environments import accepted_environment, check_constructed_with_env, check_normalization
+from sb3_mbrl.common.progress import ModelProgressBarCallback
+from sb3_mbrl.common.replay_buffers import check_stored_actions, keep_scaled_actions, whole_rows
+from sb3_mbrl.common.types import LARGEST
+
+BEYOND = f"NaN, infinite or larger than {LARGEST:.0e}"
+
+SelfModelAlgorithm = TypeVar("SelfModelAlgorithm", bound="ModelAlgorithm")
+
+
+class ModelAlgorithm(ExactCheckpoints):
+    """
+    Before an off-policy algorithm of SB3 in the list of bases: a random stream for the model, and a watch over what the
+    environment returns and where the time goes.
+    """
+
+    _is_mixin = True
+
+    _generator: th.Generator | None = None
+    _progress_bar: ModelProgressBarCallback | None = None
+    _seconds: Mapping[str, float] = MappingProxyType({})
+    """Spent in each phase."""
+
+    _accepted: ClassVar[dict[str, Rule]] = OFF_POLICY
+    """Rules for the arguments, each of which is stored under its own name."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        # Checked before SB3 calculates with them
+        super().__init__(*args, **{**kwargs, **plain_arguments(kwargs, self._accepted)})
+
+    # ---------------------------------------------------------------- setup
+
+    def _check_common_arguments(self) -> None:
+        """
+        Call this first in ``_setup_model``: ``load`` sets attributes without passing them to the constructor.
+
+        :raises ValueError: there is no environment, the policy is no policy, or an argument is not what :attr:`_accepted` says
+        """
+        check_constructed_with_env(self)
+        if not (isinstance(self.policy_class, type) and issubclass(self.policy_class, BasePolicy)):
+            raise ValueError(f"{type(self).__name__} has {self._policies()}; got {self.policy_class!r} as its policy.")
+        vars(self).update(plain_arguments(vars(self), self._accepted))
+
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        if policy_name in self.policy_aliases:
+            return self.policy_aliases[policy_name]
+        elsewhere = {
+            "CnnPolicy": " TDMPC2 supports images.",
+            "MultiInputPolicy": " TDMPC2 supports Dict observations; or flatten them with "
+            "gymnasium.wrappers.FlattenObservation.",
+        }
+        raise ValueError(
+            f"Policy {policy_name} unknown: {type(self).__name__} has {self._policies()}.{elsewhere.get(policy_name, '')}"
+        )
+
+    def _policies(self) -> str:
+        subclass = "a subclass of it" if len(self.policy_aliases) == 1 else "a subclass of them"
+        return f"{' and '.join(map(repr, self.policy_aliases))}, or {subclass}"
+
+    @classmethod
+    def _wrap_env(cls, env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:  # type: ignore[override]
+        # Every environment passes through here, at construction, set_env and load: an unsupported one is refused first
+        env = accepted_environment(env)
+        cls._check_spaces(env.observation_space, env.action_space)
+        wrapped = OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        check_normalization(wrapped)
+        return wrapped
+
+    @staticmethod
+    def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
+        """:raises ValueError: spaces that the algorithm does not support"""
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        super().set_random_seed(seed)
+        # The model's own stream: neither fits nor rollouts disturb the algorithm's
+        self._generator = th.Generator(device=self.device)
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        assert self.replay_buffer is not None
+        keep_scaled_actions(self.replay_buffer)
+
+    # ---------------------------------------------------------------- acting
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return self._executed(*super()._sample_action(learning_starts, action_noise, n_envs))
+
+    def _with_noise(self, actions: np.ndarray, action_noise: ActionNoise | None) -> tuple[np.ndarray, np.ndarray]:
+        """
+        :param actions: of a policy, in the environment's scale
+        :param action_noise: added to Box actions in [-1, 1]
+        :return: what is executed, and what is stored: scaled to [-1, 1]
+        """
+        if not isinstance(self.action_space, spaces.Box):
+            return actions, actions
+        scaled = self.policy.scale_action(actions)
+        if action_noise is not None:
+            scaled = np.clip(scaled + action_noise(), -1, 1)
+        return self._executed(self.policy.unscale_action(scaled), scaled)
+
+    def _executed(self, actions: np.ndarray, scaled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """If actions are rounded for the environment, the rounded ones are stored: the model has to learn what they do."""
+        if not isinstance(self.action_space, spaces.Box) or for_sb3(self.action_space) is self.action_space:
+            return actions, scaled
+        actions = from_sb3(actions, self.action_space)
+        return actions, from_environment(actions, self.action_space)
+
+    # ---------------------------------------------------------------- what the environment returns
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        self._check_finite(new_obs, reward, dones, infos)
+        with whole_rows(replay_buffer):
+            super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        self._last_episode_starts = dones  # for policies with a state
+
+    def _check_finite(
+        self, obs: np.ndarray | dict[str, np.ndarray], reward: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]
+    ) -> None:
+        normalized = self._vec_normalize_env is not None
+        if self._vec_normalize_env is not None:  # what is stored; normalised observations hide infinity behind a clip
+            obs = self._vec_normalize_env.get_original_obs()
+            reward = self._vec_normalize_env.get_original_reward()
+        last = _finite_rows(obs, self.n_envs)
+        for i in np.flatnonzero(dones):
+            if "terminal_observation" in infos[i]:
+                last[i] = _finite_rows(infos[i]["terminal_observation"], 1)[0]
+        checked = {
+            "an observation": _finite_rows(obs, self.n_envs),
+            "a last observation": last,
+            "a reward": _finite_rows(reward, self.n_envs),
+        }
+        for name, finite in checked.items():
+            if not finite.all():
+                raise ValueError(
+                    f"Environment {int(np.argmin(finite))} returned {name} that is {BEYOND} at step "
+                    f"{self.num_timesteps}. It was not stored; the model and the replay buffer are intact. Fix the "
+                    "environment (stable_baselines3.common.vec_env.VecCheckNan helps to find the cause)"
+                    + (", and load the statistics of VecNormalize anew: they have seen it." if normalized else ".")
+                )
+
+    # ---------------------------------------------------------------- learn
+
+    def learn(
+        self: SelfModelAlgorithm,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfModelAlgorithm:
+        tb_log_name = type(self).__name__ if tb_log_name is None else tb_log_name
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        assert self.replay_buffer is not None
+        check_stored_actions(self.replay_buffer)
+        start = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        assert not isinstance(self._last_obs, tuple) and self._last_obs is not None
+        if not _finite_rows(self._last_obs, self.n_envs).all():
+            self._last_obs = None
+            raise ValueError(f"The environment was reset to an observation that is {BEYOND}. Fix its reset().")
+        self._warn_if_too_short(start[0])
+        return start
+
+    def _warn_if_too_short(self: Any, total_timesteps: int) -> None:
+        """Warn if the run ends before training begins: up to ``learning_starts``, SB3's algorithms only act at random."""
+        n_rollouts = math.ceil((total_timesteps - self.num_timesteps) / self._steps_per_rollout)
+        last = self.num_timesteps + n_rollouts * self._steps_per_rollout
+        if last <= self.learning_starts:
+            warnings.warn(
+                f"Nothing will be learned: learn() ends at step {last}, and training begins after "
+                f"learning_starts={self.learning_starts} steps of random actions. Pass more total_timesteps, or a smaller "
+                "learning_starts."
+            )
+
+    @property
+    def _steps_per_rollout(self: Any) -> int:
+        """Environment steps between two calls of ``train``; 1 if ``train_freq`` counts episodes, whose length is not known."""
+        train_freq = self.train_freq
+        return train_freq.frequency * self.n_envs if train_freq.unit is TrainFrequencyUnit.STEP else 1
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        self._progress_bar = ModelProgressBarCallback() if progress_bar else None
+        if self._progress_bar is not None:
+            if isinstance(callback, list):
+                callback = CallbackList(callback)
+            elif not isinstance(callback, BaseCallback):
+                callback = ConvertCallback(callback)
+            callback = CallbackList([callback, self._progress_bar])
+        return super()._init_callback(callback)
+
+    # ---------------------------------------------------------------- monitoring
+
+    @contextmanager
+    def _timed(self, phase: str, description: str = "") -> Iterator[None]:
+        """Adds to the seconds of a phase, and says in the progress bar what takes them."""
+        start = time.perf_counter()
+        if description:
+            self._describe(description)
+        try:
+            yield
+        finally:
+            if description:
+                self._describe("")
+            spent = self._seconds.get(phase, 0.0) + time.perf_counter() - start
+            self._seconds = {**self._seconds, phase: spent}
+            self.logger.record(f"time/{phase}_seconds", self._seconds[phase])
+
+    def _describe(self, text: str) -> None:
+        if self._progress_bar is not None:
+            self._progress_bar.describe(text)
+
+    def _log(self, values: dict[str, float]) -> None:
+        """TensorBoard gets every fit, at its own step; the table, which SB3 prints every few episodes, the latest one."""
+        for key, value in values.items():
+            self.logger.record(key, value, exclude="tensorboard")
+        for output in self.logger.output_formats:
+            if isinstance(output, TensorBoardOutputFormat):
+                output.write(values, dict.fromkeys(values, ()), self.num_timesteps)
+
+    # ---------------------------------------------------------------- save and load
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_generator", "_progress_bar"]
+
+    def _checkpoint_extras(self) -> dict[str, Any]:
+        assert self._generator is not None
+        return {**super()._checkpoint_extras(), "generator": self._generator.get_state()}
+
+    def _restore_checkpoint_extras(self, extras: dict[str, Any]) -> None:
+        assert self._generator is not None
+        super()._restore_checkpoint_extras(extras)
+        restore_generator(self._generator, extras["generator"])
+
+
+def _finite_rows(obs: np.ndarray | dict[str, np.ndarray], n_envs: int) -> np.ndarray:
+    """Whether all entries of an observation or a reward are finite and at most ``LARGEST``, (n_envs,) bool."""
+    parts = obs.values() if isinstance(obs, dict) else [obs]
+    return np.all([(np.abs(part) <= LARGEST).reshape(n_envs, -1).all(axis=1) for part in parts], axis=0)

@@ -1,0 +1,128 @@
+"""Folders of checkpoints: a new one takes the place of the older ones once it is complete."""
+
+import io
+import json
+import pathlib
+import pickle
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+from sb3_mbrl.common.files import make_folder, new_folder, sync_folder
+
+FORMAT = "sb3_mbrl.checkpoint.1"
+
+
+FILES = ("model.zip", "replay_buffer.pkl", "extras.pth", "environment.pkl", "random.pkl")
+"""Files that every checkpoint holds, beside its manifest."""
+
+
+@contextmanager
+def new_version(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A new folder for the files of a checkpoint, which takes the place of the older versions once it is complete."""
+    make_folder(folder)
+    with new_folder(folder) as work:
+        complete = work / "complete"
+        complete.mkdir()
+        yield complete
+        sync_folder(complete)
+        number = _add_version(folder, complete)
+        sync_folder(folder)
+        # Older versions are deleted, and only those: no process that saves here deletes a newer version of another. They are
+        # moved away first, since a process that loads must not find half a version
+        for older, version in _versions(folder).items():
+            if older < number:
+                with suppress(OSError):  # another process was first
+                    version.rename(work / version.name)
+
+
+def _add_version(folder: pathlib.Path, complete: pathlib.Path) -> int:
+    """Rename the folder of a complete checkpoint to the next number that no process has taken; returns the number."""
+    number = 0
+    while True:
+        number = max([number, *_versions(folder)]) + 1
+        version = folder / f"checkpoint-{number:08d}"
+        try:
+            complete.rename(version)
+            return number
+        except OSError:  # renaming never replaces a folder with files in it
+            if not version.exists():
+                raise
+
+
+def _versions(folder: pathlib.Path) -> dict[int, pathlib.Path]:
+    # Not path.is_dir(): a version that another process removes at this moment must not look as if it had never been there
+    folders = (path for path in folder.iterdir() if re.fullmatch(r"checkpoint-\d{8,}", path.name) and not path.is_file())
+    return {int(path.name.removeprefix("checkpoint-")): path for path in folders}
+
+
+@contextmanager
+def newest_version(folder: pathlib.Path) -> Iterator[tuple[dict[str, Any], dict[str, io.BufferedReader]]]:
+    """
+    The manifest of the newest checkpoint, and its other files. They are open, so that they can be read to the end even if a
+    newer version takes their place.
+
+    :raises ValueError: there is no checkpoint, or it is not as it was saved
+    """
+    with ExitStack() as stack:
+        version, files = _open_newest(folder, stack)
+        try:
+            manifest = json.loads(files.pop("manifest.json").read())
+            if manifest["format"] != FORMAT:
+                raise ValueError(f"format {manifest['format']!r} instead of {FORMAT!r}")
+            if manifest.pop("crc32") != checksum_of_json(manifest) or set(manifest["files"]) != set(FILES):
+                raise ValueError("manifest.json not as saved")
+            changed = [name for name, file in files.items() if fingerprint(file) != manifest["files"][name]]
+            if changed:
+                raise ValueError(f"{', '.join(changed)} not as saved")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise _damaged(version, error) from error
+        yield manifest, files
+
+
+def _open_newest(folder: pathlib.Path, stack: ExitStack) -> tuple[pathlib.Path, dict[str, io.BufferedReader]]:
+    while True:
+        versions = _versions(folder) if folder.is_dir() else {}
+        if len(versions) == 0:
+            raise ValueError(f"There is no checkpoint in {folder}. Pass the folder that was given to save_checkpoint.")
+        version = versions[max(versions)]
+        try:
+            return version, {name: stack.enter_context(open(version / name, "rb")) for name in (*FILES, "manifest.json")}
+        except OSError as error:
+            if version.exists():
+                raise _damaged(version, error) from error
+
+
+def _damaged(version: pathlib.Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"{version} is damaged or was not written by save_checkpoint ({type(error).__name__}: {error}). Restore it from a "
+        "copy."
+    )
+
+
+def fingerprint(file: io.BufferedReader | pathlib.Path) -> dict[str, int]:
+    """Size and checksum of a file, given open or by its path. An open one is at its beginning afterwards."""
+    if isinstance(file, pathlib.Path):
+        with open(file, "rb") as opened:
+            return fingerprint(opened)
+    checksum = size = 0
+    while chunk := file.read(1 << 20):
+        checksum, size = zlib.crc32(chunk, checksum), size + len(chunk)
+    file.seek(0)
+    return {"size": size, "crc32": checksum}
+
+
+def checksum_of_json(data: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(data, sort_keys=True).encode())
+
+
+def unpickle(file: io.BufferedReader) -> Any:
+    try:
+        return pickle.load(file)
+    except (AttributeError, ImportError) as error:
+        raise ValueError(
+            f"{file.name} holds an object of a class that is not here ({error}). Import the module that defines it, or define "
+            "it in this script, before loading."
+        ) from error

@@ -1,0 +1,157 @@
+"""The error of a model that predicts from its own predictions."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch as th
+
+from sb3_mbrl.common.model import SteppableModel
+from sb3_mbrl.common.trajectories import concatenate
+from sb3_mbrl.common.types import Transitions
+from sb3_mbrl.diagnostics.statistics import over_outputs, rms, standard_deviations
+
+
+@dataclass(frozen=True)
+class OpenLoopError:
+    """
+    How errors grow when the model goes on from its own predictions, under the actions that were really taken. ``S``
+    start states, ``H`` steps, ``D = O + 1`` outputs: the observation's dimensions, then the reward. The errors are root
+    mean squares over the starts, in units of the standard deviation of the data; NaN where the data never moved.
+
+    :param expectation: error when every step is the average of the elites without noise, (H, D)
+    :param fan: error of the mean of the sampled futures, (H, D)
+    :param spread: standard deviation of the sampled futures, (H, D). An honest model's spread is about its error
+    :param persistence: error of predicting that nothing moves (the reward: of predicting its mean), (H, D)
+    :param start_obs: where the predictions start, (S, O)
+    :param actual: what happened: next observation and reward, (S, H, D) as the next three, raw units
+    :param predicted: predicted by expectation
+    :param fan_mean: mean of the sampled futures
+    :param fan_std: standard deviation of the sampled futures
+    """
+
+    expectation: th.Tensor
+    fan: th.Tensor
+    spread: th.Tensor
+    persistence: th.Tensor
+    start_obs: th.Tensor
+    actual: th.Tensor
+    predicted: th.Tensor
+    fan_mean: th.Tensor
+    fan_std: th.Tensor
+
+    @property
+    def horizon(self) -> int:
+        return self.expectation.shape[0]
+
+    def summary(self) -> dict[str, float]:
+        """The figures to watch: root mean squares over the outputs, at the first and the last step."""
+        reward_bias = (self.fan_mean[..., -1] - self.actual[..., -1]).mean()
+        return {
+            "open_loop_horizon": float(self.horizon),
+            "open_loop_first": over_outputs(self.expectation)[0].item(),
+            "open_loop_last": over_outputs(self.expectation)[-1].item(),
+            "open_loop_last_fan": over_outputs(self.fan)[-1].item(),
+            "open_loop_last_spread": over_outputs(self.spread)[-1].item(),
+            "open_loop_last_persistence": over_outputs(self.persistence)[-1].item(),
+            # Above 0 the model promises more than the environment pays
+            "open_loop_reward_bias": reward_bias.item(),
+        }
+
+
+@th.no_grad()
+def open_loop_error(
+    dynamics: SteppableModel,
+    trajectories: Sequence[Transitions],
+    horizon: int = 20,
+    n_starts: int = 100,
+    generator: th.Generator | None = None,
+    n_samples: int = 20,
+    scale: th.Tensor | None = None,
+) -> OpenLoopError:
+    """
+    Predict ``horizon`` steps from real states with the recorded actions, and compare with what happened. Starts are
+    states that the episode outlived by the horizon: where episodes are short, what precedes their end is not seen.
+
+    :param dynamics: the model; terminations that it predicts on the way do not stop it
+    :param trajectories: unbroken pieces, from :func:`trajectories_from_buffer` or :func:`collect_trajectories`
+    :param horizon: H, steps predicted
+    :param n_starts: start states, drawn without replacement; all of them where there are fewer
+    :param generator: source of starts, members and noise; None draws from PyTorch's global stream
+    :param n_samples: sampled futures per start, each with an elite drawn at each step (TS1)
+    :param scale: unit of the error of each output, (D,), NaN where there is nothing to predict; None: their standard
+        deviations in ``trajectories``
+    :return: errors per step and output. A prediction that is not finite counts as infinitely wrong
+    :raises ValueError: no trajectory is as long as the horizon
+    """
+    if min(horizon, n_starts, n_samples) < 1:
+        raise ValueError(f"horizon, n_starts and n_samples must be at least 1, got {horizon}, {n_starts}, {n_samples}.")
+    rows = concatenate(trajectories)
+    starts = _draw_starts([len(piece) for piece in trajectories], horizon, n_starts, generator, rows.rewards.device)
+    windows = starts.unsqueeze(1) + th.arange(horizon, device=starts.device)
+    start_obs, actions = rows.observations[starts], rows.actions[windows]
+    outputs = th.cat([rows.next_observations, rows.rewards.unsqueeze(1)], dim=1).double()
+    actual = outputs[windows]
+
+    predicted = _unroll(dynamics, start_obs, actions, generator, "expectation")
+    futures = [tensor.repeat_interleave(n_samples, dim=0) for tensor in (start_obs, actions)]
+    fan = _unroll(dynamics, futures[0], futures[1], generator, "random").unflatten(0, (len(starts), n_samples))
+    fan_mean, fan_std = fan.mean(dim=1), fan.std(dim=1, correction=0)
+    persistence = th.cat([start_obs.double(), outputs[:, -1].mean().expand(len(starts), 1)], dim=1).unsqueeze(1)
+
+    scale = standard_deviations(rows) if scale is None else scale
+
+    def normalized(error: th.Tensor) -> th.Tensor:
+        return (rms(error.nan_to_num(nan=math.inf)) / scale).cpu()
+
+    return OpenLoopError(
+        expectation=normalized(predicted - actual),
+        fan=normalized(fan_mean - actual),
+        spread=normalized(fan_std),
+        persistence=normalized(persistence - actual),
+        start_obs=start_obs.double().cpu(),
+        actual=actual.cpu(),
+        predicted=predicted.cpu(),
+        fan_mean=fan_mean.cpu(),
+        fan_std=fan_std.cpu(),
+    )
+
+
+def _draw_starts(
+    lengths: Sequence[int], horizon: int, n_starts: int, generator: th.Generator | None, device: th.device
+) -> th.Tensor:
+    """
+    :param lengths: of the trajectories
+    :return: rows of the concatenated trajectories that ``horizon`` steps of the same trajectory begin with, (S,)
+    """
+    if max(lengths) < horizon:
+        raise ValueError(
+            f"The longest of {len(lengths)} trajectories has {max(lengths)} steps, fewer than horizon={horizon}. "
+            "Choose a shorter horizon, or give longer trajectories."
+        )
+    rows_left = th.cat([th.arange(length, 0, -1) for length in lengths]).to(device)
+    possible = (rows_left >= horizon).nonzero().squeeze(1)
+    return possible[th.randperm(len(possible), generator=generator, device=device)[:n_starts]]
+
+
+def _unroll(
+    dynamics: SteppableModel,
+    obs: th.Tensor,
+    actions: th.Tensor,
+    generator: th.Generator | None,
+    members: Literal["random", "expectation"],
+) -> th.Tensor:
+    """
+    :param obs: raw start states, (B, O)
+    :param actions: in [-1, 1], (B, H, A)
+    :param generator: source of members and noise
+    :param members: as in ``step``
+    :return: predicted observations and rewards, (B, H, O + 1) float64
+    """
+    outputs = []
+    for action in actions.unbind(dim=1):
+        step = dynamics.step(obs, action, generator, members=members)
+        outputs.append(th.cat([step.next_obs, step.reward.unsqueeze(1)], dim=1).double())
+        obs = step.next_obs
+    return th.stack(outputs, dim=1)

@@ -1,0 +1,95 @@
+"""The actors and critics of Stable-Baselines3 as plain functions of raw observations."""
+
+from collections.abc import Callable
+
+import torch as th
+import torch.nn.functional as F
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.dqn.policies import DQNPolicy
+
+from sb3_mbrl.common.actions import action_bounds, action_dim
+from sb3_mbrl.common.normalization import normalize_obs
+
+ObsFn = Callable[[th.Tensor], th.Tensor]
+"""``f(raw observations (B, O)) -> (B, ...)``."""
+
+
+def value_function(model: BaseAlgorithm) -> ObsFn:
+    """
+    The state value that a trained SB3 algorithm predicts: for SAC, TD3, CrossQ and MBPO the lowest critic's at the actor's
+    deterministic action, for TQC the mean of its quantiles there, for A2C and PPO the value head's, for DQN the highest
+    Q-value. SAC's is in the unit of its critics: rewards as ``VecNormalize`` gave them, entropy bonus included.
+
+    :param model: a trained algorithm; the statistics of its ``VecNormalize`` are applied to observations
+    :return: ``f(raw observations (B, O)) -> values (B,)``; NaN where the observation has diverged
+    :raises ValueError: the policy has no critic that is known here
+    """
+    policy, env = _policy_of(model), model.get_vec_normalize_env()
+
+    known = isinstance(policy, (ActorCriticPolicy, DQNPolicy)) or (hasattr(policy, "actor") and hasattr(policy, "critic"))
+    if not known:
+        raise ValueError(
+            f"{type(policy).__name__} has no critic that is known here. Pass a function f(obs) -> values instead."
+        )
+
+    def value(obs: th.Tensor) -> th.Tensor:
+        policy.set_training_mode(False)  # as SB3's predict does
+        diverged = _has_diverged(obs)
+        values = of_network_input(_network_input(obs.masked_fill(diverged, 0.0), policy, env)).to(obs.device)
+        return values.masked_fill(diverged.squeeze(1), th.nan)
+
+    def of_network_input(obs: th.Tensor) -> th.Tensor:
+        if isinstance(policy, ActorCriticPolicy):
+            return policy.predict_values(obs).squeeze(1)
+        if isinstance(policy, DQNPolicy):
+            return policy.q_net(obs).amax(dim=1)
+        q_values = policy.critic(obs, policy._predict(obs, deterministic=True))  # type: ignore[operator]
+        if isinstance(q_values, th.Tensor):  # TQC's quantiles, (B, critics, quantiles)
+            return q_values.mean(dim=(1, 2))
+        return th.cat(q_values, dim=1).amin(dim=1)
+
+    return value
+
+
+def actor_function(model: BaseAlgorithm) -> ObsFn:
+    """
+    :param model: a trained SB3 algorithm; the statistics of its ``VecNormalize`` are applied to observations
+    :return: ``f(raw observations (B, O)) -> deterministic actions (B, A)`` in [-1, 1], one-hot for discrete ones
+    :raises ValueError: the policy is recurrent
+    """
+    policy, env = _policy_of(model), model.get_vec_normalize_env()
+    space = model.action_space
+
+    def act(obs: th.Tensor) -> th.Tensor:
+        policy.set_training_mode(False)
+        obs = obs.masked_fill(_has_diverged(obs), 0.0)
+        action = policy._predict(_network_input(obs, policy, env), deterministic=True).to(obs.device)
+        if isinstance(space, spaces.Discrete):
+            return F.one_hot(action.flatten(), action_dim(space)).float()  # SB3 counts from 0, whatever ``start`` is
+        action = action.reshape(len(obs), -1)
+        if not policy.squash_output:  # in the environment's scale, not bounded
+            low, high = (bound.to(action.device) for bound in action_bounds(space))
+            action = 2 * (action - low) / (high - low) - 1
+        return action.clamp(-1, 1)
+
+    return act
+
+
+def _network_input(obs: th.Tensor, policy: BasePolicy, env: VecNormalize | None) -> th.Tensor:
+    """Where the policy lives: a simulator's rows are on the CPU, its agent may be on a GPU."""
+    return normalize_obs(obs.float(), env).to(policy.device)
+
+
+def _has_diverged(obs: th.Tensor) -> th.Tensor:
+    """Rows that a network, and the distribution that it parametrises, would not survive; (B, 1) bool."""
+    return ~(obs.abs() < 1e10).all(dim=1, keepdim=True)
+
+
+def _policy_of(model: BaseAlgorithm) -> BasePolicy:
+    policy = model.policy
+    if not hasattr(policy, "_predict") or hasattr(policy, "lstm_actor"):
+        raise ValueError(f"{type(policy).__name__} is no function of the observation alone: it cannot be used in a plan.")
+    return policy

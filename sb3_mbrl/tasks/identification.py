@@ -1,0 +1,258 @@
+"""System identification: physical parameters of a MuJoCo simulator, from logged transitions."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import mujoco
+import mujoco.minimize
+import numpy as np
+
+from sb3_mbrl.common.actions import to_environment
+from sb3_mbrl.common.arguments import check_arguments, integer
+from sb3_mbrl.common.types import Transitions
+from sb3_mbrl.tasks.mujoco_simulator import MujocoSimulator
+from sb3_mbrl.tasks.simulator import SimulatorModel
+
+# The fields that can be named, and what their elements belong to
+_FIELDS = {
+    "body_mass": mujoco.mjtObj.mjOBJ_BODY,
+    "dof_armature": mujoco.mjtObj.mjOBJ_JOINT,
+    "dof_damping": mujoco.mjtObj.mjOBJ_JOINT,
+    "dof_frictionloss": mujoco.mjtObj.mjOBJ_JOINT,
+    "jnt_stiffness": mujoco.mjtObj.mjOBJ_JOINT,
+    "geom_friction": mujoco.mjtObj.mjOBJ_GEOM,
+    "actuator_gear": mujoco.mjtObj.mjOBJ_ACTUATOR,
+}
+
+# Step of a finite difference, as a share of each parameter's range. Smaller steps would measure the tolerance of MuJoCo's
+# constraint solver
+_DIFFERENCE = 1e-4
+
+
+@dataclass(frozen=True)
+class IdentificationReport:
+    """
+    What :func:`identify` found.
+
+    :param model: the simulator, which has the identified parameters from now on
+    :param parameters: identified values, by name, in MuJoCo's units
+    :param initial: values before
+    :param at_bound: parameters that ended at a bound: the data ask for more than was allowed
+    :param residual_before: root mean square of the one-step prediction error, in standard deviations of each observation
+        dimension, with the values before
+    :param residual_after: the same with the identified values
+    :param n_transitions: how many transitions were used
+    :param n_iterations: of the least squares solver
+    """
+
+    model: SimulatorModel
+    parameters: dict[str, float]
+    initial: dict[str, float]
+    at_bound: tuple[str, ...]
+    residual_before: float
+    residual_after: float
+    n_transitions: int
+    n_iterations: int
+
+
+def identify(
+    simulator: SimulatorModel | gym.Env | str,
+    transitions: Transitions,
+    parameters: Mapping[str, tuple[float, float]],
+    max_iterations: int = 50,
+) -> IdentificationReport:
+    """
+    Fit named physical parameters so that the simulator predicts logged transitions: least squares on the one-step error of
+    what an observation shows of positions and velocities, each dimension in its standard deviations, by Gauss-Newton with
+    bounds (``mujoco.minimize.least_squares``), from the simulator's own values.
+
+    Transitions whose observation hides part of the state (a velocity clipped at ±10) are left out. Parameters are set as
+    ``env.unwrapped.model.body_mass[i] = value`` would: what MuJoCo derives from them when it compiles a model (inertias,
+    inverse weights) stays.
+
+    :param simulator: a simulator of one of Gymnasium's MuJoCo tasks, or an environment to make one of
+    :param transitions: logged in the environment to be identified, actions in [-1, 1]
+    :param parameters: name to (lower, upper) bound, for instance ``{"body_mass/torso": (1.0, 10.0)}``. Names are
+        ``field/element``; the fields are ``body_mass``, ``dof_damping``, ``dof_armature``, ``dof_frictionloss``,
+        ``jnt_stiffness``, ``geom_friction`` (sliding) and ``actuator_gear`` (first component). The friction of a contact is
+        the larger of its two geoms'
+    :param max_iterations: of the solver
+    :return: what was found; the simulator has its parameters set, the environment is left as it is
+    :raises ValueError: no MuJoCo task, an unknown name, bounds that are no interval or leave out the present value, or a
+        parameter that makes no difference to these transitions
+    """
+    check_arguments(locals(), {"max_iterations": integer(1, 10**6)})
+    model = simulator if isinstance(simulator, SimulatorModel) else SimulatorModel(simulator)
+    if not isinstance(model.simulator, MujocoSimulator):
+        raise ValueError(f"identify() needs one of Gymnasium's MuJoCo tasks, got a {type(model.simulator).__name__}.")
+    problem = _Problem(model, model.simulator, transitions, parameters)
+    problem.check_effects()
+    start = problem.to_unit(problem.initial)
+    before = problem.residual(start[:, None])
+    solution, trace = mujoco.minimize.least_squares(
+        start,
+        problem.residual,
+        bounds=(np.zeros(len(start)), np.ones(len(start))),
+        eps=_DIFFERENCE,
+        max_iter=max_iterations,
+        verbose=0,
+    )
+    unit = solution.ravel()
+    values = problem.from_unit(unit)
+    problem.set_parameters(model.simulator.task.model, values)
+    return IdentificationReport(
+        model=model,
+        parameters=dict(zip(parameters, values.tolist(), strict=True)),
+        initial=dict(zip(parameters, problem.initial.tolist(), strict=True)),
+        at_bound=tuple(name for name, value in zip(parameters, unit, strict=True) if value in (0.0, 1.0)),
+        residual_before=rms(before),
+        residual_after=rms(problem.residual(solution.reshape(-1, 1))),
+        n_transitions=len(problem.rows),
+        n_iterations=len(trace) - 1,
+    )
+
+
+class _Problem:
+    """
+    The residual as a function of parameters, each scaled to [0, 1] between its bounds.
+
+    :param model: scales actions
+    :param simulator: predicts
+    :param transitions: logged
+    :param parameters: name to bounds
+    """
+
+    def __init__(
+        self,
+        model: SimulatorModel,
+        simulator: MujocoSimulator,
+        transitions: Transitions,
+        parameters: Mapping[str, tuple[float, float]],
+    ) -> None:
+        self.simulator, self.names = simulator, list(parameters)
+        task = simulator.task
+        self.places = [_place(task.model, name) for name in parameters]
+        self.initial = np.array([getattr(task.model, field)[index] for field, index in self.places])
+        self.low, self.high = np.array([_checked_bounds(name, *parameters[name]) for name in parameters]).reshape(-1, 2).T
+        self._check_initial()
+
+        obs, next_obs = (
+            observations.double().cpu().numpy() for observations in (transitions.observations, transitions.next_observations)
+        )
+        rows, self.next_visible = task.state_of(obs), next_obs[:, : task.n_visible]
+        complete = (np.abs(task.qvel(rows)) < task.velocity_limit).all(axis=1) & np.isfinite(self.next_visible).all(axis=1)
+        if complete.sum() < 2:
+            raise ValueError(f"{complete.sum()} of {len(obs)} transitions can be used, expected at least 2: log more.")
+        self.rows, self.next_visible = rows[complete], self.next_visible[complete]
+        self.action = to_environment(transitions.actions, model.action_space)[complete]
+        std = self.next_visible.std(axis=0)
+        # A dimension that does not move says nothing
+        self.weight = np.where(std > 1e-8, 1 / np.maximum(std, 1e-8), 0.0)
+
+    def residual(self, unit: np.ndarray) -> np.ndarray:
+        """
+        :param unit: K points, (P, K)
+        :return: scaled one-step errors at each point, all in one parallel rollout, (N * V, K)
+        """
+        candidates = [copy.copy(self.simulator.task.model) for _ in range(unit.shape[1])]
+        for candidate, point in zip(candidates, unit.T, strict=True):
+            self.set_parameters(candidate, self.from_unit(point))
+        n_points = len(candidates)
+        models = [candidate for candidate in candidates for _ in range(len(self.rows))]
+        states = self.simulator.advance(np.tile(self.rows, (n_points, 1)), np.tile(self.action, (n_points, 1)), models)
+        predicted = self.simulator.task.visible(states).reshape(n_points, *self.next_visible.shape)
+        error = (predicted - self.next_visible) * self.weight
+        # Parameters under which the simulation diverges are as bad as any, but comparable
+        return np.nan_to_num(error, nan=1e3, posinf=1e3, neginf=-1e3).clip(-1e3, 1e3).reshape(n_points, -1).T
+
+    def check_effects(self) -> None:
+        """
+        :raises ValueError: a parameter makes no difference between its bounds
+        """
+        start = self.to_unit(self.initial)
+        n = len(start)
+        points = np.tile(start[:, None], (1, 2 * n))
+        points[np.arange(n), np.arange(n)], points[np.arange(n), n + np.arange(n)] = 0.0, 1.0
+        residuals = self.residual(points)
+        for index, name in enumerate(self.names):
+            if np.abs(residuals[:, n + index] - residuals[:, index]).max() < 1e-6:
+                raise ValueError(
+                    f"{name!r} makes no difference to these {len(self.rows)} transitions anywhere between "
+                    f"{self.low[index]} and {self.high[index]}: leave it out, or log transitions in which it matters (a "
+                    "friction needs contact, and is the larger one of the two geoms')."
+                )
+
+    def set_parameters(self, model: Any, values: np.ndarray) -> None:
+        """
+        :param model: the ``MjModel`` to change
+        :param values: in MuJoCo's units, (P,)
+        """
+        for (field, index), value in zip(self.places, values, strict=True):
+            getattr(model, field)[index] = value
+
+    def to_unit(self, values: np.ndarray) -> np.ndarray:
+        """
+        :param values: in MuJoCo's units, (P,)
+        :return: between the bounds, in [0, 1]
+        """
+        return (values - self.low) / (self.high - self.low)
+
+    def from_unit(self, unit: np.ndarray) -> np.ndarray:
+        """
+        :param unit: between the bounds, in [0, 1], (P,)
+        :return: in MuJoCo's units
+        """
+        return self.low + unit * (self.high - self.low)
+
+    def _check_initial(self) -> None:
+        for name, low, value, high in zip(self.names, self.low, self.initial, self.high, strict=True):
+            if not low <= value <= high:
+                raise ValueError(
+                    f"{name!r} starts from {value}, as the simulator has it, outside its bounds ({low}, {high}). Widen them."
+                )
+
+
+def _accepted_names(model: Any) -> dict[str, tuple[str, Any]]:
+    """
+    :param model: an ``MjModel``
+    :return: name of a parameter to its field and index there
+    """
+    counts = {"body": model.nbody, "dof": model.njnt, "jnt": model.njnt, "geom": model.ngeom, "actuator": model.nu}
+    accepted: dict[str, tuple[str, Any]] = {}
+    single = (int(mujoco.mjtJoint.mjJNT_SLIDE), int(mujoco.mjtJoint.mjJNT_HINGE))
+    for field, kind in _FIELDS.items():
+        prefix = field.split("_")[0]
+        for element in range(counts[prefix]):
+            name = mujoco.mj_id2name(model, int(kind), element)
+            # A free or ball joint has several degrees of freedom under one name
+            if not name or (prefix == "dof" and model.jnt_type[element] not in single):
+                continue
+            index: Any = int(model.jnt_dofadr[element]) if prefix == "dof" else element
+            accepted[f"{field}/{name}"] = (field, (index, 0) if getattr(model, field).ndim == 2 else index)
+    return accepted
+
+
+def _place(model: Any, name: str) -> tuple[str, Any]:
+    """
+    :param model: an ``MjModel``
+    :param name: ``field/element``
+    :return: field and index
+    :raises ValueError: there is no such parameter
+    """
+    accepted = _accepted_names(model)
+    if name not in accepted:
+        raise ValueError(f"Unknown parameter {name!r}, expected one of {sorted(accepted)}.")
+    return accepted[name]
+
+
+def _checked_bounds(name: str, low: float, high: float) -> tuple[float, float]:
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise ValueError(f"Bounds ({low}, {high}) of {name!r}: expected finite numbers, the lower one first.")
+    return float(low), float(high)
+
+
+def rms(residual: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(residual**2)))

@@ -1,0 +1,396 @@
+"""Gymnasium's MuJoCo tasks for a batch of physics states: what the environment observes, rewards and ends."""
+
+import copy
+import math
+from typing import Any
+
+import mujoco
+import mujoco.rollout
+import numpy as np
+
+Judgement = tuple[np.ndarray, np.ndarray]
+"""Rewards (B,) float64 and whether the task ended (B,) bool."""
+
+
+class MujocoTask:
+    """
+    A task whose observation is ``qpos`` (less its leading coordinates, on which nothing depends) and ``qvel``.
+
+    A row is ``time, qpos, qvel, extras``. Most tasks have no extras: their reward follows from the states before and after
+    a step. The others read quantities that MuJoCo leaves behind and that the state does not give back (positions of the last
+    integrator stage, contact forces): these travel with the row, those that the observation shows last.
+
+    Everything is read from the environment once, its model is copied: later changes there do not come here, nor the other
+    way round.
+
+    :param env: the unwrapped environment
+    """
+
+    n_skippable = 0
+    """Leading coordinates that ``exclude_current_positions_from_observation`` leaves out."""
+    velocity_limit = math.inf
+    """Where the observation clips ``qvel``."""
+
+    def __init__(self, env: Any) -> None:
+        self.model = copy.deepcopy(env.model)
+        # MuJoCo would put a diverged simulation back to its first state, where it looks healthy
+        self.model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
+        self.frame_skip = int(env.frame_skip)
+        self.dt = float(env.dt)
+        self.is_v4 = type(env).__module__.endswith("_v4")
+        excluded = self.n_skippable > 0 and env._exclude_current_positions_from_observation
+        self.n_skipped = self.n_skippable if excluded else 0
+        self.n_physics = 1 + self.model.nq + self.model.nv
+        self._read_coefficients(env)
+        self.n_extras = self.extras(mujoco.MjData(self.model)).size
+        self.n_visible = self.visible(np.zeros((1, self.n_physics))).shape[1]
+        self.n_shown = env.observation_space.shape[0] - self.n_visible
+
+    def _read_coefficients(self, env: Any) -> None:
+        """
+        :param env: the unwrapped environment, whose constructor flags are kept
+        """
+
+    # -- Layout of a row ----------------------------------------------------------------------------------------------
+
+    def qpos(self, rows: np.ndarray) -> np.ndarray:
+        """
+        :param rows: (B, S)
+        :return: positions, (B, nq)
+        """
+        return rows[:, 1 : 1 + self.model.nq]
+
+    def qvel(self, rows: np.ndarray) -> np.ndarray:
+        """
+        :param rows: (B, S)
+        :return: velocities, (B, nv)
+        """
+        return rows[:, 1 + self.model.nq : self.n_physics]
+
+    def physics(self, qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
+        """
+        :param qpos: (B, nq)
+        :param qvel: (B, nv)
+        :return: physics states at time zero, (B, 1 + nq + nv)
+        """
+        return np.concatenate([np.zeros((len(qpos), 1)), qpos, qvel], axis=1)
+
+    # -- Observations -------------------------------------------------------------------------------------------------
+
+    def visible(self, rows: np.ndarray) -> np.ndarray:
+        """
+        :param rows: (B, S)
+        :return: the part of the observation that follows from ``qpos`` and ``qvel``, (B, V)
+        """
+        qvel = np.clip(self.qvel(rows), -self.velocity_limit, self.velocity_limit)
+        return np.concatenate([self.qpos(rows)[:, self.n_skipped :], qvel], axis=1)
+
+    def state_of(self, obs: np.ndarray) -> np.ndarray:
+        """
+        The inverse of :meth:`visible`, as far as there is one: positions that are left out become zero, clipped velocities
+        stay clipped.
+
+        :param obs: observations, (B, O)
+        :return: physics states, (B, 1 + nq + nv)
+        """
+        n_positions = self.model.nq - self.n_skipped
+        qpos = np.concatenate([np.zeros((len(obs), self.n_skipped)), obs[:, :n_positions]], axis=1)
+        return self.physics(qpos, obs[:, n_positions : self.n_visible])
+
+    def observation(self, rows: np.ndarray) -> np.ndarray:
+        """
+        :param rows: (B, S)
+        :return: observations, (B, O)
+        """
+        return np.concatenate([self.visible(rows), rows[:, rows.shape[1] - self.n_shown :]], axis=1)
+
+    def extras(self, data: mujoco.MjData) -> np.ndarray:
+        """
+        :param data: after a step, as the environment finds it
+        :return: what the task reads besides ``qpos`` and ``qvel``, those that the observation shows last, (E,)
+        """
+        return np.zeros(0)
+
+    # -- Reward and termination ---------------------------------------------------------------------------------------
+
+    def judge(self, rows: np.ndarray, action: np.ndarray, next_rows: np.ndarray) -> Judgement:
+        """
+        :param rows: before the step, (B, S)
+        :param action: in the environment's own scale, (B, A)
+        :param next_rows: after the step, (B, S)
+        :return: reward and termination of each row
+        """
+        raise NotImplementedError
+
+    def _never(self, rows: np.ndarray) -> np.ndarray:
+        return np.zeros(len(rows), dtype=bool)
+
+
+class _Runner(MujocoTask):
+    """Forward velocity less the cost of control: ``half_cheetah_v4.py``, ``swimmer_v4.py`` and their v5."""
+
+    def _read_coefficients(self, env: Any) -> None:
+        # Ant-v4 has no such weight
+        self.forward_weight = float(getattr(env, "_forward_reward_weight", 1.0))
+        self.control_weight = float(env._ctrl_cost_weight)
+
+    def forward_position(self, rows: np.ndarray) -> np.ndarray:
+        """
+        :param rows: (B, S)
+        :return: the coordinate whose velocity is rewarded, in m, (B,)
+        """
+        return self.qpos(rows)[:, 0]
+
+    def _running(self, rows: np.ndarray, action: np.ndarray, next_rows: np.ndarray) -> np.ndarray:
+        velocity = (self.forward_position(next_rows) - self.forward_position(rows)) / self.dt
+        return self.forward_weight * velocity - self.control_weight * np.square(action).sum(axis=1)
+
+    def judge(self, rows: np.ndarray, action: np.ndarray, next_rows: np.ndarray) -> Judgement:
+        return self._running(rows, action, next_rows), self._never(rows)
+
+
+class HalfCheetah(_Runner):
+    """``half_cheetah_v4.py``, ``half_cheetah_v5.py``."""
+
+    n_skippable = 1
+
+
+class Swimmer(_Runner):
+    """``swimmer_v4.py``, ``swimmer_v5.py``."""
+
+    n_skippable = 2
+
+
+class _Walker(_Runner):
+    """A runner that is paid for being healthy, and ends when it is not."""
+
+    def _read_coefficients(self, env: Any) -> None:
+        super()._read_coefficients(env)
+        self.healthy_reward = float(env._healthy_reward)
+        self.ends_unhealthy = bool(env._terminate_when_unhealthy)
+        self.z_range = tuple(map(float, env._healthy_z_range))
+
+    def healthy(self, rows: np.ndarray) -> np.ndarray:
+        """
+        :param rows: (B, S)
+        :return: whether the walker is healthy, (B,) bool
+        """
+        raise NotImplementedError
+
+    def judge(self, rows: np.ndarray, action: np.ndarray, next_rows: np.ndarray) -> Judgement:
+        healthy = self.healthy(next_rows)
+        # v4 pays for the step that ends the episode too
+        paid = healthy | (self.is_v4 and self.ends_unhealthy)
+        reward = self._running(rows, action, next_rows) + self.healthy_reward * paid
+        return reward, ~healthy & self.ends_unhealthy
+
+
+class Walker2d(_Walker):
+    """``walker2d_v4.py``, ``walker2d_v5.py``."""
+
+    n_skippable = 1
+    velocity_limit = 10.0
+
+    def _read_coefficients(self, env: Any) -> None:
+        super()._read_coefficients(env)
+        self.angle_range = tuple(map(float, env._healthy_angle_range))
+
+    def healthy(self, rows: np.ndarray) -> np.ndarray:
+        z, angle = self.qpos(rows)[:, 1:3].T
+        return _between(z, self.z_range) & _between(angle, self.angle_range)
+
+
+class Hopper(Walker2d):
+    """``hopper_v4.py``, ``hopper_v5.py``."""
+
+    def _read_coefficients(self, env: Any) -> None:
+        super()._read_coefficients(env)
+        self.state_range = tuple(map(float, env._healthy_state_range))
+
+    def healthy(self, rows: np.ndarray) -> np.ndarray:
+        # Everything but x and z, velocities unclipped
+        state = rows[:, 3 : self.n_physics]
+        return super().healthy(rows) & _between(state, self.state_range).all(axis=1)
+
+
+class Ant(_Walker):
+    """
+    ``ant_v4.py``, ``ant_v5.py``. Extras: x of the torso, contact cost, and the contact forces where they are observed.
+    """
+
+    n_skippable = 2
+
+    def _read_coefficients(self, env: Any) -> None:
+        super()._read_coefficients(env)
+        self.torso = self.model.body("torso" if self.is_v4 else env._main_body).id
+        self.contact_range = tuple(map(float, env._contact_force_range))
+        self.observes_contacts = env._use_contact_forces if self.is_v4 else env._include_cfrc_ext_in_observation
+        pays_contacts = env._use_contact_forces if self.is_v4 else True
+        self.contact_weight = float(env._contact_cost_weight) if pays_contacts else 0.0
+
+    def extras(self, data: mujoco.MjData) -> np.ndarray:
+        low, high = self.contact_range
+        forces = np.clip(data.cfrc_ext, low, high)
+        # v5 leaves out the world, which feels nothing
+        shown = forces[0 if self.is_v4 else 1 :].ravel() if self.observes_contacts else np.zeros(0)
+        cost = self.contact_weight * np.square(forces).sum()
+        return np.concatenate([[data.xpos[self.torso, 0], cost], shown])
+
+    def forward_position(self, rows: np.ndarray) -> np.ndarray:
+        return rows[:, self.n_physics]
+
+    def healthy(self, rows: np.ndarray) -> np.ndarray:
+        z, (low, high) = self.qpos(rows)[:, 2], self.z_range
+        return (low <= z) & (z <= high)
+
+    def judge(self, rows: np.ndarray, action: np.ndarray, next_rows: np.ndarray) -> Judgement:
+        reward, terminated = super().judge(rows, action, next_rows)
+        return reward - next_rows[:, self.n_physics + 1], terminated
+
+
+class Humanoid(Ant):
+    """
+    ``humanoid_v4.py``, ``humanoid_v5.py``. Extras: x of the centre of mass, contact cost, and what else is observed:
+    inertias, velocities, actuator and contact forces.
+    """
+
+    def _read_coefficients(self, env: Any) -> None:
+        _Walker._read_coefficients(self, env)
+        self.contact_weight = 0.0 if self.is_v4 else float(env._contact_cost_weight)
+        self.contact_range = (-math.inf, math.inf) if self.is_v4 else tuple(map(float, env._contact_cost_range))
+        parts = ("cinert", "cvel", "qfrc_actuator", "cfrc_ext")
+        # v5 leaves out the world (one row), and the joint that nothing drives (six entries)
+        self.parts = [
+            (part, 0 if self.is_v4 else 6 if part == "qfrc_actuator" else 1)
+            for part in parts
+            if self.is_v4 or getattr(env, f"_include_{part}_in_observation")
+        ]
+
+    def extras(self, data: mujoco.MjData) -> np.ndarray:
+        mass = self.model.body_mass
+        x = mass @ data.xipos[:, 0] / mass.sum()
+        low, high = self.contact_range
+        cost = np.clip(self.contact_weight * np.square(data.cfrc_ext).sum(), low, high)
+        return np.concatenate([[x, cost], *(getattr(data, part)[first:].ravel() for part, first in self.parts)])
+
+    def healthy(self, rows: np.ndarray) -> np.ndarray:
+        return _between(self.qpos(rows)[:, 2], self.z_range)
+
+
+class InvertedPendulum(MujocoTask):
+    """``inverted_pendulum_v4.py``, ``inverted_pendulum_v5.py``."""
+
+    def judge(self, rows: np.ndarray, action: np.ndarray, next_rows: np.ndarray) -> Judgement:
+        fallen = np.abs(self.qpos(next_rows)[:, 1]) > 0.2
+        # v4 pays for the last step too
+        return np.where(fallen & (not self.is_v4), 0.0, 1.0), fallen
+
+
+class InvertedDoublePendulum(MujocoTask):
+    """
+    ``inverted_double_pendulum_v4.py``, ``inverted_double_pendulum_v5.py``. Extras: x and height of the tip, and the
+    constraint forces that are observed.
+    """
+
+    velocity_limit = 10.0
+
+    def _read_coefficients(self, env: Any) -> None:
+        self.healthy_reward = 10.0 if self.is_v4 else float(env._healthy_reward)
+
+    def visible(self, rows: np.ndarray) -> np.ndarray:
+        qpos = self.qpos(rows)
+        qvel = np.clip(self.qvel(rows), -self.velocity_limit, self.velocity_limit)
+        return np.concatenate([qpos[:, :1], np.sin(qpos[:, 1:]), np.cos(qpos[:, 1:]), qvel], axis=1)
+
+    def state_of(self, obs: np.ndarray) -> np.ndarray:
+        n_angles = self.model.nq - 1
+        sines, cosines = obs[:, 1 : 1 + n_angles], obs[:, 1 + n_angles : 1 + 2 * n_angles]
+        qpos = np.concatenate([obs[:, :1], np.arctan2(sines, cosines)], axis=1)
+        return self.physics(qpos, obs[:, 1 + 2 * n_angles : self.n_visible])
+
+    def extras(self, data: mujoco.MjData) -> np.ndarray:
+        x, _, height = data.site_xpos[0]
+        forces = np.clip(data.qfrc_constraint, -10, 10)
+        return np.concatenate([[x, height], forces if self.is_v4 else forces[:1]])
+
+    def judge(self, rows: np.ndarray, action: np.ndarray, next_rows: np.ndarray) -> Judgement:
+        x, height = next_rows[:, self.n_physics : self.n_physics + 2].T
+        first, second = self.qvel(next_rows)[:, 1:3].T
+        fallen = height <= 1
+        # v4 pays for the last step too
+        alive = self.healthy_reward * (~fallen | self.is_v4)
+        distance = 0.01 * x**2 + (height - 2) ** 2
+        return alive - distance - (1e-3 * first**2 + 5e-3 * second**2), fallen
+
+
+class Reacher(MujocoTask):
+    """
+    ``reacher_v4.py``, ``reacher_v5.py``. Extras: from the target to the fingertip. The target does not move: its velocity,
+    which is not observed, is zero. The elbow is limited to ±3 rad; when it is pushed through this limit and past π, the
+    observation puts it on the other side.
+    """
+
+    def _read_coefficients(self, env: Any) -> None:
+        self.distance_weight = 1.0 if self.is_v4 else float(env._reward_dist_weight)
+        self.control_weight = 1.0 if self.is_v4 else float(env._reward_control_weight)
+        self.fingertip, self.target = (self.model.body(name).id for name in ("fingertip", "target"))
+
+    def visible(self, rows: np.ndarray) -> np.ndarray:
+        angles, target = np.split(self.qpos(rows), [2], axis=1)
+        return np.concatenate([np.cos(angles), np.sin(angles), target, self.qvel(rows)[:, :2]], axis=1)
+
+    def state_of(self, obs: np.ndarray) -> np.ndarray:
+        qpos = np.concatenate([np.arctan2(obs[:, 2:4], obs[:, :2]), obs[:, 4 : self.model.nq + 2]], axis=1)
+        qvel = np.zeros((len(obs), self.model.nv))
+        qvel[:, :2] = obs[:, self.n_visible - 2 : self.n_visible]
+        return self.physics(qpos, qvel)
+
+    def extras(self, data: mujoco.MjData) -> np.ndarray:
+        x, y, z = data.xpos[self.fingertip] - data.xpos[self.target]
+        # v5 does not show the height, so it goes first
+        return np.array([x, y, z] if self.is_v4 else [z, x, y])
+
+    def judge(self, rows: np.ndarray, action: np.ndarray, next_rows: np.ndarray) -> Judgement:
+        # v4 measures the distance before the step
+        judged = rows if self.is_v4 else next_rows
+        distance = np.linalg.norm(judged[:, self.n_physics : self.n_physics + 3], axis=1)
+        reward = -self.distance_weight * distance - self.control_weight * np.square(action).sum(axis=1)
+        return reward, self._never(rows)
+
+
+def _between(values: np.ndarray, limits: tuple[float, ...]) -> np.ndarray:
+    low, high = limits
+    return (low < values) & (values < high)
+
+
+# Pusher is not here: its observation does not show how fast the object moves.
+# Keyed by class: other ids and constructor flags of the same class work too; a subclass, which may override the reward, is
+# not known.
+_TASKS: dict[str, type[MujocoTask]] = {
+    f"gymnasium.envs.mujoco.{module}_v{version}:{name}Env": task
+    for module, name, task in (
+        ("half_cheetah", "HalfCheetah", HalfCheetah),
+        ("swimmer", "Swimmer", Swimmer),
+        ("hopper", "Hopper", Hopper),
+        ("walker2d", "Walker2d", Walker2d),
+        ("ant", "Ant", Ant),
+        ("humanoid", "Humanoid", Humanoid),
+        ("inverted_pendulum", "InvertedPendulum", InvertedPendulum),
+        ("inverted_double_pendulum", "InvertedDoublePendulum", InvertedDoublePendulum),
+        ("reacher", "Reacher", Reacher),
+    )
+    for version in (4, 5)
+}
+
+
+def known_mujoco_task(env: Any) -> MujocoTask | None:
+    """
+    :param env: an unwrapped environment
+    :return: the task it is, None if it is not known, or has more state than ``qpos`` and ``qvel`` (activations of actuators
+        in an XML file of the user's, which no observation shows)
+    """
+    task = _TASKS.get(f"{type(env).__module__}:{type(env).__qualname__}")
+    if task is None:
+        return None
+    n_state = mujoco.mj_stateSize(env.model, int(mujoco.mjtState.mjSTATE_FULLPHYSICS))
+    return task(env) if n_state == 1 + env.model.nq + env.model.nv else None

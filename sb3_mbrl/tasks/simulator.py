@@ -1,0 +1,249 @@
+"""The true environment as a model to plan in: what a planner achieves without any model error."""
+
+import os
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from sb3_mbrl.common.actions import BOUND_ACTIONS, action_bounds, action_dim, to_environment
+from sb3_mbrl.common.arguments import check_arguments, integer
+from sb3_mbrl.common.environments import accepted_environment
+from sb3_mbrl.common.model import Members, ModelStep
+from sb3_mbrl.common.random import Generators
+from sb3_mbrl.common.types import RewardFn, TerminationFn
+from sb3_mbrl.common.user_functions import call, probe
+from sb3_mbrl.tasks.classic_control import CLASSIC_TASKS, Outcome
+from sb3_mbrl.tasks.simulators import CopySimulator, GetState, SetState, Simulator, StateVectorSimulator, without_transparent
+
+
+def _known_simulator(env: Any, n_threads: int) -> Simulator | None:
+    """
+    :param env: an unwrapped environment
+    :param n_threads: how many threads step rows
+    :return: a simulator of all rows at once, None if the task is not known
+    """
+    entry_point = f"{type(env).__module__}:{type(env).__qualname__}"
+    if entry_point in CLASSIC_TASKS:
+        noisy = getattr(env, "torque_noise_max", 0) > 0
+        return None if noisy else CLASSIC_TASKS[entry_point](env)
+    if entry_point.startswith("gymnasium.envs.mujoco."):
+        from sb3_mbrl.tasks.mujoco import known_mujoco_task
+        from sb3_mbrl.tasks.mujoco_simulator import MujocoSimulator
+
+        task = known_mujoco_task(env)
+        return None if task is None else MujocoSimulator(task, n_threads)
+    return None
+
+
+class SimulatorModel:
+    """
+    The true environment as a model to plan in. The environment itself is never stepped. No gradient comes through.
+
+    What runs it is chosen by what the environment is:
+
+    1. Gymnasium's MuJoCo tasks (v4 and v5, all but Pusher and HumanoidStandup) and its classic control: all rows at once.
+       Rows start from the observation alone. Coordinates that the observation leaves out start at zero (nothing depends on
+       them), velocities that it clips start clipped (Hopper, Walker2d and InvertedDoublePendulum, at ±10). Ant and Humanoid
+       reward the motion of positions that MuJoCo leaves behind from its last integrator stage and no observation shows: the
+       reward of the first step from ``start`` is off by a few 1e-4 (in contact up to 0.05), that of later steps is not.
+    2. With ``get_state`` and ``set_state``: one row after the other through a copy of the environment. Rows start where the
+       live environment stands.
+    3. Anything else: deep copies of the live environment, one for each row and step. Slow: for small environments and tests.
+
+    Wrappers between the task and the policy that change actions, observations or rewards are kept (by 2 and 3; their own
+    state is not part of what ``get_state`` reads). A time limit is not an end: ``truncated`` is not looked at.
+
+    :param env: the environment that the policy acts in, alone or in a ``DummyVecEnv`` (then a row for each); an id will do
+        where rows start from observations. Sub-environments are taken to be alike
+    :param n_threads: how many threads step MuJoCo; None: one for each core
+    :param reward_fn: replaces the environment's reward
+    :param termination_fn: replaces the environment's termination
+    :param get_state: reads the state of ``env.unwrapped``, for an environment that is not known
+    :param set_state: puts ``env.unwrapped`` into a state that ``get_state`` has read
+    :raises ValueError: this environment cannot be simulated
+    """
+
+    def __init__(
+        self,
+        env: gym.Env | VecEnv | str,
+        n_threads: int | None = None,
+        reward_fn: RewardFn | None = None,
+        termination_fn: TerminationFn | None = None,
+        get_state: GetState | None = None,
+        set_state: SetState | None = None,
+    ) -> None:
+        check_arguments(locals(), {"n_threads": integer(1, 4096) | None})
+        if (get_state is None) != (set_state is None):
+            raise ValueError("`get_state` and `set_state` come together: one reads what the other writes.")
+        envs = _environments(env)
+        self.env_spec = envs[0].spec
+        self.reward_fn, self.termination_fn = reward_fn, termination_fn
+        self._set_spaces(envs[0])
+        probe(self.observation_space, self.action_space, self.device, reward_fn=reward_fn, termination_fn=termination_fn)
+        self.simulator = self._choose_simulator(envs, env, n_threads or os.cpu_count() or 1, get_state, set_state)
+
+    def _set_spaces(self, env: gym.Env) -> None:
+        if not isinstance(env.observation_space, gym.spaces.Box) or len(env.observation_space.shape) != 1:
+            raise ValueError(
+                f"Observation space {env.observation_space}: a SimulatorModel needs a flat Box. Wrap the environment: "
+                "gymnasium.wrappers.FlattenObservation."
+            )
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+        if not isinstance(self.action_space, gym.spaces.Box | gym.spaces.Discrete):
+            raise ValueError(f"Action space {self.action_space}: expected Box or Discrete. Wrap the environment.")
+        if isinstance(self.action_space, gym.spaces.Box) and not self.action_space.is_bounded():
+            raise ValueError(
+                f"Action space {self.action_space}: its bounds must be finite, as actions in [-1, 1] are scaled to them. "
+                f"{BOUND_ACTIONS}"
+            )
+        self._low, high = action_bounds(self.action_space)
+        self._span = high - self._low
+
+    def _choose_simulator(
+        self,
+        envs: list[gym.Env],
+        given: gym.Env | VecEnv | str,
+        n_threads: int,
+        get_state: GetState | None,
+        set_state: SetState | None,
+    ) -> Simulator:
+        envs = [without_transparent(env) for env in envs]
+        if get_state is None and all(env is env.unwrapped and type(env) is type(envs[0]) for env in envs):
+            simulator = _known_simulator(envs[0], n_threads)
+            if simulator is not None:
+                return simulator
+        if isinstance(given, str):
+            raise ValueError(
+                f"{given!r} is no task whose observation tells SimulatorModel where to start. Pass the environment that the "
+                "policy acts in, which is then copied, instead of its id."
+            )
+        if get_state is not None and set_state is not None:
+            return StateVectorSimulator(envs, get_state, set_state)
+        return CopySimulator(envs)
+
+    # -- DynamicsModel ------------------------------------------------------------------------------------------------
+
+    @property
+    def action_dim(self) -> int:
+        """A: dimensions of the action, or the number of discrete actions."""
+        return action_dim(self.action_space)
+
+    @property
+    def device(self) -> th.device:
+        """Where rows live: simulators run on the CPU."""
+        return th.device("cpu")
+
+    @property
+    def elites(self) -> th.Tensor:
+        """``[0]``: no ensemble."""
+        return th.zeros(1, dtype=th.long)
+
+    def start(self, obs: th.Tensor) -> th.Tensor:
+        """
+        :param obs: raw observations of the environment, (B, O)
+        :return: rows to step from, float64, (B, S)
+        :raises ValueError: as many environments are needed as there are rows, and were not given
+        """
+        return th.from_numpy(self.simulator.start(_to_numpy(obs)))
+
+    def observe(self, rows: th.Tensor) -> th.Tensor:
+        """
+        :param rows: (B, S)
+        :return: the raw observations that the environment would give there, float32, (B, O)
+        """
+        return th.from_numpy(self.simulator.observe(_to_numpy(rows)).astype(np.float32))
+
+    def unscale_action(self, action: th.Tensor) -> th.Tensor:
+        """
+        :param action: in [-1, 1] or one-hot, (..., A)
+        :return: in the environment's scale; one-hot stays one-hot, (..., A)
+        """
+        action = action.detach().cpu()
+        return action if isinstance(self.action_space, gym.spaces.Discrete) else self._low + 0.5 * (action + 1.0) * self._span
+
+    def step(
+        self,
+        obs: th.Tensor,
+        action: th.Tensor,
+        generator: Generators = None,
+        members: Members = "random",
+        deterministic: bool = False,
+        uncertainty: bool = False,
+    ) -> ModelStep:
+        """
+        A row whose simulation diverges is NaN from then on, and so is its reward: a planner ranks it last.
+
+        :param obs: where the rows stand: rows of :meth:`start` or of the step before, (B, S)
+        :param action: in [-1, 1], (B, A); one-hot for discrete actions
+        :param generator: not used, as there is nothing random
+        :param members: not used
+        :param deterministic: not used
+        :param uncertainty: also return standard deviations, all zero
+        :return: the next step of each row; its rows are float64, its reward float32
+        """
+        rows = _to_numpy(obs)
+        next_rows, reward, terminated = self._step_healthy(rows, action.detach())
+        next_rows_tensor = th.from_numpy(next_rows)
+        reward_tensor, terminated_tensor = th.from_numpy(reward.astype(np.float32)), th.from_numpy(terminated)
+        if self.reward_fn is not None or self.termination_fn is not None:
+            diverged = next_rows_tensor.isnan().any(dim=1)
+            seen = (self.observe(obs), self.unscale_action(action), self.observe(next_rows_tensor))
+            if self.reward_fn is not None:
+                reward_tensor = call("reward_fn", self.reward_fn, *seen).float().masked_fill(diverged, th.nan)
+            if self.termination_fn is not None:
+                terminated_tensor = call("termination_fn", self.termination_fn, *seen) | diverged
+        n_outputs = int(np.prod(self.observation_space.shape)) + 1
+        std = th.zeros(len(rows), n_outputs) if uncertainty else None
+        return ModelStep(next_rows_tensor, reward_tensor, terminated_tensor, std, std)
+
+    def _step_healthy(self, rows: np.ndarray, action: th.Tensor) -> Outcome:
+        """
+        :param rows: (B, S)
+        :param action: in [-1, 1] or one-hot, (B, A)
+        :return: the outcome for each row, NaN and ended where row or action is not finite or the simulation diverged
+        """
+        next_rows = np.full(rows.shape, np.nan)
+        reward = np.full(len(rows), np.nan)
+        terminated = np.ones(len(rows), dtype=bool)
+        healthy = np.isfinite(rows).all(axis=1) & action.isfinite().all(dim=1).cpu().numpy()
+        if healthy.any():
+            env_action = to_environment(action[th.from_numpy(healthy).to(action.device)], self.action_space)
+            # A row may diverge at will
+            with np.errstate(all="ignore"):
+                outcome = self.simulator.step(rows[healthy], env_action)
+            next_rows[healthy], reward[healthy], terminated[healthy] = outcome
+        diverged = ~(np.isfinite(next_rows).all(axis=1) & np.isfinite(reward))
+        next_rows[diverged], reward[diverged], terminated[diverged] = np.nan, np.nan, True
+        return next_rows, reward, terminated
+
+
+def _to_numpy(tensor: th.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy().astype(np.float64, copy=False)
+
+
+def _environments(env: gym.Env | VecEnv | str) -> list[gym.Env]:
+    """
+    :param env: one environment, a vector of them, or an id
+    :return: the environments
+    :raises ValueError: they cannot be reached, or their observations are not what the policy sees
+    """
+    if isinstance(env, str):
+        return [gym.make(env)]
+    env = accepted_environment(env)
+    if not isinstance(env, VecEnv):
+        return [env]
+    if not isinstance(env.unwrapped, DummyVecEnv):
+        raise ValueError(
+            f"{type(env.unwrapped).__name__}: its environments live in other processes. Pass one environment of the same "
+            "kind (or its id), or use a DummyVecEnv."
+        )
+    envs = env.unwrapped.envs
+    if env.observation_space.shape != envs[0].observation_space.shape:
+        raise ValueError(
+            f"{type(env).__name__} changes observations from {envs[0].observation_space.shape} to "
+            f"{env.observation_space.shape}: SimulatorModel works on those of the environment itself. Pass `env.unwrapped`."
+        )
+    return list(envs)

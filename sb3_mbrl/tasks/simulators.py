@@ -1,0 +1,197 @@
+"""Simulators of any environment that Python can copy or whose state it can set."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.utils import EzPickle
+from gymnasium.wrappers import (
+    HumanRendering,
+    OrderEnforcing,
+    PassiveEnvChecker,
+    RecordEpisodeStatistics,
+    RecordVideo,
+    RenderCollection,
+    TimeLimit,
+)
+from stable_baselines3.common.monitor import Monitor
+
+from sb3_mbrl.tasks.classic_control import Outcome
+
+GetState = Callable[[Any], np.ndarray]
+"""``f(env.unwrapped) -> (D,)``: everything that the environment's future depends on."""
+
+
+SetState = Callable[[Any, np.ndarray], None]
+"""``f(env.unwrapped, state)``: puts the environment where it was when ``state`` was read."""
+
+
+class Simulator(Protocol):
+    """What :class:`SimulatorModel` runs on. NumPy float64; rows and actions are finite."""
+
+    def start(self, obs: np.ndarray) -> np.ndarray:
+        """
+        :param obs: observations, (B, O)
+        :return: rows, (B, S)
+        """
+
+    def observe(self, rows: np.ndarray) -> np.ndarray:
+        """
+        :param rows: (B, S)
+        :return: observations, (B, O)
+        """
+
+    def step(self, rows: np.ndarray, action: np.ndarray) -> Outcome:
+        """
+        :param rows: (B, S)
+        :param action: as the environment's ``step`` takes it, (B, *action_space.shape)
+        :return: the outcome for each row, not finite where the simulation diverged
+        """
+
+
+# They watch, count or draw; what a step does is decided below them
+_TRANSPARENT = {
+    HumanRendering,
+    Monitor,
+    OrderEnforcing,
+    PassiveEnvChecker,
+    RecordEpisodeStatistics,
+    RecordVideo,
+    RenderCollection,
+    TimeLimit,
+}
+
+
+def without_transparent(env: gym.Env) -> gym.Env:
+    """
+    :param env: an environment
+    :return: what is left when the outer wrappers that change no step are taken off
+    """
+    while type(env) in _TRANSPARENT:
+        env = env.env  # type: ignore[attr-defined]
+    return env
+
+
+def _layers(env: gym.Env) -> list[gym.Env]:
+    """
+    :param env: an environment
+    :return: the unwrapped environment, then each wrapper around it
+    """
+    layers = [env]
+    while isinstance(layers[-1], gym.Wrapper):
+        layers.append(layers[-1].env)
+    return layers[::-1]
+
+
+def _copied(env: gym.Env) -> gym.Env:
+    """
+    :param env: a live environment
+    :return: an independent copy, without transparent wrappers
+    :raises ValueError: it cannot be copied
+    """
+    memo: dict[int, Any] = {}
+    clone: Any = None
+    try:
+        for layer in _layers(env):
+            if type(layer) in _TRANSPARENT:
+                # Left out: it may hold an open file, or end the imagined episode when time is up
+                memo[id(layer)] = clone
+            elif isinstance(layer, EzPickle) and not hasattr(layer, "__deepcopy__"):
+                # Would be made anew from its constructor's arguments, and not stand where the live one does
+                memo[id(layer)] = clone = type(layer).__new__(type(layer))
+                vars(clone).update(copy.deepcopy(vars(layer), memo))
+            else:
+                clone = copy.deepcopy(layer, memo)
+    except Exception as error:
+        raise ValueError(
+            f"{env} cannot be copied ({type(error).__name__}: {error}), and is no task that SimulatorModel knows. Give the "
+            "class of the environment a `__deepcopy__`, or learn a model of it: ProbabilisticEnsemble."
+        ) from error
+    return clone
+
+
+def _check_rows(obs: np.ndarray, envs: Sequence[gym.Env]) -> None:
+    if len(obs) != len(envs):
+        raise ValueError(
+            f"Got observations of {len(obs)} environments, but SimulatorModel was given {len(envs)}: this simulator starts "
+            "where these stand. Pass the VecEnv that the policy acts in: SimulatorModel(vec_env)."
+        )
+
+
+class StateVectorSimulator:
+    """
+    Rows step one after the other through one private copy of the environment. A row is ``ended, state, observation``.
+
+    :param envs: live environments, without transparent wrappers
+    :param get_state: reads the state of an unwrapped environment
+    :param set_state: puts an unwrapped environment into a state
+    """
+
+    def __init__(self, envs: Sequence[gym.Env], get_state: GetState, set_state: SetState) -> None:
+        self.envs = envs
+        self.get_state, self.set_state = get_state, set_state
+        self.copy = _copied(envs[0])
+        self.copy.reset(seed=0)
+        self.n_obs = int(np.prod(envs[0].observation_space.shape or ()))
+        state = get_state(self.copy.unwrapped)
+        if np.ndim(state) != 1:
+            raise ValueError(
+                f"`get_state` returned {type(state).__name__} with {np.ndim(state)} dimensions, expected an array with one."
+            )
+
+    def start(self, obs: np.ndarray) -> np.ndarray:
+        _check_rows(obs, self.envs)
+        states = [self.get_state(env.unwrapped) for env in self.envs]
+        return np.stack([self._row(False, state, ob) for state, ob in zip(states, obs, strict=True)])
+
+    def observe(self, rows: np.ndarray) -> np.ndarray:
+        return rows[:, rows.shape[1] - self.n_obs :]
+
+    def step(self, rows: np.ndarray, action: np.ndarray) -> Outcome:
+        next_rows, reward, terminated = rows.copy(), np.zeros(len(rows)), rows[:, 0] > 0
+        # An environment may refuse to go on after its end
+        for index in np.flatnonzero(~terminated):
+            self.set_state(self.copy.unwrapped, rows[index, 1 : rows.shape[1] - self.n_obs].copy())
+            obs, reward[index], terminated[index], _, _ = self.copy.step(action[index])
+            next_rows[index] = self._row(terminated[index], self.get_state(self.copy.unwrapped), obs)
+        return next_rows, reward, terminated
+
+    def _row(self, ended: bool, state: np.ndarray, obs: np.ndarray) -> np.ndarray:
+        return np.concatenate([[float(ended)], state, np.ravel(obs)])
+
+
+class CopySimulator:
+    """
+    Rows step one after the other, each in a deep copy of the live environment as it stood at ``start``, its random
+    generator included: what is noise to a policy is known to this simulator. Rows are ``ended, number of the copy,
+    observation``; copies are held until the next ``start``. Slow, and as big as all the copies.
+
+    :param envs: live environments, without transparent wrappers
+    """
+
+    def __init__(self, envs: Sequence[gym.Env]) -> None:
+        self.envs = envs
+        self.copies: list[gym.Env] = []
+        for env in envs:
+            _copied(env)  # fail now
+
+    def start(self, obs: np.ndarray) -> np.ndarray:
+        _check_rows(obs, self.envs)
+        self.copies = [_copied(env) for env in self.envs]
+        numbers = np.arange(len(obs), dtype=np.float64)
+        return np.concatenate([np.zeros((len(obs), 1)), numbers[:, None], obs], axis=1)
+
+    def observe(self, rows: np.ndarray) -> np.ndarray:
+        return rows[:, 2:]
+
+    def step(self, rows: np.ndarray, action: np.ndarray) -> Outcome:
+        next_rows, reward, terminated = rows.copy(), np.zeros(len(rows)), rows[:, 0] > 0
+        # An environment may refuse to go on after its end
+        for index in np.flatnonzero(~terminated):
+            env = _copied(self.copies[int(rows[index, 1])])
+            obs, reward[index], terminated[index], _, _ = env.step(action[index])
+            next_rows[index] = np.concatenate([[float(terminated[index]), len(self.copies)], np.ravel(obs)])
+            self.copies.append(env)
+        return next_rows, reward, terminated

@@ -1,0 +1,499 @@
+import copy
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+import pytest
+import torch as th
+from gymnasium.wrappers import FrameStackObservation, RescaleAction, TransformReward
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
+
+from sb3_mbrl.tasks.mujoco_simulator import MujocoSimulator
+from sb3_mbrl.tasks.simulator import SimulatorModel
+from sb3_mbrl.tasks.simulators import CopySimulator, StateVectorSimulator
+
+KEEP_POSITIONS = {"exclude_current_positions_from_observation": False}
+NEVER_UNHEALTHY = {"terminate_when_unhealthy": False}
+
+# (task, versions, constructor flags)
+MUJOCO = [
+    ("HalfCheetah", (4, 5), {}),
+    ("HalfCheetah", (4, 5), {"forward_reward_weight": 2.0, "ctrl_cost_weight": 0.3, **KEEP_POSITIONS}),
+    ("HalfCheetah", (5,), {"frame_skip": 2}),
+    ("Swimmer", (4, 5), {}),
+    ("Swimmer", (4, 5), KEEP_POSITIONS),
+    ("Hopper", (4, 5), {}),
+    ("Hopper", (4, 5), {"healthy_reward": 3.0, "healthy_angle_range": (-0.05, 0.05), **NEVER_UNHEALTHY}),
+    ("Hopper", (5,), {"healthy_state_range": (-1.0, 2.0), **KEEP_POSITIONS}),
+    ("Walker2d", (4, 5), {}),
+    ("Walker2d", (4, 5), {"healthy_z_range": (1.1, 1.3), **NEVER_UNHEALTHY}),
+    ("Ant", (4, 5), {"healthy_z_range": (0.5, 0.8)}),
+    ("Ant", (4,), {"use_contact_forces": True, **KEEP_POSITIONS}),
+    ("Ant", (5,), {"include_cfrc_ext_in_observation": False, "main_body": 3, **NEVER_UNHEALTHY}),
+    ("Humanoid", (4, 5), {}),
+    ("Humanoid", (5,), {"include_cinert_in_observation": False, "include_qfrc_actuator_in_observation": False}),
+    ("InvertedPendulum", (4, 5), {}),
+    ("InvertedDoublePendulum", (4, 5), {}),
+    ("InvertedDoublePendulum", (5,), {"healthy_reward": 3.0}),
+    ("Reacher", (4, 5), {}),
+    ("Reacher", (5,), {"reward_dist_weight": 3.0, "reward_control_weight": 0.2}),
+]
+MUJOCO_IDS = [(f"{task}-v{version}", flags) for task, versions, flags in MUJOCO for version in versions]
+
+# The constraint solver starts cold here and warm in the environment. It always stops in tolerance; how far apart two such
+# ends are depends on the task
+COLD_START = {"Ant": 1e-7, "Humanoid": 1e-5}
+COLD_START_FORCES = {"Ant": 1e-6, "Humanoid": 5e-3}
+
+# Lower and upper ends of states to step from
+CLASSIC_STATES = {
+    "Pendulum-v1": ([-7, -8], [7, 8]),
+    "CartPole-v1": ([-3, -3, -0.3, -3], [3, 3, 0.3, 3]),
+    "MountainCar-v0": ([-1.2, -0.07], [0.6, 0.07]),
+    "MountainCarContinuous-v0": ([-1.2, -0.07], [0.6, 0.07]),
+    "Acrobot-v1": ([-3, -3, -12, -28], [3, 3, 12, 28]),
+}
+CLASSIC = list(CLASSIC_STATES)
+# Computed in float32 there
+CLASSIC_TOLERANCE = {"MountainCarContinuous-v0": 1e-6}
+
+
+def row_of(model, env):
+    """The row where the environment stands, whatever its observation shows."""
+    task = model.simulator.task
+    physics = np.empty(task.n_physics)
+    mujoco.mj_getState(env.model, env.data, physics, int(mujoco.mjtState.mjSTATE_FULLPHYSICS))
+    return np.concatenate([physics, task.extras(env.data)])[None]
+
+
+def visited_rows(model, env, n):
+    """Rows along a random trajectory, (n, S)."""
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    rows = []
+    for _ in range(n):
+        rows.append(row_of(model, env))
+        env.step(env.action_space.sample())
+    return th.as_tensor(np.concatenate(rows))
+
+
+@pytest.mark.parametrize("env_id, flags", MUJOCO_IDS)
+def test_a_mujoco_step_is_that_of_the_environment(env_id, flags):
+    env = gym.make(env_id, **flags).unwrapped
+    model = SimulatorModel(env, n_threads=1)
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    name = env_id.split("-")[0]
+    tolerance = COLD_START.get(name, 1e-9)
+    n_visible = model.simulator.task.n_visible
+    ends = 0
+    for _ in range(120):
+        action = env.action_space.sample().astype(np.float64)
+        next_rows, reward, terminated = model.simulator.step(row_of(model, env), action[None])
+        obs, expected_reward, expected_terminated, _, _ = env.step(action)
+        observed = model.simulator.observe(next_rows)[0]
+        np.testing.assert_allclose(observed[:n_visible], obs[:n_visible], atol=tolerance)
+        np.testing.assert_allclose(observed, obs, atol=COLD_START_FORCES.get(name, 1e-9))
+        assert reward[0] == pytest.approx(expected_reward, abs=tolerance)
+        assert terminated[0] == expected_terminated
+        if expected_terminated:
+            ends += 1
+            env.reset()
+    endless = (
+        name in ("HalfCheetah", "Swimmer", "Reacher") or "terminate_when_unhealthy" in flags or "use_contact_forces" in flags
+    )
+    assert ends > 0 or endless
+
+
+@pytest.mark.parametrize("env_id, flags", MUJOCO_IDS)
+def test_start_inverts_the_observation(env_id, flags):
+    env = gym.make(env_id, **flags).unwrapped
+    model = SimulatorModel(env, n_threads=1)
+    obs, _ = env.reset(seed=0)
+    for _ in range(5):
+        obs = env.step(env.action_space.sample())[0]
+
+    rows = model.start(th.as_tensor(obs, dtype=th.float32)[None])
+
+    assert rows.dtype == th.float64
+    assert model.observe(rows).dtype == th.float32
+    np.testing.assert_allclose(model.observe(rows)[0], obs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("env_id", ["HalfCheetah-v5", "Hopper-v5", "Swimmer-v5", "InvertedDoublePendulum-v5", "Reacher-v5"])
+def test_a_trajectory_from_an_observation_is_that_of_the_environment(env_id):
+    env = gym.make(env_id).unwrapped
+    env.action_space.seed(0)
+    obs, _ = env.reset(seed=0)
+    model = SimulatorModel(env_id)
+    rows = model.start(th.as_tensor(obs)[None])
+    for _ in range(10):
+        action = th.rand(1, model.action_dim) * 2 - 1
+        rows, reward, _, *_ = model.step(rows, action)
+        obs, expected, terminated, _, _ = env.step(model.unscale_action(action)[0].numpy().astype(np.float64))
+        np.testing.assert_allclose(model.observe(rows)[0], obs, rtol=1e-5, atol=1e-5)
+        assert reward.dtype == th.float32
+        assert float(reward) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+        if terminated:
+            break
+
+
+@pytest.mark.parametrize("env_id", ["Ant-v5", "Humanoid-v5"])
+def test_the_first_reward_from_an_observation_is_close(env_id):
+    env = gym.make(env_id).unwrapped
+    obs, _ = env.reset(seed=0)
+    model = SimulatorModel(env)
+    for _ in range(5):
+        action = th.rand(1, model.action_dim) * 2 - 1
+        outcome = model.step(model.start(th.as_tensor(obs)[None]), action)
+        obs, reward, *_ = env.step(model.unscale_action(action)[0].numpy())
+        assert float(outcome.reward) == pytest.approx(reward, abs=0.05)
+
+
+@pytest.mark.parametrize("env_id", CLASSIC)
+def test_a_classic_step_is_that_of_the_environment(env_id):
+    env = gym.make(env_id).unwrapped
+    model = SimulatorModel(env)
+    env.action_space.seed(0)
+    tolerance = CLASSIC_TOLERANCE.get(env_id, 1e-9)
+    ends = 0
+    for episode in range(30):
+        env.reset(seed=episode)
+        # From all over the space, not only where episodes start
+        env.state = np.random.default_rng(episode).uniform(*CLASSIC_STATES[env_id])
+        for _ in range(20):
+            action = env.action_space.sample()
+            rows = np.array(env.state, dtype=np.float64)[None]
+            next_rows, reward, terminated = model.simulator.step(rows, np.asarray(action)[None])
+            obs, expected_reward, expected_terminated, _, _ = env.step(action)
+            np.testing.assert_allclose(next_rows[0], env.state, atol=tolerance)
+            np.testing.assert_allclose(model.observe(th.as_tensor(next_rows))[0], obs, atol=1e-6)
+            assert reward[0] == pytest.approx(expected_reward, abs=tolerance)
+            assert terminated[0] == expected_terminated
+            ends += expected_terminated
+            if expected_terminated:
+                break
+    assert ends > 0 or env_id == "Pendulum-v1"
+
+
+@pytest.mark.parametrize("env_id", CLASSIC)
+def test_classic_rows_start_from_observations(env_id):
+    env = gym.make(env_id)
+    obs = th.as_tensor(np.stack([env.reset(seed=seed)[0] for seed in range(4)]))
+    model = SimulatorModel(env)
+
+    np.testing.assert_allclose(model.observe(model.start(obs)), obs, atol=1e-6)
+
+
+def test_attributes_of_the_task_are_respected_and_kept():
+    env = gym.make("Pendulum-v1", g=3.0).unwrapped
+    obs, _ = env.reset(seed=0)
+    model = SimulatorModel(env)
+    rows, action = model.start(th.as_tensor(obs)[None]), th.ones(1, 1)
+    before = model.step(rows, action)
+    env.g = 9.0
+
+    assert th.equal(model.step(rows, action).next_obs, before.next_obs)
+    np.testing.assert_allclose(SimulatorModel("Pendulum-v1").step(rows, action).reward, before.reward)
+    assert not th.equal(SimulatorModel("Pendulum-v1").step(rows, action).next_obs, before.next_obs)
+
+
+def test_physics_of_the_environment_are_kept_and_do_not_leak():
+    env = gym.make("Hopper-v5").unwrapped
+    env.model.body_mass[1] *= 2
+    model = SimulatorModel(env)
+    assert model.simulator.task.model.body_mass[1] == env.model.body_mass[1]
+
+    model.simulator.task.model.body_mass[1] = 1.0
+    assert env.model.body_mass[1] != 1.0
+
+
+@pytest.mark.parametrize("env_id", ["HalfCheetah-v5", "Ant-v5"])
+def test_a_batch_over_threads_equals_a_loop(env_id):
+    env = gym.make(env_id).unwrapped
+    model, alone = SimulatorModel(env, n_threads=3), SimulatorModel(env, n_threads=1)
+    rows = visited_rows(model, env, 8)
+    actions = th.rand(8, model.action_dim) * 2 - 1
+
+    batch = model.step(rows, actions)
+
+    for index in reversed(range(8)):
+        single = alone.step(rows[index : index + 1], actions[index : index + 1])
+        assert th.equal(batch.next_obs[index], single.next_obs[0])
+        assert th.equal(batch.reward[index], single.reward[0])
+
+
+@pytest.mark.parametrize("env_id", ["HalfCheetah-v5", "Ant-v5", "CartPole-v1"])
+def test_the_live_environment_is_undisturbed(env_id):
+    env, twin = gym.make(env_id), gym.make(env_id)
+    obs, _ = env.reset(seed=0)
+    twin.reset(seed=0)
+    model = SimulatorModel(env)
+    rows = model.start(th.as_tensor(obs)[None])
+    for _ in range(3):
+        rows = model.step(rows, th.eye(model.action_dim)[:1]).next_obs
+    action = env.action_space.sample()
+
+    np.testing.assert_array_equal(env.step(action)[0], twin.step(action)[0])
+
+
+def test_discrete_actions_come_one_hot():
+    env = gym.make("CartPole-v1")
+    obs, _ = env.reset(seed=0)
+    model = SimulatorModel(env)
+    assert model.action_dim == 2
+
+    outcome = model.step(model.start(th.as_tensor(obs)[None].repeat(2, 1)), th.eye(2))
+
+    for action in range(2):
+        env.reset(seed=0)
+        np.testing.assert_allclose(model.observe(outcome.next_obs)[action], env.step(action)[0], atol=1e-6)
+
+
+def test_discrete_actions_stay_one_hot_for_functions_of_the_user():
+    model = SimulatorModel("CartPole-v1", reward_fn=lambda obs, action, next_obs: action @ th.tensor([1.0, 2.0]))
+
+    assert model.step(th.zeros(2, 4).double(), th.eye(2)).reward.tolist() == [1.0, 2.0]
+
+
+def test_what_every_model_has():
+    model = SimulatorModel("Pendulum-v1")
+    outcome = model.step(th.zeros(3, 2).double(), th.zeros(3, 1), members="expectation", deterministic=True, uncertainty=True)
+
+    assert model.device == th.device("cpu")
+    assert model.elites.tolist() == [0]
+    assert model.env_spec.id == "Pendulum-v1"
+    assert outcome.epistemic_std.tolist() == outcome.aleatoric_std.tolist() == [[0.0] * 4] * 3
+    assert outcome.terminated.dtype == th.bool
+    assert model.step(th.zeros(3, 2).double(), th.zeros(3, 1)).epistemic_std is None
+
+
+def test_reward_and_termination_of_the_user_see_what_the_environment_shows():
+    seen = []
+
+    def reward_fn(obs, action, next_obs):
+        seen.extend([obs, action, next_obs])
+        return action[:, 0] + next_obs[:, 2]
+
+    model = SimulatorModel("Pendulum-v1", reward_fn=reward_fn, termination_fn=lambda obs, action, next_obs: obs[:, 0] > 0)
+    rows = model.start(th.tensor([[1.0, 0.0, 0.5], [-1.0, 0.0, 0.5]]))
+    seen.clear()  # forget the rows on which the function was tried
+
+    outcome = model.step(rows, th.tensor([[1.0], [0.5]]))
+
+    assert [part.shape for part in seen] == [(2, 3), (2, 1), (2, 3)]
+    assert all(part.dtype == th.float32 for part in seen)
+    assert seen[1].tolist() == [[2.0], [1.0]]
+    assert outcome.terminated.tolist() == [True, False]
+    np.testing.assert_allclose(outcome.reward, seen[1][:, 0] + model.observe(outcome.next_obs)[:, 2])
+
+
+@pytest.mark.parametrize("env_id", ["HalfCheetah-v5", "Ant-v5"])
+def test_a_diverged_row_is_nan_and_stays_so(env_id, tmp_path, monkeypatch):
+    # MuJoCo writes its warnings to a file where it runs
+    monkeypatch.chdir(tmp_path)
+    env = gym.make(env_id).unwrapped
+    model = SimulatorModel(env, n_threads=2)
+    rows = visited_rows(model, env, 3)
+    rows[1, 1 + env.model.nq :] = 1e9
+    action = th.zeros(3, model.action_dim)
+
+    for _ in range(2):
+        outcome = model.step(rows, action)
+        rows = outcome.next_obs
+        assert outcome.reward.isnan().tolist() == [False, True, False]
+        assert rows.isnan().all(dim=1).tolist() == [False, True, False]
+        assert outcome.terminated.tolist() == [False, True, False]
+    assert model.observe(rows)[1].isnan().all()
+
+
+def test_an_action_that_is_not_finite_diverges():
+    model = SimulatorModel("Pendulum-v1", reward_fn=lambda obs, action, next_obs: th.ones(len(obs)))
+
+    outcome = model.step(th.zeros(2, 2).double(), th.tensor([[th.nan], [0.0]]))
+
+    assert outcome.reward.isnan().tolist() == [True, False]
+    assert outcome.terminated.tolist() == [True, False]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Any environment
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Corridor(gym.Env):
+    """Walk right until 1; refuses to go on after the end."""
+
+    observation_space = gym.spaces.Box(-2, 2, (1,))
+    action_space = gym.spaces.Box(-0.5, 0.5, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.position, self.hidden, self.over = 0.0, 0, False
+        return self._observe(), {}
+
+    def step(self, action):
+        assert not self.over
+        self.position += float(action[0])
+        self.hidden += 1
+        self.over = self.position >= 1
+        # What the observation does not show matters
+        return self._observe(), self.position + 10 * self.hidden, self.over, True, {}
+
+    def _observe(self):
+        return np.array([self.position], dtype=np.float32)
+
+
+def get_state(env):
+    return np.array([env.position, env.hidden, env.over])
+
+
+def set_state(env, state):
+    env.position, env.hidden, env.over = state
+
+
+def corridor_model(envs, backend):
+    return SimulatorModel(envs) if backend == "copies" else SimulatorModel(envs, get_state=get_state, set_state=set_state)
+
+
+@pytest.mark.parametrize("backend", ["copies", "state vectors"])
+@pytest.mark.parametrize("outer", [lambda env: env, lambda env: TransformReward(env, lambda reward: reward)])
+def test_an_unknown_environment_goes_on_from_where_it_stands(backend, outer, tmp_path):
+    env = outer(Monitor(gym.wrappers.TimeLimit(Corridor(), 1), str(tmp_path / "monitor.csv")))
+    env.reset()
+    # The time limit ends the real episode; the model does not look at it
+    obs, *_ = env.step(np.array([0.4], dtype=np.float32))
+    model = corridor_model(env, backend)
+    assert isinstance(model.simulator, CopySimulator if backend == "copies" else StateVectorSimulator)
+
+    start = model.start(th.as_tensor(obs)[None])
+    rows = start.repeat(3, 1)
+    np.testing.assert_allclose(model.observe(rows), 0.4)
+    first = model.step(rows, th.tensor([[1.0], [0.0], [-1.0]]))
+    np.testing.assert_allclose(model.observe(first.next_obs)[:, 0], [0.9, 0.4, -0.1], atol=1e-6)
+    np.testing.assert_allclose(first.reward, [20.9, 20.4, 19.9], rtol=1e-6)
+    assert first.terminated.tolist() == [False, False, False]
+    second = model.step(first.next_obs, th.ones(3, 1))
+    np.testing.assert_allclose(second.reward, [31.4, 30.9, 30.4], rtol=1e-6)
+    assert second.terminated.tolist() == [True, False, False]
+    # An ended row stays where it is, and pays nothing
+    third = model.step(second.next_obs, th.ones(3, 1))
+    assert third.terminated.tolist() == [True, True, False]
+    assert float(third.reward[0]) == 0
+    np.testing.assert_allclose(model.observe(third.next_obs)[:, 0], [1.4, 1.4, 0.9], atol=1e-6)
+    # Rows can be stepped again
+    assert th.equal(model.step(first.next_obs, th.ones(3, 1)).reward, second.reward)
+    assert (env.unwrapped.position, env.unwrapped.hidden) == (pytest.approx(0.4), 1)
+    env.close()
+
+
+@pytest.mark.parametrize("backend", ["copies", "state vectors"])
+def test_a_row_for_each_environment_of_a_vector(backend):
+    venv = VecNormalize(DummyVecEnv([Corridor, Corridor]))
+    venv.reset()
+    venv.unwrapped.envs[1].step(np.array([0.5]))
+    model = corridor_model(venv, backend)
+
+    outcome = model.step(model.start(th.tensor([[0.0], [0.5]])), th.zeros(2, 1))
+
+    assert outcome.reward.tolist() == [10.0, 20.5]
+    with pytest.raises(ValueError, match="observations of 1 environments, but SimulatorModel was given 2"):
+        model.start(th.zeros(1, 1))
+
+
+def test_wrappers_that_change_the_task_are_kept():
+    env = TransformReward(gym.make("Pendulum-v1"), lambda reward: 100 * reward)
+    obs, _ = env.reset(seed=0)
+    model = SimulatorModel(env)
+    assert isinstance(model.simulator, CopySimulator)
+
+    outcome = model.step(model.start(th.as_tensor(obs)[None]), th.zeros(1, 1))
+
+    assert float(outcome.reward) == pytest.approx(env.step(np.zeros(1, dtype=np.float32))[1])
+
+
+def test_pusher_whose_object_moves_unseen_is_copied():
+    env = gym.make("Pusher-v5")
+    obs, _ = env.reset(seed=0)
+    model = SimulatorModel(env)
+    assert isinstance(model.simulator, CopySimulator)
+
+    action = th.full((1, 7), 0.5)
+    rows = model.start(th.as_tensor(obs)[None])
+    outcome = model.step(rows, action)
+    obs, reward, *_ = env.step(model.unscale_action(action)[0].numpy())
+
+    np.testing.assert_allclose(model.observe(outcome.next_obs)[0], obs, rtol=1e-6, atol=1e-6)
+    assert float(outcome.reward) == pytest.approx(reward, rel=1e-6)
+
+
+def test_known_tasks_behind_monitor_and_vector_are_known():
+    assert isinstance(SimulatorModel(make_vec_env("Hopper-v5", 2)).simulator, MujocoSimulator)
+
+
+def test_a_subclass_is_not_known():
+    class MyPendulum(type(gym.make("Pendulum-v1").unwrapped)):
+        pass
+
+    env = MyPendulum()
+    env.reset(seed=0)
+    assert isinstance(SimulatorModel(env).simulator, CopySimulator)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Errors
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Uncopyable(Corridor):
+    def __deepcopy__(self, memo):
+        raise TypeError("cannot pickle 'socket' object")
+
+
+class Unbounded(Corridor):
+    action_space = gym.spaces.Box(-np.inf, np.inf, (1,))
+
+
+class Several(Corridor):
+    action_space = gym.spaces.MultiDiscrete([2, 2])
+
+
+@pytest.mark.parametrize(
+    "make, arguments, message",
+    [
+        (Uncopyable, {}, "cannot be copied .TypeError: cannot pickle 'socket' object.*ProbabilisticEnsemble"),
+        (Unbounded, {}, "bounds must be finite.*TransformAction"),
+        (Several, {}, "expected Box or Discrete"),
+        (lambda: FrameStackObservation(Corridor(), 2), {}, "needs a flat Box.*FlattenObservation"),
+        (lambda: "Pusher-v5", {}, "'Pusher-v5' is no task .* Pass the environment"),
+        (lambda: VecFrameStack(DummyVecEnv([Corridor]), 2), {}, "VecFrameStack changes observations.*env.unwrapped"),
+        (Corridor, {"n_threads": 0}, "n_threads must be an integer from 1"),
+        (Corridor, {"get_state": get_state}, "`get_state` and `set_state` come together"),
+        (Corridor, {"get_state": lambda env: 1.0, "set_state": set_state}, "returned float with 0 dimensions"),
+    ],
+)
+def test_what_cannot_be_simulated_is_rejected(make, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SimulatorModel(make(), **arguments)
+
+
+def test_other_processes_are_rejected():
+    venv = SubprocVecEnv([lambda: gym.make("Pendulum-v1")], start_method="fork")
+    try:
+        with pytest.raises(ValueError, match="other processes.*DummyVecEnv"):
+            SimulatorModel(venv)
+    finally:
+        venv.close()
+
+
+def test_rescaled_actions_are_respected():
+    env = RescaleAction(gym.make("Pendulum-v1"), np.float32(-4), np.float32(4))
+    obs, _ = env.reset(seed=0)
+    model = SimulatorModel(env)
+    twin = copy.deepcopy(env)
+
+    outcome = model.step(model.start(th.as_tensor(obs)[None]), th.full((1, 1), 0.5))
+
+    assert float(outcome.reward) == pytest.approx(twin.step(np.array([2.0], dtype=np.float32))[1])
