@@ -8,14 +8,14 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_mbrl.algorithms.base import ModelAlgorithm
+from sb3_mbrl.algorithms.base import ModelBasedAlgorithm
 from sb3_mbrl.algorithms.checkpoints import restore_generator
 from sb3_mbrl.mpc.policy import MPCPolicy
 
 SelfActsByPlanning = TypeVar("SelfActsByPlanning", bound="ActsByPlanning")
 
 
-class ActsByPlanning(ModelAlgorithm):
+class ActsByPlanning(ModelBasedAlgorithm):
     """
     Before an off-policy algorithm of SB3 in the list of bases: its policy is an :class:`MPCPolicy`, whose plans go on from one
     step of the training environments to the next.

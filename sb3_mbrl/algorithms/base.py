@@ -30,10 +30,10 @@ from sb3_mbrl.common.types import LARGEST
 
 BEYOND = f"NaN, infinite or larger than {LARGEST:.0e}"
 
-SelfModelAlgorithm = TypeVar("SelfModelAlgorithm", bound="ModelAlgorithm")
+SelfModelBasedAlgorithm = TypeVar("SelfModelBasedAlgorithm", bound="ModelBasedAlgorithm")
 
 
-class ModelAlgorithm(ExactCheckpoints):
+class ModelBasedAlgorithm(ExactCheckpoints):
     """
     Before an off-policy algorithm of SB3 in the list of bases: a random stream for the model, and a watch over what the
     environment returns and where the time goes.
@@ -180,14 +180,14 @@ class ModelAlgorithm(ExactCheckpoints):
     # ---------------------------------------------------------------- learn
 
     def learn(
-        self: SelfModelAlgorithm,
+        self: SelfModelBasedAlgorithm,
         total_timesteps: int,
         callback: MaybeCallback = None,
         log_interval: int = 4,
         tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
-    ) -> SelfModelAlgorithm:
+    ) -> SelfModelBasedAlgorithm:
         tb_log_name = type(self).__name__ if tb_log_name is None else tb_log_name
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 

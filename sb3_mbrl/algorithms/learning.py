@@ -10,7 +10,7 @@ from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 
-from sb3_mbrl.algorithms.base import ModelAlgorithm
+from sb3_mbrl.algorithms.base import ModelBasedAlgorithm
 from sb3_mbrl.common.arguments import Rule, integer, number
 from sb3_mbrl.common.progress import EveryHalfMinute
 from sb3_mbrl.common.spaces import check_spaces
@@ -25,7 +25,7 @@ MIN_FIT_TRANSITIONS = 32
 """Fewer real transitions than this say nothing about the dynamics."""
 
 
-class LearnsDynamics(ModelAlgorithm):
+class LearnsDynamics(ModelBasedAlgorithm):
     """
     For off-policy algorithms that fit an ensemble to their replay buffer, before the SB3 class in the list of bases:
     ``class MBPO(LearnsDynamics, SAC)``. The algorithm calls :meth:`_store_dynamics_arguments` in its ``__init__``,
@@ -35,7 +35,7 @@ class LearnsDynamics(ModelAlgorithm):
     _is_mixin = True
 
     _accepted: ClassVar[dict[str, Rule]] = {
-        **ModelAlgorithm._accepted,
+        **ModelBasedAlgorithm._accepted,
         "model_train_freq": integer(1),
         "model_updates_per_step": number(0, above=True) | None,
     }

@@ -1,4 +1,4 @@
 from sb3_mbrl.mbpo.mbpo import MBPO, MBTD3, MBTQC, MBCrossQ
-from sb3_mbrl.mbpo.mixin import ModelBased
+from sb3_mbrl.mbpo.mixin import MBPOMixin
 
-__all__ = ["MBPO", "MBTD3", "MBTQC", "MBCrossQ", "ModelBased"]
+__all__ = ["MBPO", "MBTD3", "MBTQC", "MBCrossQ", "MBPOMixin"]

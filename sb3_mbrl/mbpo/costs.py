@@ -23,7 +23,7 @@ from sb3_mbrl.mbpo.buffers import ModelReplayBuffer
 from sb3_mbrl.tasks.termination_rules import NeverTerminates
 
 if TYPE_CHECKING:
-    from sb3_mbrl.mbpo.mixin import ModelBased
+    from sb3_mbrl.mbpo.mixin import MBPOMixin
 
 N_TRANSITIONS = 2_048
 """A fit is measured on, and are imagined."""
@@ -48,7 +48,7 @@ class Costs:
     imagine: float
 
 
-def measure(algorithm: "ModelBased") -> Costs:
+def measure(algorithm: "MBPOMixin") -> Costs:
     """
     Let the algorithm do each kind of work on random data, which takes a second or two, and undo it: networks, optimisers,
     random streams, the log and the data are afterwards what they were.
@@ -135,7 +135,7 @@ def _real_buffer(algorithm: Any, data: Transitions) -> ReplayBuffer:
     return buffer
 
 
-def forecast(algorithm: "ModelBased", total_timesteps: int, costs: Costs | None = None) -> str | None:
+def forecast(algorithm: "MBPOMixin", total_timesteps: int, costs: Costs | None = None) -> str | None:
     """
     :param algorithm: that is about to learn
     :param total_timesteps: environment steps at which it will stop
@@ -170,7 +170,7 @@ def forecast(algorithm: "ModelBased", total_timesteps: int, costs: Costs | None 
     )
 
 
-def _gradient_steps_of_fits(algorithm: "ModelBased", total_timesteps: int) -> int | None:
+def _gradient_steps_of_fits(algorithm: "MBPOMixin", total_timesteps: int) -> int | None:
     """At most; None: there is no limit."""
     now, starts = algorithm.num_timesteps, algorithm.learning_starts
     if "max_gradient_steps" in algorithm.fit_kwargs:  # of each fit

@@ -19,10 +19,10 @@ from sb3_mbrl.acceleration import sac as sac_updates
 from sb3_mbrl.common.normalization import normalize_obs
 from sb3_mbrl.common.types import RewardFn, TerminationFn
 from sb3_mbrl.dynamics import AdaptiveRolloutLength
-from sb3_mbrl.mbpo.mixin import ModelBased
+from sb3_mbrl.mbpo.mixin import MBPOMixin
 
 
-class MBPO(ModelBased, SAC):
+class MBPO(MBPOMixin, SAC):
     """
     Model-Based Policy Optimization (Janner et al. 2019): SAC that learns mostly from short rollouts imagined by an
     ensemble of learned dynamics, branched from real states.
@@ -157,16 +157,16 @@ class MBPO(ModelBased, SAC):
 
     def _update(self, gradient_steps: int, batch_size: int) -> None:
         # Not of an algorithm in between that has its own
-        if super(ModelBased, self).train.__func__ is SAC.train and sac_updates.fits(self):  # type: ignore[attr-defined]
+        if super(MBPOMixin, self).train.__func__ is SAC.train and sac_updates.fits(self):  # type: ignore[attr-defined]
             sac_updates.train(self, gradient_steps, batch_size, self.precision)
         else:
             super()._update(gradient_steps, batch_size)
 
 
-class MBTQC(ModelBased, TQC):
+class MBTQC(MBPOMixin, TQC):
     """
     MBPO over TQC (truncated mixture of quantile critics, https://arxiv.org/abs/2005.04269) in the place of SAC. Takes the
-    arguments of ``sb3_contrib.TQC`` and those of :class:`~sb3_mbrl.mbpo.mixin.ModelBased`, as keywords.
+    arguments of ``sb3_contrib.TQC`` and those of :class:`~sb3_mbrl.mbpo.mixin.MBPOMixin`, as keywords.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": TQCMlpPolicy}
@@ -181,21 +181,21 @@ class MBTQC(ModelBased, TQC):
             )
 
 
-class MBCrossQ(ModelBased, CrossQ):
+class MBCrossQ(MBPOMixin, CrossQ):
     """
     MBPO over CrossQ (batch normalisation instead of target networks, https://arxiv.org/abs/1902.05605) in the place of SAC:
     few updates per environment step instead of many. Takes the arguments of ``sb3_contrib.CrossQ`` and those of
-    :class:`~sb3_mbrl.mbpo.mixin.ModelBased`, as keywords. CrossQ makes one update per step, here two are the default.
+    :class:`~sb3_mbrl.mbpo.mixin.MBPOMixin`, as keywords. CrossQ makes one update per step, here two are the default.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": CrossQMlpPolicy}
-    own_defaults: ClassVar[dict[str, Any]] = {**ModelBased.own_defaults, "gradient_steps": 2}
+    own_defaults: ClassVar[dict[str, Any]] = {**MBPOMixin.own_defaults, "gradient_steps": 2}
 
 
-class MBTD3(ModelBased, TD3):
+class MBTD3(MBPOMixin, TD3):
     """
     MBPO over TD3 (https://arxiv.org/abs/1802.09477) in the place of SAC. Takes the arguments of ``stable_baselines3.TD3`` and
-    those of :class:`~sb3_mbrl.mbpo.mixin.ModelBased`, as keywords. Imagined actions are TD3's target actions: the
+    those of :class:`~sb3_mbrl.mbpo.mixin.MBPOMixin`, as keywords. Imagined actions are TD3's target actions: the
     actor's with clipped noise.
     """
 

@@ -12,7 +12,7 @@ from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_mbrl.acceleration.perceptron import accelerated, check_precision
-from sb3_mbrl.algorithms.base import ModelAlgorithm
+from sb3_mbrl.algorithms.base import ModelBasedAlgorithm
 from sb3_mbrl.algorithms.learning import LearnsDynamics
 from sb3_mbrl.common.actions import for_sb3, from_sb3
 from sb3_mbrl.common.arguments import BOOLEAN, SHARE, Rule, integer
@@ -33,13 +33,13 @@ MOST_IMAGINED = 10**9
 """Largest number of transitions in the model buffer."""
 
 
-class ModelBased(LearnsDynamics):
+class MBPOMixin(LearnsDynamics):
     """
     Before an off-policy algorithm of SB3, sb3-contrib or yours in the list of bases, it fits an ensemble to the replay buffer,
     branches short rollouts of the current policy from real states, and lets the algorithm's unchanged ``train`` sample from
     both kinds of transitions (Janner et al. 2019, algorithm 2)::
 
-        class MBTQC(ModelBased, TQC): ...
+        class MBTQC(MBPOMixin, TQC): ...
 
     The algorithm has an ``actor`` for Box actions; one that is no squashed Gaussian overrides :meth:`_sample_imagined_action`.
 
@@ -107,7 +107,7 @@ class ModelBased(LearnsDynamics):
         _init_setup_model: bool = True,
         **kwargs: Any,
     ):
-        signature = inspect.signature(super(ModelAlgorithm, self).__init__)  # the algorithm's own
+        signature = inspect.signature(super(ModelBasedAlgorithm, self).__init__)  # the algorithm's own
         given = signature.bind_partial(*args, **kwargs).arguments
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
         missing = {

@@ -21,7 +21,7 @@ from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 from torch import nn
 
 from sb3_mbrl.algorithms.acting import ActsByPlanning
-from sb3_mbrl.algorithms.base import ModelAlgorithm
+from sb3_mbrl.algorithms.base import ModelBasedAlgorithm
 from sb3_mbrl.common.actions import check_bounds
 from sb3_mbrl.common.arguments import DISCOUNT, Rule, integer, number
 from sb3_mbrl.common.environments import time_limit
@@ -54,7 +54,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
     }
 
     _accepted: ClassVar[dict[str, Rule]] = {
-        **ModelAlgorithm._accepted,
+        **ModelBasedAlgorithm._accepted,
         "gamma": DISCOUNT | None,  # None: follows from the time limit
         "horizon": integer(1, 10**4),
         "rho": number(0, 1, above=True),

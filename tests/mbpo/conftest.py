@@ -11,8 +11,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import register, registry
 
 from sb3_mbrl.acceleration import sac as sac_updates
-from sb3_mbrl.mbpo import MBPO
-from sb3_mbrl.mbpo import mixin as model_based
+from sb3_mbrl.mbpo import MBPO, mixin
 
 
 class PointMass(gym.Env):
@@ -121,5 +120,5 @@ def make_mbpo(tiny):
 @pytest.fixture
 def not_accelerated(monkeypatch):
     """Products by PyTorch itself, as the algorithms of SB3 compute them: oneDNN rounds otherwise."""
-    monkeypatch.setattr(model_based, "accelerated", lambda *_: nullcontext())
+    monkeypatch.setattr(mixin, "accelerated", lambda *_: nullcontext())
     monkeypatch.setattr(sac_updates, "fits", lambda _: False)

@@ -9,7 +9,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_mbrl import MBTD3, MBTQC, MBCrossQ
-from sb3_mbrl.mbpo import ModelBased
+from sb3_mbrl.mbpo import MBPOMixin
 
 PAIRS = [(MBTQC, TQC), (MBCrossQ, CrossQ), (MBTD3, TD3)]
 ALGORITHMS = [algorithm for algorithm, _ in PAIRS]
@@ -98,14 +98,14 @@ def test_arguments_of_the_algorithm_in_any_form():
     model = MBTQC("MlpPolicy", "PointMass-v0", 1e-4, 500, 77, top_quantiles_to_drop_per_net=3)
     assert (model.learning_rate, model.buffer_size, model.learning_starts) == (1e-4, 500, 77)
     assert model.top_quantiles_to_drop_per_net == 3
-    assert model.gradient_steps == 20  # not given: ModelBased's default, not TQC's
+    assert model.gradient_steps == 20  # not given: MBPOMixin's default, not TQC's
     assert MBCrossQ("MlpPolicy", "PointMass-v0").gradient_steps == 2
     with pytest.raises(TypeError, match="quantiles"):
         MBTQC("MlpPolicy", "PointMass-v0", quantiles=3)
 
 
 def test_over_an_algorithm_of_the_user(tiny):
-    class MBDDPG(ModelBased, DDPG):
+    class MBDDPG(MBPOMixin, DDPG):
         def _sample_imagined_action(self, obs):
             return self.actor(obs)
 
@@ -120,7 +120,7 @@ def test_defaults_over_an_algorithm_that_takes_any_arguments(tiny):
             super().__init__(*args, **kwargs)
             self.mine = mine
 
-    class MBMine(ModelBased, Mine): ...
+    class MBMine(MBPOMixin, Mine): ...
 
     model = MBMine("MlpPolicy", "PointMass-v0", mine=2)
     assert (model.learning_starts, model.gradient_steps, model.mine) == (1_000, 20, 2)
@@ -142,7 +142,7 @@ def test_a_penalty_on_the_critics_slope_has_its_gradient(tiny):
             slope.pow(2).sum().backward()
             gradients.setdefault(type(self).__name__, [each.grad for each in self.critic.parameters()])
 
-    class MBPenalised(ModelBased, Penalised):
+    class MBPenalised(MBPOMixin, Penalised):
         def _sample_imagined_action(self, obs):
             return self.actor(obs)
 

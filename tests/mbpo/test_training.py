@@ -19,7 +19,7 @@ from sb3_mbrl.common.trajectories import initial_rows, real_transitions
 from sb3_mbrl.dynamics import AdaptiveRolloutLength
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination
 from sb3_mbrl.mbpo import MBPO
-from sb3_mbrl.mbpo.mixin import ModelBased
+from sb3_mbrl.mbpo.mixin import MBPOMixin
 from sb3_mbrl.tasks.termination_rules import NeverTerminates
 
 
@@ -137,7 +137,7 @@ class TestSacOptions:
                 super().train(gradient_steps, batch_size)
                 self.seen += len(self.replay_buffer.sample(batch_size).weights)
 
-        class MyMBPO(ModelBased, WeightedSAC):
+        class MyMBPO(MBPOMixin, WeightedSAC):
             pass
 
         # At verbose=1 updates are timed before the first one
