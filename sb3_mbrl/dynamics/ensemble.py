@@ -1,12 +1,9 @@
 """The learned dynamics: an ensemble of probabilistic neural networks, stepped in batches."""
 
-import json
-import operator
 import pathlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,27 +17,19 @@ from sb3_mbrl.acceleration import onednn
 from sb3_mbrl.acceleration.perceptron import DERIVATIVES, PRECISIONS, Layout, check_precision, perceptron
 from sb3_mbrl.common.actions import action_bounds, action_dim, are_whole
 from sb3_mbrl.common.arguments import BOOLEAN, NET_ARCH, SHARE, check_arguments, integer, list_of, number
-from sb3_mbrl.common.config import Kind, check_config, read_json
 from sb3_mbrl.common.model import Members, ModelStep
 from sb3_mbrl.common.random import Generators, randint, randn
-from sb3_mbrl.common.spaces import check_spaces, space_from_json, space_to_json
-from sb3_mbrl.common.tensors import ADAM_STATE, check_finite_tensors, check_tensors, load_tensors, save_tensors
+from sb3_mbrl.common.spaces import check_spaces
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
 from sb3_mbrl.common.user_functions import call, probe
 from sb3_mbrl.diagnostics.statistics import termination_scores
 from sb3_mbrl.dynamics.agreement import RewardAgreement, check_known_termination, reward_agreement, termination_disagreement
+from sb3_mbrl.dynamics.files import load_model, save_model
 from sb3_mbrl.dynamics.fitting import FitReport, check_finite, check_fit_arguments, check_form, fit
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination, step_budget
+from sb3_mbrl.dynamics.networks import ACTIVATIONS, decay_per_layer, initial_weight, weight_shapes
 from sb3_mbrl.dynamics.normalizer import Normalizer
-from sb3_mbrl.tasks.termination_rules import BuiltinTermination, NeverTerminates, termination_from_json, termination_to_json
-
-ACTIVATIONS: dict[str, Callable[[th.Tensor], th.Tensor]] = {
-    "silu": F.silu,
-    "relu": F.relu,
-    "tanh": th.tanh,
-    "elu": F.elu,
-    "gelu": F.gelu,
-}
+from sb3_mbrl.tasks.termination_rules import BuiltinTermination, NeverTerminates
 
 
 def _onednn_layer(bias: th.Tensor, rows: th.Tensor, weight: th.Tensor, activation: str | None = None) -> th.Tensor:
@@ -72,8 +61,6 @@ _ACCEPTED = {
     "learn_logvar_bounds": BOOLEAN,
     "normalize_targets": BOOLEAN,
 }
-
-FILE_FORMAT = "sb3_mbrl.ProbabilisticEnsemble"
 
 
 class Prediction(NamedTuple):
@@ -182,7 +169,7 @@ class ProbabilisticEnsemble(nn.Module):
         self.net_arch = tuple(net_arch)
         self.activation = activation
         self.learning_rate = learning_rate
-        self.weight_decay = _per_layer(weight_decay, n_layers=len(net_arch) + 1)
+        self.weight_decay = decay_per_layer(weight_decay, n_layers=len(net_arch) + 1)
         self.probabilistic = probabilistic
         self.nll_beta = nll_beta
         self.learn_logvar_bounds = learn_logvar_bounds
@@ -195,10 +182,10 @@ class ProbabilisticEnsemble(nn.Module):
         self.action_dim = action_dim(action_space)
         self.output_dim = self.observation_dim + 1  # the change of the observation, then the reward
 
-        shapes = _weight_shapes(self.observation_dim, self.action_dim, ensemble_size, net_arch, probabilistic)
+        shapes = weight_shapes(self.observation_dim, self.action_dim, ensemble_size, net_arch, probabilistic)
         self.input_normalizer = Normalizer(self.observation_dim + self.action_dim)
         self.target_normalizer = Normalizer(self.output_dim)
-        self.weights = nn.ParameterList(_initial_weight(*shape, generator) for shape in shapes)
+        self.weights = nn.ParameterList(initial_weight(*shape, generator) for shape in shapes)
         self.biases = nn.ParameterList(nn.Parameter(th.zeros(members, 1, n_out)) for members, _, n_out in shapes)
         self.max_logvar = nn.Parameter(th.full((self.output_dim,), 0.5), requires_grad=learn_logvar_bounds)
         self.min_logvar = nn.Parameter(th.full((self.output_dim,), -10.0), requires_grad=learn_logvar_bounds)
@@ -604,35 +591,7 @@ class ProbabilisticEnsemble(nn.Module):
         :param path: the file; its folder is created if needed
         :raises ValueError: the model has diverged; a file that exists is left as it is
         """
-        tensors = dict(self.state_dict())
-        for prefix, optimizer in self._optimizers().items():
-            for index, state in optimizer.state_dict()["state"].items():
-                tensors.update({f"{prefix}.{index}.{key}": value for key, value in state.items()})
-        check_finite_tensors(tensors, "The model was not saved: it", self._may_be_infinite())
-        save_tensors(path, tensors, FILE_FORMAT, json.dumps(self._config(), default=operator.methodcaller("item")))
-
-    def _config(self) -> dict[str, Any]:
-        """The configuration of which :meth:`load` makes the model, in JSON types; functions of the user are only named."""
-        kind = "learned" if isinstance(self.termination_fn, LearnedTermination) else termination_to_json(self.termination_fn)
-        config = {
-            "observation_space": space_to_json(self.observation_space),
-            "action_space": space_to_json(self.action_space),
-            **{name: getattr(self, name) for name in _SAVED_ARGUMENTS},
-            "reward_fn": "user" if self.reward_fn is not None else None,
-            "termination_fn": "user" if kind is None else kind,
-            "n_fitted": self.n_fitted,
-            "termination_kwargs": None,
-        }
-        if isinstance(self.termination_fn, LearnedTermination):
-            config["termination_kwargs"] = {name: getattr(self.termination_fn, name) for name in _SAVED_TERMINATION_ARGUMENTS}
-        return config
-
-    def functions_of_user(self) -> list[str]:
-        """
-        :return: the arguments, among ``reward_fn`` and ``termination_fn``, that a file cannot hold: functions of the user
-        """
-        config = self._config()
-        return [name for name in ("reward_fn", "termination_fn") if config[name] == "user"]
+        save_model(self, path)
 
     @classmethod
     def load(
@@ -653,147 +612,4 @@ class ProbabilisticEnsemble(nn.Module):
         :return: the model
         :raises ValueError: the file is damaged or not such a model, or a function is missing
         """
-        tensors, text = load_tensors(path, FILE_FORMAT)
-        config = _read_config(text, tensors, str(path))
-        saved_reward, saved_termination = config.pop("reward_fn"), config.pop("termination_fn")
-        termination_kwargs, n_fitted = config.pop("termination_kwargs"), config.pop("n_fitted")
-        if saved_reward == "user" and reward_fn is None:
-            raise ValueError(f"{path} was saved with a reward_fn of yours: pass it again to load.")
-        if saved_termination == "user" and termination_fn is None:
-            raise ValueError(f"{path} was saved with a termination_fn of yours: pass it again to load.")
-        if saved_termination == "learned" and termination_fn is not None:  # it replaces the learned one
-            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("termination_")}
-        elif saved_termination == "learned":
-            termination_fn = LearnedTermination(*_dimensions(config), **termination_kwargs)
-        elif termination_fn is None:
-            termination_fn = saved_termination
-        # The initial weights, soon overwritten, must not be drawn from the global stream
-        model = cls(**config, reward_fn=reward_fn, termination_fn=termination_fn, generator=th.Generator(), device=device)
-        model._restore(tensors, str(path))
-        model.n_fitted = n_fitted
-        return model
-
-    def _restore(self, tensors: dict[str, th.Tensor], source: str) -> None:
-        expected = dict(self.state_dict())
-        for prefix, optimizer in self._optimizers().items():
-            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            if any(name.startswith(f"{prefix}.") for name in tensors):  # it has made a step
-                expected |= {
-                    f"{prefix}.{index}.{key}": th.zeros(()) if key == "step" else parameter
-                    for index, parameter in enumerate(parameters)
-                    for key in ADAM_STATE
-                }
-        check_tensors(tensors, expected, source)
-        check_finite_tensors(tensors, source, self._may_be_infinite())
-        for prefix, optimizer in self._optimizers().items():
-            state: dict[int, dict[str, th.Tensor]] = {}
-            for name in [name for name in tensors if name.startswith(f"{prefix}.")]:
-                _, index, key = name.split(".")
-                state.setdefault(int(index), {})[key] = tensors.pop(name)
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-        self.load_state_dict(tensors)
-
-    def _may_be_infinite(self) -> list[str]:
-        """Names of tensors that need not be finite: the holdout error before a fit, and those of the user's modules."""
-        theirs = [name for name in ("reward_fn", "termination_fn") if not isinstance(getattr(self, name), LearnedTermination)]
-        return ["holdout_mse", *(name for name in self.state_dict() if name.split(".")[0] in theirs)]
-
-    def _optimizers(self) -> dict[str, th.optim.Optimizer]:
-        """Whose states a file carries, by the prefix of their tensors."""
-        optimizers: dict[str, th.optim.Optimizer] = {"optimizer": self.optimizer}
-        if isinstance(self.termination_fn, LearnedTermination):
-            optimizers["termination_optimizer"] = self.termination_fn.optimizer
-        return optimizers
-
-
-_SAVED_ARGUMENTS: dict[str, Kind] = {
-    "ensemble_size": int,
-    "n_elites": int,
-    "net_arch": [int],
-    "activation": ACTIVATIONS.keys(),
-    "learning_rate": float,
-    "weight_decay": [float],
-    "probabilistic": bool,
-    "nll_beta": float,
-    "learn_logvar_bounds": bool,
-    "normalize_targets": bool,
-}
-_SAVED_TERMINATION_ARGUMENTS: dict[str, Kind] = {"net_arch": [int], "learning_rate": float}
-
-
-def _initial_weight(members: int, n_in: int, n_out: int, generator: th.Generator | None) -> nn.Parameter:
-    """Truncated normal with std 1 / (2 sqrt(n_in)), as the official code of PETS and MBPO."""
-    std = 1.0 / (2.0 * n_in**0.5)
-    # Drawn where the generator lives; the module moves afterwards
-    weight = th.empty(members, n_in, n_out, device=None if generator is None else generator.device)
-    return nn.Parameter(nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator))
-
-
-def _per_layer(weight_decay: float | Sequence[float] | None, n_layers: int) -> tuple[float, ...]:
-    if weight_decay is None:
-        published = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
-        return tuple(float(decay) for decay in np.interp(np.linspace(0, 4, n_layers), range(5), published))
-    if np.ndim(weight_decay) == 0:
-        return (float(weight_decay),) * n_layers  # type: ignore[arg-type]
-    assert isinstance(weight_decay, (Sequence, np.ndarray))
-    if len(weight_decay) != n_layers:
-        raise ValueError(f"weight_decay lists {len(weight_decay)} values for {n_layers} layers (the output layer counts).")
-    return tuple(float(decay) for decay in weight_decay)
-
-
-def _read_config(text: str, tensors: Mapping[str, th.Tensor], source: str) -> dict[str, Any]:
-    """
-    :param text: the configuration of a file
-    :param tensors: of the file
-    :param source: the file, for the message
-    :return: arguments of :class:`ProbabilisticEnsemble`, whose networks fit the tensors
-    :raises ValueError: it is not what :meth:`ProbabilisticEnsemble.save` writes
-    """
-    config = read_json(text, source)
-    known = isinstance(config.get("termination_fn"), dict)
-    learned = config.get("termination_fn") == "learned"
-    kinds: dict[str, Kind] = {
-        "observation_space": dict,
-        "action_space": dict,
-        **_SAVED_ARGUMENTS,
-        "reward_fn": ({"user"}, None),
-        "n_fitted": (int, None),
-        "termination_fn": dict if known else {"user", "learned"},
-        "termination_kwargs": _SAVED_TERMINATION_ARGUMENTS if learned else (dict, None),
-    }
-    check_config(config, kinds, source)
-    for name in ("observation_space", "action_space"):
-        config[name] = space_from_json(config[name], source)
-    if known:
-        rule = config["termination_fn"] = termination_from_json(config["termination_fn"])
-        observation_dim, _ = _dimensions(config)
-        if not all(bound.start < (bound.stop or observation_dim) <= observation_dim for bound in getattr(rule, "bounds", ())):
-            raise ValueError(f"{source} is damaged: its termination function is for other observations.")
-    _check_sizes(config, tensors, source)
-    return config
-
-
-def _dimensions(config: Mapping[str, Any]) -> tuple[int, int]:
-    return int(np.prod(config["observation_space"].shape)), action_dim(config["action_space"])
-
-
-def _check_sizes(config: Mapping[str, Any], tensors: Mapping[str, th.Tensor], source: str) -> None:
-    """Compare the sizes before the networks are made, which might otherwise be larger than the memory."""
-    dims, members = _dimensions(config), config["ensemble_size"]
-    shapes = _weight_shapes(*dims, members, config["net_arch"], config["probabilistic"])
-    expected: dict[str, tuple[int, ...]] = {f"weights.{i}": shape for i, shape in enumerate(shapes)}
-    if config["termination_fn"] == "learned":
-        sizes = [2 * dims[0] + dims[1], *config["termination_kwargs"]["net_arch"], 1]
-        expected |= {f"termination_fn.network.{2 * i}.weight": pair[::-1] for i, pair in enumerate(pairwise(sizes))}
-    for name, shape in expected.items():
-        if min(shape) < 1 or name not in tensors or tensors[name].shape != shape:
-            raise ValueError(f"{source} is damaged: its networks do not have the sizes that its configuration says.")
-
-
-def _weight_shapes(
-    observation_dim: int, action_dim: int, members: int, net_arch: Sequence[int], probabilistic: bool
-) -> list[tuple[int, int, int]]:
-    """(members, inputs, outputs) of each layer; the last one predicts the change of the observation and the reward."""
-    head_dim = (observation_dim + 1) * (2 if probabilistic else 1)
-    dims = [observation_dim + action_dim, *net_arch, head_dim]
-    return [(members, n_in, n_out) for n_in, n_out in pairwise(dims)]
+        return load_model(cls, path, device, reward_fn, termination_fn)

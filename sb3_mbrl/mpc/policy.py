@@ -27,6 +27,7 @@ from sb3_mbrl.common.model import check_fitted, dynamics_of
 from sb3_mbrl.common.types import RewardFn, TerminationFn
 from sb3_mbrl.common.user_functions import call, probe
 from sb3_mbrl.dynamics import DynamicsModel, ProbabilisticEnsemble
+from sb3_mbrl.dynamics.files import functions_of_user
 from sb3_mbrl.mpc.agents import actor_function, value_function
 from sb3_mbrl.planning import PLANNER_CLASSES, ModelObjective, Plan, Planner, PlannerState, make_planner
 from sb3_mbrl.planning.objective import OBJECTIVE, ValueFn
@@ -315,7 +316,7 @@ class MPCPolicy(BasePolicy):
         """
         functions = [name for name, function in self._functions().items() if function is not None]
         if isinstance(self.model, ProbabilisticEnsemble):
-            functions += [f"model_{name}" for name in self.model.functions_of_user()]
+            functions += [f"model_{name}" for name in functions_of_user(self.model)]
         own_planner = PLANNER_CLASSES.get(type(self.planner).__name__) is not type(self.planner)
         config = {
             "format": FILE_FORMAT,

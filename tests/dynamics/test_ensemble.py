@@ -15,7 +15,8 @@ from sb3_mbrl.acceleration import perceptron as accelerated
 from sb3_mbrl.common.tensors import load_tensors, save_tensors
 from sb3_mbrl.common.types import Transitions
 from sb3_mbrl.dynamics import ensemble as ensemble_module
-from sb3_mbrl.dynamics.ensemble import FILE_FORMAT, ProbabilisticEnsemble
+from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble
+from sb3_mbrl.dynamics.files import FILE_FORMAT
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination
 from sb3_mbrl.tasks.termination_rules import Bound, NeverTerminates, TerminatesOutside
 
