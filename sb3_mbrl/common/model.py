@@ -1,4 +1,4 @@
-"""What every transition model does: step a batch of rows."""
+"""What every transition model does: step a batch of states."""
 
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -9,15 +9,15 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from sb3_mbrl.common.random import Generators
 
 Members = th.Tensor | Literal["random", "expectation"]
-"""How an ensemble is propagated: ``"random"`` draws an elite for each row and step (TS1 of Chua et al. 2018); a (B,) tensor of
-members, kept over a branch, is TS-infinity; ``"expectation"`` averages the elites. Other models take no notice."""
+"""How an ensemble is propagated: ``"random"`` draws an elite for each state and step (TS1 of Chua et al. 2018); a (B,) tensor
+of members, kept over a branch, is TS-infinity; ``"expectation"`` averages the elites. Other models ignore it."""
 
 
 class ModelStep(NamedTuple):
     """
-    One imagined step of ``B`` rows.
+    One imagined step of ``B`` states.
 
-    :param next_obs: raw next observation, (B, O)
+    :param next_obs: raw next observation, (B, O), or the next state, (B, S), of a model whose states are something else
     :param reward: (B,)
     :param terminated: the task ended, (B,) bool
     :param epistemic_std: disagreement of the elites' means per output, (B, O + 1) with the reward last;
@@ -45,20 +45,21 @@ class SteppableModel(Protocol):
         uncertainty: bool = False,
     ) -> ModelStep:
         """
-        :param obs: where the rows stand, (B, O)
+        :param obs: the states to step, (B, S): raw observations, unless the model's :meth:`~DynamicsModel.start` returns
+            something else
         :param action: in [-1, 1], (B, A); one-hot for discrete actions
         :param generator: source of members and noise
         :param members: how an ensemble is propagated
         :param deterministic: means instead of samples
         :param uncertainty: also return epistemic and aleatoric standard deviations
-        :return: the next step of each row
+        :return: the next step of each state
         """
 
 
 class DynamicsModel(SteppableModel, Protocol):
     """
-    A model to plan in. What it steps, its rows, need not be observations: a simulator steps its physical state, a latent
-    model its latent state.
+    A model to plan in. The states that it steps need not be observations: a simulator steps physical states, a latent model
+    latent states.
     """
 
     @property
@@ -75,7 +76,7 @@ class DynamicsModel(SteppableModel, Protocol):
 
     @property
     def device(self) -> th.device:
-        """Where rows live."""
+        """Where states live."""
 
     @property
     def elites(self) -> th.Tensor:
@@ -85,7 +86,7 @@ class DynamicsModel(SteppableModel, Protocol):
         """
         :param obs: raw observations of the environments, (B, O), or images and dicts for models that encode them: all that
             are acted in, in their order, even if only some are planned for
-        :return: rows to step from, valid until the next call, (B, S)
+        :return: states to step from, valid until the next call, (B, S)
         """
 
     def unscale_action(self, action: th.Tensor) -> th.Tensor:
@@ -94,9 +95,9 @@ class DynamicsModel(SteppableModel, Protocol):
         :return: in the environment's scale; one-hot stays one-hot, (..., A)
         """
 
-    def observe(self, rows: th.Tensor) -> th.Tensor:
+    def observe(self, states: th.Tensor) -> th.Tensor:
         """
-        :param rows: (B, S)
+        :param states: (B, S)
         :return: the raw observations that the environment would give there, (B, O)
         """
 

@@ -486,16 +486,16 @@ class ProbabilisticEnsemble(nn.Module):
     def start(self, obs: th.Tensor) -> th.Tensor:
         """
         :param obs: raw observations of the environment, (B, O)
-        :return: the rows that :meth:`step` begins with: the same in float32, on the device
+        :return: the states that :meth:`step` begins with: the same in float32, on the device
         """
         return obs.to(self.device, th.float32)
 
-    def observe(self, rows: th.Tensor) -> th.Tensor:
+    def observe(self, states: th.Tensor) -> th.Tensor:
         """
-        :param rows: raw observations, (B, O)
+        :param states: raw observations, (B, O)
         :return: the same
         """
-        return rows
+        return states
 
     def sample_members(self, n: int, generator: Generators = None) -> th.Tensor:
         """

@@ -1,4 +1,4 @@
-"""Gymnasium's classic control for a batch of rows: what the environment observes, rewards and ends, and its steps."""
+"""Gymnasium's classic control for a batch of states: what the environment observes, rewards and ends, and its steps."""
 
 import copy
 from typing import Any
@@ -7,12 +7,12 @@ import gymnasium as gym
 import numpy as np
 
 Outcome = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Next rows (B, S) float64, rewards (B,) float64, whether the task ended (B,) bool."""
+"""Next states (B, S) float64, rewards (B,) float64, whether the task ended (B,) bool."""
 
 
 class ClassicTask:
     """
-    A task of Gymnasium's classic control whose rows are its ``state``, and its observation unless told otherwise.
+    A task of Gymnasium's classic control whose states are its ``state``, and its observation unless told otherwise.
 
     :param env: the unwrapped environment; its attributes are kept as they are now
     """
@@ -23,10 +23,10 @@ class ClassicTask:
     def start(self, obs: np.ndarray) -> np.ndarray:
         return obs.copy()
 
-    def observe(self, rows: np.ndarray) -> np.ndarray:
-        return rows
+    def observe(self, states: np.ndarray) -> np.ndarray:
+        return states
 
-    def step(self, rows: np.ndarray, action: np.ndarray) -> Outcome:
+    def step(self, states: np.ndarray, action: np.ndarray) -> Outcome:
         raise NotImplementedError
 
 
@@ -36,25 +36,25 @@ class _Pendulum(ClassicTask):
     def start(self, obs: np.ndarray) -> np.ndarray:
         return np.stack([np.arctan2(obs[:, 1], obs[:, 0]), obs[:, 2]], axis=1)
 
-    def observe(self, rows: np.ndarray) -> np.ndarray:
-        angle, velocity = rows.T
+    def observe(self, states: np.ndarray) -> np.ndarray:
+        angle, velocity = states.T
         return np.stack([np.cos(angle), np.sin(angle), velocity], axis=1)
 
-    def step(self, rows: np.ndarray, action: np.ndarray) -> Outcome:
-        task, (angle, velocity) = self.task, rows.T
+    def step(self, states: np.ndarray, action: np.ndarray) -> Outcome:
+        task, (angle, velocity) = self.task, states.T
         torque = np.clip(action[:, 0], -task.max_torque, task.max_torque)
         wrapped = (angle + np.pi) % (2 * np.pi) - np.pi
         cost = wrapped**2 + 0.1 * velocity**2 + 0.001 * torque**2
         acceleration = 3 * task.g / (2 * task.l) * np.sin(angle) + 3.0 / (task.m * task.l**2) * torque
         velocity = np.clip(velocity + acceleration * task.dt, -task.max_speed, task.max_speed)
-        return np.stack([angle + velocity * task.dt, velocity], axis=1), -cost, np.zeros(len(rows), dtype=bool)
+        return np.stack([angle + velocity * task.dt, velocity], axis=1), -cost, np.zeros(len(states), dtype=bool)
 
 
 class _CartPole(ClassicTask):
     """``cartpole.py``."""
 
-    def step(self, rows: np.ndarray, action: np.ndarray) -> Outcome:
-        task, (x, x_dot, theta, theta_dot) = self.task, rows.T
+    def step(self, states: np.ndarray, action: np.ndarray) -> Outcome:
+        task, (x, x_dot, theta, theta_dot) = self.task, states.T
         force = np.where(action == 1, task.force_mag, -task.force_mag)
         cos, sin = np.cos(theta), np.sin(theta)
         temp = (force + task.polemass_length * theta_dot**2 * sin) / task.total_mass
@@ -66,15 +66,15 @@ class _CartPole(ClassicTask):
         moved_by = (x_dot, theta_dot) if task.kinematics_integrator == "euler" else (new_x_dot, new_theta_dot)
         x, theta = x + task.tau * moved_by[0], theta + task.tau * moved_by[1]
         fallen = (np.abs(x) > task.x_threshold) | (np.abs(theta) > task.theta_threshold_radians)
-        reward = np.where(fallen, -1.0, 0.0) if task._sutton_barto_reward else np.ones(len(rows))
+        reward = np.where(fallen, -1.0, 0.0) if task._sutton_barto_reward else np.ones(len(states))
         return np.stack([x, new_x_dot, theta, new_theta_dot], axis=1), reward, fallen
 
 
 class _MountainCar(ClassicTask):
     """``mountain_car.py``, ``continuous_mountain_car.py``; the latter computes in float32, which is not repeated here."""
 
-    def step(self, rows: np.ndarray, action: np.ndarray) -> Outcome:
-        task, (position, velocity) = self.task, rows.T
+    def step(self, states: np.ndarray, action: np.ndarray) -> Outcome:
+        task, (position, velocity) = self.task, states.T
         if isinstance(task.action_space, gym.spaces.Discrete):
             push, gravity = (action - 1) * task.force, task.gravity
         else:
@@ -84,7 +84,7 @@ class _MountainCar(ClassicTask):
         velocity = np.where((position == task.min_position) & (velocity < 0), 0.0, velocity)
         arrived = (position >= task.goal_position) & (velocity >= task.goal_velocity)
         if isinstance(task.action_space, gym.spaces.Discrete):
-            reward = np.full(len(rows), -1.0)
+            reward = np.full(len(states), -1.0)
         else:
             reward = 100.0 * arrived - 0.1 * action[:, 0] ** 2
         return np.stack([position, velocity], axis=1), reward, arrived
@@ -96,22 +96,22 @@ class _Acrobot(ClassicTask):
     def start(self, obs: np.ndarray) -> np.ndarray:
         return np.stack([np.arctan2(obs[:, 1], obs[:, 0]), np.arctan2(obs[:, 3], obs[:, 2]), obs[:, 4], obs[:, 5]], axis=1)
 
-    def observe(self, rows: np.ndarray) -> np.ndarray:
-        first, second, *velocities = rows.T
+    def observe(self, states: np.ndarray) -> np.ndarray:
+        first, second, *velocities = states.T
         return np.stack([np.cos(first), np.sin(first), np.cos(second), np.sin(second), *velocities], axis=1)
 
-    def step(self, rows: np.ndarray, action: np.ndarray) -> Outcome:
+    def step(self, states: np.ndarray, action: np.ndarray) -> Outcome:
         task, dt = self.task, self.task.dt
         torque = np.asarray(task.AVAIL_TORQUE)[action]
 
         def slope(state: np.ndarray) -> np.ndarray:
             return np.stack(task._dsdt(np.stack([*state, torque]))[:4])
 
-        k1 = slope(rows.T)
-        k2 = slope(rows.T + dt / 2 * k1)
-        k3 = slope(rows.T + dt / 2 * k2)
-        k4 = slope(rows.T + dt * k3)
-        first, second, *velocities = rows.T + dt / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        k1 = slope(states.T)
+        k2 = slope(states.T + dt / 2 * k1)
+        k3 = slope(states.T + dt / 2 * k2)
+        k4 = slope(states.T + dt * k3)
+        first, second, *velocities = states.T + dt / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
         first, second = ((angle + np.pi) % (2 * np.pi) - np.pi for angle in (first, second))
         limits = (task.MAX_VEL_1, task.MAX_VEL_2)
         velocities = [np.clip(velocity, -limit, limit) for velocity, limit in zip(velocities, limits, strict=True)]

@@ -110,7 +110,7 @@ def identify(
         at_bound=tuple(name for name, value in zip(parameters, unit, strict=True) if value in (0.0, 1.0)),
         residual_before=rms(before),
         residual_after=rms(problem.residual(solution.reshape(-1, 1))),
-        n_transitions=len(problem.rows),
+        n_transitions=len(problem.states),
         n_iterations=len(trace) - 1,
     )
 
@@ -142,11 +142,11 @@ class _Problem:
         obs, next_obs = (
             observations.double().cpu().numpy() for observations in (transitions.observations, transitions.next_observations)
         )
-        rows, self.next_visible = task.state_of(obs), next_obs[:, : task.n_visible]
-        complete = (np.abs(task.qvel(rows)) < task.velocity_limit).all(axis=1) & np.isfinite(self.next_visible).all(axis=1)
+        states, self.next_visible = task.state_of(obs), next_obs[:, : task.n_visible]
+        complete = (np.abs(task.qvel(states)) < task.velocity_limit).all(axis=1) & np.isfinite(self.next_visible).all(axis=1)
         if complete.sum() < 2:
             raise ValueError(f"{complete.sum()} of {len(obs)} transitions can be used, expected at least 2: log more.")
-        self.rows, self.next_visible = rows[complete], self.next_visible[complete]
+        self.states, self.next_visible = states[complete], self.next_visible[complete]
         self.action = to_environment(transitions.actions, model.action_space)[complete]
         std = self.next_visible.std(axis=0)
         # A dimension that does not move says nothing
@@ -161,9 +161,9 @@ class _Problem:
         for candidate, point in zip(candidates, unit.T, strict=True):
             self.set_parameters(candidate, self.from_unit(point))
         n_points = len(candidates)
-        models = [candidate for candidate in candidates for _ in range(len(self.rows))]
-        states = self.simulator.advance(np.tile(self.rows, (n_points, 1)), np.tile(self.action, (n_points, 1)), models)
-        predicted = self.simulator.task.visible(states).reshape(n_points, *self.next_visible.shape)
+        models = [candidate for candidate in candidates for _ in range(len(self.states))]
+        next_states = self.simulator.advance(np.tile(self.states, (n_points, 1)), np.tile(self.action, (n_points, 1)), models)
+        predicted = self.simulator.task.visible(next_states).reshape(n_points, *self.next_visible.shape)
         error = (predicted - self.next_visible) * self.weight
         # Parameters under which the simulation diverges are as bad as any, but comparable
         return np.nan_to_num(error, nan=1e3, posinf=1e3, neginf=-1e3).clip(-1e3, 1e3).reshape(n_points, -1).T
@@ -180,7 +180,7 @@ class _Problem:
         for index, name in enumerate(self.names):
             if np.abs(residuals[:, n + index] - residuals[:, index]).max() < 1e-6:
                 raise ValueError(
-                    f"{name!r} makes no difference to these {len(self.rows)} transitions anywhere between "
+                    f"{name!r} makes no difference to these {len(self.states)} transitions anywhere between "
                     f"{self.low[index]} and {self.high[index]}: leave it out, or log transitions in which it matters (a "
                     "friction needs contact, and is the larger one of the two geoms')."
                 )

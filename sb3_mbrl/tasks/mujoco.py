@@ -16,9 +16,9 @@ class MujocoTask:
     """
     A task whose observation is ``qpos`` (less its leading coordinates, on which nothing depends) and ``qvel``.
 
-    A row is ``time, qpos, qvel, extras``. Most tasks have no extras: their reward follows from the states before and after
-    a step. The others read quantities that MuJoCo leaves behind and that the state does not give back (positions of the last
-    integrator stage, contact forces): these travel with the row, those that the observation shows last.
+    A state is ``time, qpos, qvel, extras``. Most tasks have no extras: positions and velocities before and after a step tell
+    the reward. The others also read quantities that MuJoCo computes within a step and that ``qpos`` and ``qvel`` do not give
+    back (positions of the last integrator stage, contact forces): these are kept as extras, those that are observed last.
 
     Everything is read from the environment once, its model is copied: later changes there do not come here, nor the other
     way round.
@@ -51,21 +51,21 @@ class MujocoTask:
         :param env: the unwrapped environment, whose constructor flags are kept
         """
 
-    # -- Layout of a row ----------------------------------------------------------------------------------------------
+    # -- Layout of a state --------------------------------------------------------------------------------------------
 
-    def qpos(self, rows: np.ndarray) -> np.ndarray:
+    def qpos(self, states: np.ndarray) -> np.ndarray:
         """
-        :param rows: (B, S)
+        :param states: (B, S)
         :return: positions, (B, nq)
         """
-        return rows[:, 1 : 1 + self.model.nq]
+        return states[:, 1 : 1 + self.model.nq]
 
-    def qvel(self, rows: np.ndarray) -> np.ndarray:
+    def qvel(self, states: np.ndarray) -> np.ndarray:
         """
-        :param rows: (B, S)
+        :param states: (B, S)
         :return: velocities, (B, nv)
         """
-        return rows[:, 1 + self.model.nq : self.n_physics]
+        return states[:, 1 + self.model.nq : self.n_physics]
 
     def physics(self, qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
         """
@@ -77,13 +77,13 @@ class MujocoTask:
 
     # -- Observations -------------------------------------------------------------------------------------------------
 
-    def visible(self, rows: np.ndarray) -> np.ndarray:
+    def visible(self, states: np.ndarray) -> np.ndarray:
         """
-        :param rows: (B, S)
+        :param states: (B, S)
         :return: the part of the observation that follows from ``qpos`` and ``qvel``, (B, V)
         """
-        qvel = np.clip(self.qvel(rows), -self.velocity_limit, self.velocity_limit)
-        return np.concatenate([self.qpos(rows)[:, self.n_skipped :], qvel], axis=1)
+        qvel = np.clip(self.qvel(states), -self.velocity_limit, self.velocity_limit)
+        return np.concatenate([self.qpos(states)[:, self.n_skipped :], qvel], axis=1)
 
     def state_of(self, obs: np.ndarray) -> np.ndarray:
         """
@@ -97,12 +97,12 @@ class MujocoTask:
         qpos = np.concatenate([np.zeros((len(obs), self.n_skipped)), obs[:, :n_positions]], axis=1)
         return self.physics(qpos, obs[:, n_positions : self.n_visible])
 
-    def observation(self, rows: np.ndarray) -> np.ndarray:
+    def observation(self, states: np.ndarray) -> np.ndarray:
         """
-        :param rows: (B, S)
+        :param states: (B, S)
         :return: observations, (B, O)
         """
-        return np.concatenate([self.visible(rows), rows[:, rows.shape[1] - self.n_shown :]], axis=1)
+        return np.concatenate([self.visible(states), states[:, states.shape[1] - self.n_shown :]], axis=1)
 
     def extras(self, data: mujoco.MjData) -> np.ndarray:
         """
@@ -113,17 +113,17 @@ class MujocoTask:
 
     # -- Reward and termination ---------------------------------------------------------------------------------------
 
-    def judge(self, rows: np.ndarray, action: np.ndarray, next_rows: np.ndarray) -> Judgement:
+    def judge(self, states: np.ndarray, action: np.ndarray, next_states: np.ndarray) -> Judgement:
         """
-        :param rows: before the step, (B, S)
+        :param states: before the step, (B, S)
         :param action: in the environment's own scale, (B, A)
-        :param next_rows: after the step, (B, S)
-        :return: reward and termination of each row
+        :param next_states: after the step, (B, S)
+        :return: reward and termination of each state
         """
         raise NotImplementedError
 
-    def _never(self, rows: np.ndarray) -> np.ndarray:
-        return np.zeros(len(rows), dtype=bool)
+    def _never(self, states: np.ndarray) -> np.ndarray:
+        return np.zeros(len(states), dtype=bool)
 
 
 class _Runner(MujocoTask):
@@ -134,19 +134,19 @@ class _Runner(MujocoTask):
         self.forward_weight = float(getattr(env, "_forward_reward_weight", 1.0))
         self.control_weight = float(env._ctrl_cost_weight)
 
-    def forward_position(self, rows: np.ndarray) -> np.ndarray:
+    def forward_position(self, states: np.ndarray) -> np.ndarray:
         """
-        :param rows: (B, S)
+        :param states: (B, S)
         :return: the coordinate whose velocity is rewarded, in m, (B,)
         """
-        return self.qpos(rows)[:, 0]
+        return self.qpos(states)[:, 0]
 
-    def _running(self, rows: np.ndarray, action: np.ndarray, next_rows: np.ndarray) -> np.ndarray:
-        velocity = (self.forward_position(next_rows) - self.forward_position(rows)) / self.dt
+    def _running(self, states: np.ndarray, action: np.ndarray, next_states: np.ndarray) -> np.ndarray:
+        velocity = (self.forward_position(next_states) - self.forward_position(states)) / self.dt
         return self.forward_weight * velocity - self.control_weight * np.square(action).sum(axis=1)
 
-    def judge(self, rows: np.ndarray, action: np.ndarray, next_rows: np.ndarray) -> Judgement:
-        return self._running(rows, action, next_rows), self._never(rows)
+    def judge(self, states: np.ndarray, action: np.ndarray, next_states: np.ndarray) -> Judgement:
+        return self._running(states, action, next_states), self._never(states)
 
 
 class HalfCheetah(_Runner):
@@ -170,18 +170,18 @@ class _Walker(_Runner):
         self.ends_unhealthy = bool(env._terminate_when_unhealthy)
         self.z_range = tuple(map(float, env._healthy_z_range))
 
-    def healthy(self, rows: np.ndarray) -> np.ndarray:
+    def healthy(self, states: np.ndarray) -> np.ndarray:
         """
-        :param rows: (B, S)
+        :param states: (B, S)
         :return: whether the walker is healthy, (B,) bool
         """
         raise NotImplementedError
 
-    def judge(self, rows: np.ndarray, action: np.ndarray, next_rows: np.ndarray) -> Judgement:
-        healthy = self.healthy(next_rows)
+    def judge(self, states: np.ndarray, action: np.ndarray, next_states: np.ndarray) -> Judgement:
+        healthy = self.healthy(next_states)
         # v4 pays for the step that ends the episode too
         paid = healthy | (self.is_v4 and self.ends_unhealthy)
-        reward = self._running(rows, action, next_rows) + self.healthy_reward * paid
+        reward = self._running(states, action, next_states) + self.healthy_reward * paid
         return reward, ~healthy & self.ends_unhealthy
 
 
@@ -195,8 +195,8 @@ class Walker2d(_Walker):
         super()._read_coefficients(env)
         self.angle_range = tuple(map(float, env._healthy_angle_range))
 
-    def healthy(self, rows: np.ndarray) -> np.ndarray:
-        z, angle = self.qpos(rows)[:, 1:3].T
+    def healthy(self, states: np.ndarray) -> np.ndarray:
+        z, angle = self.qpos(states)[:, 1:3].T
         return _between(z, self.z_range) & _between(angle, self.angle_range)
 
 
@@ -207,10 +207,10 @@ class Hopper(Walker2d):
         super()._read_coefficients(env)
         self.state_range = tuple(map(float, env._healthy_state_range))
 
-    def healthy(self, rows: np.ndarray) -> np.ndarray:
+    def healthy(self, states: np.ndarray) -> np.ndarray:
         # Everything but x and z, velocities unclipped
-        state = rows[:, 3 : self.n_physics]
-        return super().healthy(rows) & _between(state, self.state_range).all(axis=1)
+        state = states[:, 3 : self.n_physics]
+        return super().healthy(states) & _between(state, self.state_range).all(axis=1)
 
 
 class Ant(_Walker):
@@ -236,16 +236,16 @@ class Ant(_Walker):
         cost = self.contact_weight * np.square(forces).sum()
         return np.concatenate([[data.xpos[self.torso, 0], cost], shown])
 
-    def forward_position(self, rows: np.ndarray) -> np.ndarray:
-        return rows[:, self.n_physics]
+    def forward_position(self, states: np.ndarray) -> np.ndarray:
+        return states[:, self.n_physics]
 
-    def healthy(self, rows: np.ndarray) -> np.ndarray:
-        z, (low, high) = self.qpos(rows)[:, 2], self.z_range
+    def healthy(self, states: np.ndarray) -> np.ndarray:
+        z, (low, high) = self.qpos(states)[:, 2], self.z_range
         return (low <= z) & (z <= high)
 
-    def judge(self, rows: np.ndarray, action: np.ndarray, next_rows: np.ndarray) -> Judgement:
-        reward, terminated = super().judge(rows, action, next_rows)
-        return reward - next_rows[:, self.n_physics + 1], terminated
+    def judge(self, states: np.ndarray, action: np.ndarray, next_states: np.ndarray) -> Judgement:
+        reward, terminated = super().judge(states, action, next_states)
+        return reward - next_states[:, self.n_physics + 1], terminated
 
 
 class Humanoid(Ant):
@@ -273,15 +273,15 @@ class Humanoid(Ant):
         cost = np.clip(self.contact_weight * np.square(data.cfrc_ext).sum(), low, high)
         return np.concatenate([[x, cost], *(getattr(data, part)[first:].ravel() for part, first in self.parts)])
 
-    def healthy(self, rows: np.ndarray) -> np.ndarray:
-        return _between(self.qpos(rows)[:, 2], self.z_range)
+    def healthy(self, states: np.ndarray) -> np.ndarray:
+        return _between(self.qpos(states)[:, 2], self.z_range)
 
 
 class InvertedPendulum(MujocoTask):
     """``inverted_pendulum_v4.py``, ``inverted_pendulum_v5.py``."""
 
-    def judge(self, rows: np.ndarray, action: np.ndarray, next_rows: np.ndarray) -> Judgement:
-        fallen = np.abs(self.qpos(next_rows)[:, 1]) > 0.2
+    def judge(self, states: np.ndarray, action: np.ndarray, next_states: np.ndarray) -> Judgement:
+        fallen = np.abs(self.qpos(next_states)[:, 1]) > 0.2
         # v4 pays for the last step too
         return np.where(fallen & (not self.is_v4), 0.0, 1.0), fallen
 
@@ -297,9 +297,9 @@ class InvertedDoublePendulum(MujocoTask):
     def _read_coefficients(self, env: Any) -> None:
         self.healthy_reward = 10.0 if self.is_v4 else float(env._healthy_reward)
 
-    def visible(self, rows: np.ndarray) -> np.ndarray:
-        qpos = self.qpos(rows)
-        qvel = np.clip(self.qvel(rows), -self.velocity_limit, self.velocity_limit)
+    def visible(self, states: np.ndarray) -> np.ndarray:
+        qpos = self.qpos(states)
+        qvel = np.clip(self.qvel(states), -self.velocity_limit, self.velocity_limit)
         return np.concatenate([qpos[:, :1], np.sin(qpos[:, 1:]), np.cos(qpos[:, 1:]), qvel], axis=1)
 
     def state_of(self, obs: np.ndarray) -> np.ndarray:
@@ -313,9 +313,9 @@ class InvertedDoublePendulum(MujocoTask):
         forces = np.clip(data.qfrc_constraint, -10, 10)
         return np.concatenate([[x, height], forces if self.is_v4 else forces[:1]])
 
-    def judge(self, rows: np.ndarray, action: np.ndarray, next_rows: np.ndarray) -> Judgement:
-        x, height = next_rows[:, self.n_physics : self.n_physics + 2].T
-        first, second = self.qvel(next_rows)[:, 1:3].T
+    def judge(self, states: np.ndarray, action: np.ndarray, next_states: np.ndarray) -> Judgement:
+        x, height = next_states[:, self.n_physics : self.n_physics + 2].T
+        first, second = self.qvel(next_states)[:, 1:3].T
         fallen = height <= 1
         # v4 pays for the last step too
         alive = self.healthy_reward * (~fallen | self.is_v4)
@@ -335,9 +335,9 @@ class Reacher(MujocoTask):
         self.control_weight = 1.0 if self.is_v4 else float(env._reward_control_weight)
         self.fingertip, self.target = (self.model.body(name).id for name in ("fingertip", "target"))
 
-    def visible(self, rows: np.ndarray) -> np.ndarray:
-        angles, target = np.split(self.qpos(rows), [2], axis=1)
-        return np.concatenate([np.cos(angles), np.sin(angles), target, self.qvel(rows)[:, :2]], axis=1)
+    def visible(self, states: np.ndarray) -> np.ndarray:
+        angles, target = np.split(self.qpos(states), [2], axis=1)
+        return np.concatenate([np.cos(angles), np.sin(angles), target, self.qvel(states)[:, :2]], axis=1)
 
     def state_of(self, obs: np.ndarray) -> np.ndarray:
         qpos = np.concatenate([np.arctan2(obs[:, 2:4], obs[:, :2]), obs[:, 4 : self.model.nq + 2]], axis=1)
@@ -350,12 +350,12 @@ class Reacher(MujocoTask):
         # v5 does not show the height, so it goes first
         return np.array([x, y, z] if self.is_v4 else [z, x, y])
 
-    def judge(self, rows: np.ndarray, action: np.ndarray, next_rows: np.ndarray) -> Judgement:
+    def judge(self, states: np.ndarray, action: np.ndarray, next_states: np.ndarray) -> Judgement:
         # v4 measures the distance before the step
-        judged = rows if self.is_v4 else next_rows
+        judged = states if self.is_v4 else next_states
         distance = np.linalg.norm(judged[:, self.n_physics : self.n_physics + 3], axis=1)
         reward = -self.distance_weight * distance - self.control_weight * np.square(action).sum(axis=1)
-        return reward, self._never(rows)
+        return reward, self._never(states)
 
 
 def _between(values: np.ndarray, limits: tuple[float, ...]) -> np.ndarray:

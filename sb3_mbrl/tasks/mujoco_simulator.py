@@ -12,13 +12,13 @@ from sb3_mbrl.tasks.mujoco import MujocoTask
 
 class MujocoSimulator:
     """
-    All rows at once, over threads. Rows are float64 physics states.
+    All states at once, over threads. States are float64.
 
     The constraint solver starts cold in each step, while the environment starts it from its last solution: in contact both
     agree to the solver's tolerance, not bit for bit. Results do not depend on the number of threads.
 
     :param task: what the environment makes of the physics
-    :param n_threads: how many threads step rows
+    :param n_threads: how many threads step states
     """
 
     def __init__(self, task: MujocoTask, n_threads: int) -> None:
@@ -30,79 +30,79 @@ class MujocoSimulator:
         self._pool = ThreadPoolExecutor(n_threads) if n_threads > 1 and task.n_extras > 0 else None
 
     def start(self, obs: np.ndarray) -> np.ndarray:
-        rows = self.task.state_of(obs)
+        states = self.task.state_of(obs)
         if self.task.n_extras == 0:
-            return rows
-        rows = np.stack([np.concatenate([row, self._extras_at(row)]) for row in rows])
+            return states
+        states = np.stack([np.concatenate([state, self._extras_at(state)]) for state in states])
         if self.task.n_shown > 0:
-            rows[:, -self.task.n_shown :] = obs[:, self.task.n_visible :]
-        return rows
+            states[:, -self.task.n_shown :] = obs[:, self.task.n_visible :]
+        return states
 
-    def observe(self, rows: np.ndarray) -> np.ndarray:
-        return self.task.observation(rows)
+    def observe(self, states: np.ndarray) -> np.ndarray:
+        return self.task.observation(states)
 
-    def step(self, rows: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        # What a task reads besides the state stays behind in the data of each row
-        next_rows = self.advance(rows, action) if self.task.n_extras == 0 else self._advance_one_by_one(rows, action)
-        next_rows[self._diverged(rows, next_rows)] = np.nan
-        reward, terminated = self.task.judge(rows, action, next_rows)
-        return next_rows, reward, terminated
+    def step(self, states: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        # A batched rollout does not return what a task reads besides positions and velocities
+        next_states = self.advance(states, action) if self.task.n_extras == 0 else self._advance_one_by_one(states, action)
+        next_states[self._diverged(states, next_states)] = np.nan
+        reward, terminated = self.task.judge(states, action, next_states)
+        return next_states, reward, terminated
 
-    def advance(self, rows: np.ndarray, action: np.ndarray, models: Sequence[mujoco.MjModel] | None = None) -> np.ndarray:
+    def advance(self, states: np.ndarray, action: np.ndarray, models: Sequence[mujoco.MjModel] | None = None) -> np.ndarray:
         """
-        :param rows: (B, S)
+        :param states: (B, S)
         :param action: in the environment's own scale, (B, A)
-        :param models: the physics of each row; None: the task's
+        :param models: the physics of each state; None: the task's
         :return: physics states after one step of the environment, without extras, (B, 1 + nq + nv)
         """
-        states, _ = self._rollout.rollout(
+        substeps, _ = self._rollout.rollout(
             self.task.model if models is None else models,
             self.data,
-            rows[:, : self.task.n_physics],
+            states[:, : self.task.n_physics],
             action[:, None],
             nstep=self.task.frame_skip,
         )
-        return np.array(states[:, -1])
+        return np.array(substeps[:, -1])
 
-    def _advance_one_by_one(self, rows: np.ndarray, action: np.ndarray) -> np.ndarray:
-        next_rows = np.empty_like(rows)
-        shares = np.array_split(np.arange(len(rows)), len(self.data))
+    def _advance_one_by_one(self, states: np.ndarray, action: np.ndarray) -> np.ndarray:
+        next_states = np.empty_like(states)
+        shares = np.array_split(np.arange(len(states)), len(self.data))
         if self._pool is None:
-            self._advance_share(self.data[0], shares[0], rows, action, next_rows)
+            self._advance_share(self.data[0], shares[0], states, action, next_states)
         else:
             others = [
-                self._pool.submit(self._advance_share, data, share, rows, action, next_rows)
+                self._pool.submit(self._advance_share, data, share, states, action, next_states)
                 for data, share in zip(self.data, shares, strict=True)
             ]
             for other in others:
                 other.result()
-        return next_rows
+        return next_states
 
     def _advance_share(
-        self, data: mujoco.MjData, share: np.ndarray, rows: np.ndarray, action: np.ndarray, next_rows: np.ndarray
+        self, data: mujoco.MjData, share: np.ndarray, states: np.ndarray, action: np.ndarray, next_states: np.ndarray
     ) -> None:
         task, n_physics = self.task, self.task.n_physics
         for index in share:
-            mujoco.mj_setState(task.model, data, rows[index, :n_physics], self._spec)
-            # No trace of the row before
+            mujoco.mj_setState(task.model, data, states[index, :n_physics], self._spec)
+            # Without any trace of the state before
             data.qacc_warmstart[:] = 0
             data.ctrl[:] = action[index]
             # As gymnasium's `_step_mujoco_simulation`
             mujoco.mj_step(task.model, data, task.frame_skip)
             mujoco.mj_rnePostConstraint(task.model, data)
-            mujoco.mj_getState(task.model, data, next_rows[index, :n_physics], self._spec)
-            next_rows[index, n_physics:] = task.extras(data)
+            mujoco.mj_getState(task.model, data, next_states[index, :n_physics], self._spec)
+            next_states[index, n_physics:] = task.extras(data)
 
-    def _extras_at(self, row: np.ndarray) -> np.ndarray:
+    def _extras_at(self, state: np.ndarray) -> np.ndarray:
         data = self.data[0]
-        mujoco.mj_setState(self.task.model, data, row, self._spec)
+        mujoco.mj_setState(self.task.model, data, state, self._spec)
         data.qacc_warmstart[:] = 0
         data.ctrl[:] = 0
         mujoco.mj_forward(self.task.model, data)
         mujoco.mj_rnePostConstraint(self.task.model, data)
         return self.task.extras(data)
 
-    def _diverged(self, rows: np.ndarray, next_rows: np.ndarray) -> np.ndarray:
+    def _diverged(self, states: np.ndarray, next_states: np.ndarray) -> np.ndarray:
         # MuJoCo's own bound; and a rollout that warns stops, so that its clock stands still
-        bad = ~(np.abs(next_rows[:, 1 : self.task.n_physics]) < mujoco.mjMAXVAL).all(axis=1)
-        return bad | ~(next_rows[:, 0] - rows[:, 0] > 0.5 * self.task.dt)
+        bad = ~(np.abs(next_states[:, 1 : self.task.n_physics]) < mujoco.mjMAXVAL).all(axis=1)
+        return bad | ~(next_states[:, 0] - states[:, 0] > 0.5 * self.task.dt)

@@ -49,8 +49,8 @@ def _mujoco_setter(task: Any) -> Callable[[np.ndarray], None] | None:
         return None
 
     def set_state(obs: np.ndarray) -> None:
-        rows = physics.state_of(obs)
-        task.set_state(physics.qpos(rows)[0], physics.qvel(rows)[0])
+        states = physics.state_of(obs)
+        task.set_state(physics.qpos(states)[0], physics.qvel(states)[0])
 
     return set_state
 

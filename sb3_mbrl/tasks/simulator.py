@@ -22,8 +22,8 @@ from sb3_mbrl.tasks.simulators import CopySimulator, GetState, SetState, Simulat
 def _known_simulator(env: Any, n_threads: int) -> Simulator | None:
     """
     :param env: an unwrapped environment
-    :param n_threads: how many threads step rows
-    :return: a simulator of all rows at once, None if the task is not known
+    :param n_threads: how many threads step states
+    :return: a simulator of all states at once, None if the task is not known
     """
     entry_point = f"{type(env).__module__}:{type(env).__qualname__}"
     if entry_point in CLASSIC_TASKS:
@@ -44,20 +44,20 @@ class SimulatorModel:
 
     What runs it is chosen by what the environment is:
 
-    1. Gymnasium's MuJoCo tasks (v4 and v5, all but Pusher and HumanoidStandup) and its classic control: all rows at once.
-       Rows start from the observation alone. Coordinates that the observation leaves out start at zero (nothing depends on
+    1. Gymnasium's MuJoCo tasks (v4 and v5, all but Pusher and HumanoidStandup) and its classic control: all states at once.
+       States start from the observation alone. Coordinates that the observation leaves out start at zero (nothing depends on
        them), velocities that it clips start clipped (Hopper, Walker2d and InvertedDoublePendulum, at ±10). Ant and Humanoid
        reward the motion of positions that MuJoCo leaves behind from its last integrator stage and no observation shows: the
        reward of the first step from ``start`` is off by a few 1e-4 (in contact up to 0.05), that of later steps is not.
-    2. With ``get_state`` and ``set_state``: one row after the other through a copy of the environment. Rows start where the
-       live environment stands.
-    3. Anything else: deep copies of the live environment, one for each row and step. Slow: for small environments and tests.
+    2. With ``get_state`` and ``set_state``: one state after the other through a copy of the environment. States start where
+       the live environment stands.
+    3. Anything else: deep copies of the live environment, one for each state and step. Slow: for small environments and tests.
 
     Wrappers between the task and the policy that change actions, observations or rewards are kept (by 2 and 3; their own
     state is not part of what ``get_state`` reads). A time limit is not an end: ``truncated`` is not looked at.
 
-    :param env: the environment that the policy acts in, alone or in a ``DummyVecEnv`` (then a row for each); an id will do
-        where rows start from observations. Sub-environments are taken to be alike
+    :param env: the environment that the policy acts in, alone or in a ``DummyVecEnv`` (then a state for each); an id is
+        enough where states start from observations. Sub-environments are taken to be alike
     :param n_threads: how many threads step MuJoCo; None: one for each core
     :param reward_fn: replaces the environment's reward
     :param termination_fn: replaces the environment's termination
@@ -133,7 +133,7 @@ class SimulatorModel:
 
     @property
     def device(self) -> th.device:
-        """Where rows live: simulators run on the CPU."""
+        """Where states live: simulators run on the CPU."""
         return th.device("cpu")
 
     @property
@@ -144,17 +144,17 @@ class SimulatorModel:
     def start(self, obs: th.Tensor) -> th.Tensor:
         """
         :param obs: raw observations of the environment, (B, O)
-        :return: rows to step from, float64, (B, S)
-        :raises ValueError: as many environments are needed as there are rows, and were not given
+        :return: states to step from, float64, (B, S)
+        :raises ValueError: as many environments are needed as there are states, and were not given
         """
         return th.from_numpy(self.simulator.start(_to_numpy(obs)))
 
-    def observe(self, rows: th.Tensor) -> th.Tensor:
+    def observe(self, states: th.Tensor) -> th.Tensor:
         """
-        :param rows: (B, S)
+        :param states: (B, S)
         :return: the raw observations that the environment would give there, float32, (B, O)
         """
-        return th.from_numpy(self.simulator.observe(_to_numpy(rows)).astype(np.float32))
+        return th.from_numpy(self.simulator.observe(_to_numpy(states)).astype(np.float32))
 
     def unscale_action(self, action: th.Tensor) -> th.Tensor:
         """
@@ -174,50 +174,50 @@ class SimulatorModel:
         uncertainty: bool = False,
     ) -> ModelStep:
         """
-        A row whose simulation diverges is NaN from then on, and so is its reward: a planner ranks it last.
+        A state whose simulation diverges is NaN from then on, and so is its reward: a planner ranks it last.
 
-        :param obs: where the rows stand: rows of :meth:`start` or of the step before, (B, S)
+        :param obs: the states to step, from :meth:`start` or the step before, (B, S)
         :param action: in [-1, 1], (B, A); one-hot for discrete actions
         :param generator: not used, as there is nothing random
         :param members: not used
         :param deterministic: not used
         :param uncertainty: also return standard deviations, all zero
-        :return: the next step of each row; its rows are float64, its reward float32
+        :return: the next step of each state: states float64, rewards float32
         """
-        rows = _to_numpy(obs)
-        next_rows, reward, terminated = self._step_healthy(rows, action.detach())
-        next_rows_tensor = th.from_numpy(next_rows)
+        states = _to_numpy(obs)
+        next_states, reward, terminated = self._step_healthy(states, action.detach())
+        next_states_tensor = th.from_numpy(next_states)
         reward_tensor, terminated_tensor = th.from_numpy(reward.astype(np.float32)), th.from_numpy(terminated)
         if self.reward_fn is not None or self.termination_fn is not None:
-            diverged = next_rows_tensor.isnan().any(dim=1)
-            seen = (self.observe(obs), self.unscale_action(action), self.observe(next_rows_tensor))
+            diverged = next_states_tensor.isnan().any(dim=1)
+            seen = (self.observe(obs), self.unscale_action(action), self.observe(next_states_tensor))
             if self.reward_fn is not None:
                 reward_tensor = call("reward_fn", self.reward_fn, *seen).float().masked_fill(diverged, th.nan)
             if self.termination_fn is not None:
                 terminated_tensor = call("termination_fn", self.termination_fn, *seen) | diverged
         n_outputs = int(np.prod(self.observation_space.shape)) + 1
-        std = th.zeros(len(rows), n_outputs) if uncertainty else None
-        return ModelStep(next_rows_tensor, reward_tensor, terminated_tensor, std, std)
+        std = th.zeros(len(states), n_outputs) if uncertainty else None
+        return ModelStep(next_states_tensor, reward_tensor, terminated_tensor, std, std)
 
-    def _step_healthy(self, rows: np.ndarray, action: th.Tensor) -> Outcome:
+    def _step_healthy(self, states: np.ndarray, action: th.Tensor) -> Outcome:
         """
-        :param rows: (B, S)
+        :param states: (B, S)
         :param action: in [-1, 1] or one-hot, (B, A)
-        :return: the outcome for each row, NaN and ended where row or action is not finite or the simulation diverged
+        :return: the outcome for each state, NaN and ended where state or action is not finite or the simulation diverged
         """
-        next_rows = np.full(rows.shape, np.nan)
-        reward = np.full(len(rows), np.nan)
-        terminated = np.ones(len(rows), dtype=bool)
-        healthy = np.isfinite(rows).all(axis=1) & action.isfinite().all(dim=1).cpu().numpy()
+        next_states = np.full(states.shape, np.nan)
+        reward = np.full(len(states), np.nan)
+        terminated = np.ones(len(states), dtype=bool)
+        healthy = np.isfinite(states).all(axis=1) & action.isfinite().all(dim=1).cpu().numpy()
         if healthy.any():
             env_action = to_environment(action[th.from_numpy(healthy).to(action.device)], self.action_space)
-            # A row may diverge at will
+            # A state that diverges is reported as NaN, not by warnings
             with np.errstate(all="ignore"):
-                outcome = self.simulator.step(rows[healthy], env_action)
-            next_rows[healthy], reward[healthy], terminated[healthy] = outcome
-        diverged = ~(np.isfinite(next_rows).all(axis=1) & np.isfinite(reward))
-        next_rows[diverged], reward[diverged], terminated[diverged] = np.nan, np.nan, True
-        return next_rows, reward, terminated
+                outcome = self.simulator.step(states[healthy], env_action)
+            next_states[healthy], reward[healthy], terminated[healthy] = outcome
+        diverged = ~(np.isfinite(next_states).all(axis=1) & np.isfinite(reward))
+        next_states[diverged], reward[diverged], terminated[diverged] = np.nan, np.nan, True
+        return next_states, reward, terminated
 
 
 def _to_numpy(tensor: th.Tensor) -> np.ndarray:

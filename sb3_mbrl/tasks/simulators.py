@@ -29,25 +29,25 @@ SetState = Callable[[Any, np.ndarray], None]
 
 
 class Simulator(Protocol):
-    """What :class:`SimulatorModel` runs on. NumPy float64; rows and actions are finite."""
+    """What :class:`SimulatorModel` runs on. NumPy float64; states and actions are finite."""
 
     def start(self, obs: np.ndarray) -> np.ndarray:
         """
         :param obs: observations, (B, O)
-        :return: rows, (B, S)
+        :return: states, (B, S)
         """
 
-    def observe(self, rows: np.ndarray) -> np.ndarray:
+    def observe(self, states: np.ndarray) -> np.ndarray:
         """
-        :param rows: (B, S)
+        :param states: (B, S)
         :return: observations, (B, O)
         """
 
-    def step(self, rows: np.ndarray, action: np.ndarray) -> Outcome:
+    def step(self, states: np.ndarray, action: np.ndarray) -> Outcome:
         """
-        :param rows: (B, S)
+        :param states: (B, S)
         :param action: as the environment's ``step`` takes it, (B, *action_space.shape)
-        :return: the outcome for each row, not finite where the simulation diverged
+        :return: the outcome for each state, not finite where the simulation diverged
         """
 
 
@@ -112,7 +112,7 @@ def _copied(env: gym.Env) -> gym.Env:
     return clone
 
 
-def _check_rows(obs: np.ndarray, envs: Sequence[gym.Env]) -> None:
+def _check_number_of_environments(obs: np.ndarray, envs: Sequence[gym.Env]) -> None:
     if len(obs) != len(envs):
         raise ValueError(
             f"Got observations of {len(obs)} environments, but SimulatorModel was given {len(envs)}: this simulator starts "
@@ -122,7 +122,8 @@ def _check_rows(obs: np.ndarray, envs: Sequence[gym.Env]) -> None:
 
 class StateVectorSimulator:
     """
-    Rows step one after the other through one private copy of the environment. A row is ``ended, state, observation``.
+    States step one after the other through one private copy of the environment. A state is ``ended, what get_state read,
+    observation``.
 
     :param envs: live environments, without transparent wrappers
     :param get_state: reads the state of an unwrapped environment
@@ -142,30 +143,30 @@ class StateVectorSimulator:
             )
 
     def start(self, obs: np.ndarray) -> np.ndarray:
-        _check_rows(obs, self.envs)
+        _check_number_of_environments(obs, self.envs)
         states = [self.get_state(env.unwrapped) for env in self.envs]
-        return np.stack([self._row(False, state, ob) for state, ob in zip(states, obs, strict=True)])
+        return np.stack([self._joined(False, state, ob) for state, ob in zip(states, obs, strict=True)])
 
-    def observe(self, rows: np.ndarray) -> np.ndarray:
-        return rows[:, rows.shape[1] - self.n_obs :]
+    def observe(self, states: np.ndarray) -> np.ndarray:
+        return states[:, states.shape[1] - self.n_obs :]
 
-    def step(self, rows: np.ndarray, action: np.ndarray) -> Outcome:
-        next_rows, reward, terminated = rows.copy(), np.zeros(len(rows)), rows[:, 0] > 0
+    def step(self, states: np.ndarray, action: np.ndarray) -> Outcome:
+        next_states, reward, terminated = states.copy(), np.zeros(len(states)), states[:, 0] > 0
         # An environment may refuse to go on after its end
         for index in np.flatnonzero(~terminated):
-            self.set_state(self.copy.unwrapped, rows[index, 1 : rows.shape[1] - self.n_obs].copy())
+            self.set_state(self.copy.unwrapped, states[index, 1 : states.shape[1] - self.n_obs].copy())
             obs, reward[index], terminated[index], _, _ = self.copy.step(action[index])
-            next_rows[index] = self._row(terminated[index], self.get_state(self.copy.unwrapped), obs)
-        return next_rows, reward, terminated
+            next_states[index] = self._joined(terminated[index], self.get_state(self.copy.unwrapped), obs)
+        return next_states, reward, terminated
 
-    def _row(self, ended: bool, state: np.ndarray, obs: np.ndarray) -> np.ndarray:
+    def _joined(self, ended: bool, state: np.ndarray, obs: np.ndarray) -> np.ndarray:
         return np.concatenate([[float(ended)], state, np.ravel(obs)])
 
 
 class CopySimulator:
     """
-    Rows step one after the other, each in a deep copy of the live environment as it stood at ``start``, its random
-    generator included: what is noise to a policy is known to this simulator. Rows are ``ended, number of the copy,
+    States step one after the other, each in a deep copy of the live environment as it stood at ``start``, its random
+    generator included: what is noise to a policy is known to this simulator. A state is ``ended, number of the copy,
     observation``; copies are held until the next ``start``. Slow, and as big as all the copies.
 
     :param envs: live environments, without transparent wrappers
@@ -178,20 +179,20 @@ class CopySimulator:
             _copied(env)  # fail now
 
     def start(self, obs: np.ndarray) -> np.ndarray:
-        _check_rows(obs, self.envs)
+        _check_number_of_environments(obs, self.envs)
         self.copies = [_copied(env) for env in self.envs]
         numbers = np.arange(len(obs), dtype=np.float64)
         return np.concatenate([np.zeros((len(obs), 1)), numbers[:, None], obs], axis=1)
 
-    def observe(self, rows: np.ndarray) -> np.ndarray:
-        return rows[:, 2:]
+    def observe(self, states: np.ndarray) -> np.ndarray:
+        return states[:, 2:]
 
-    def step(self, rows: np.ndarray, action: np.ndarray) -> Outcome:
-        next_rows, reward, terminated = rows.copy(), np.zeros(len(rows)), rows[:, 0] > 0
+    def step(self, states: np.ndarray, action: np.ndarray) -> Outcome:
+        next_states, reward, terminated = states.copy(), np.zeros(len(states)), states[:, 0] > 0
         # An environment may refuse to go on after its end
         for index in np.flatnonzero(~terminated):
-            env = _copied(self.copies[int(rows[index, 1])])
+            env = _copied(self.copies[int(states[index, 1])])
             obs, reward[index], terminated[index], _, _ = env.step(action[index])
-            next_rows[index] = np.concatenate([[float(terminated[index]), len(self.copies)], np.ravel(obs)])
+            next_states[index] = np.concatenate([[float(terminated[index]), len(self.copies)], np.ravel(obs)])
             self.copies.append(env)
-        return next_rows, reward, terminated
+        return next_states, reward, terminated

@@ -141,12 +141,12 @@ class LatentModel(nn.Module):
         """
         return self.encode(obs)
 
-    def observe(self, rows: th.Tensor) -> th.Tensor:
+    def observe(self, states: th.Tensor) -> th.Tensor:
         """
-        :param rows: latent states, (B, Z)
+        :param states: latent states, (B, Z)
         :return: the same: there is no decoder
         """
-        return rows
+        return states
 
     def unscale_action(self, action: th.Tensor) -> th.Tensor:
         """

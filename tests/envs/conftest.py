@@ -63,8 +63,8 @@ class Scripted:
     def start(self, obs):
         return obs.float()
 
-    def observe(self, rows):
-        return rows
+    def observe(self, states):
+        return states
 
     def unscale_action(self, action):
         return action

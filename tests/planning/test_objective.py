@@ -42,8 +42,8 @@ class Line:
     def start(self, obs):
         return F.pad(obs, (0, 1))
 
-    def observe(self, rows):
-        return rows[:, :2]
+    def observe(self, states):
+        return states[:, :2]
 
     def unscale_action(self, action):
         return th.tensor([-2.0, 0.0]) + 0.5 * (action + 1) * th.tensor([8.0, 1.0])

@@ -33,9 +33,9 @@ class Line:
     def start(self, obs):
         return F.pad(obs, (0, 1))
 
-    def observe(self, rows):
-        assert rows.shape[1] == 3
-        return rows[:, :2]
+    def observe(self, states):
+        assert states.shape[1] == 3
+        return states[:, :2]
 
     def step(self, obs, action, generator=None, members="random", deterministic=False, uncertainty=False):
         self.taken.append(action)

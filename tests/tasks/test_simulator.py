@@ -60,23 +60,23 @@ CLASSIC = list(CLASSIC_STATES)
 CLASSIC_TOLERANCE = {"MountainCarContinuous-v0": 1e-6}
 
 
-def row_of(model, env):
-    """The row where the environment stands, whatever its observation shows."""
+def state_of(model, env):
+    """The state in which the environment stands, whatever its observation shows."""
     task = model.simulator.task
     physics = np.empty(task.n_physics)
     mujoco.mj_getState(env.model, env.data, physics, int(mujoco.mjtState.mjSTATE_FULLPHYSICS))
     return np.concatenate([physics, task.extras(env.data)])[None]
 
 
-def visited_rows(model, env, n):
-    """Rows along a random trajectory, (n, S)."""
+def visited_states(model, env, n):
+    """States along a random trajectory, (n, S)."""
     env.reset(seed=0)
     env.action_space.seed(0)
-    rows = []
+    states = []
     for _ in range(n):
-        rows.append(row_of(model, env))
+        states.append(state_of(model, env))
         env.step(env.action_space.sample())
-    return th.as_tensor(np.concatenate(rows))
+    return th.as_tensor(np.concatenate(states))
 
 
 @pytest.mark.parametrize("env_id, flags", MUJOCO_IDS)
@@ -91,9 +91,9 @@ def test_a_mujoco_step_is_that_of_the_environment(env_id, flags):
     ends = 0
     for _ in range(120):
         action = env.action_space.sample().astype(np.float64)
-        next_rows, reward, terminated = model.simulator.step(row_of(model, env), action[None])
+        next_states, reward, terminated = model.simulator.step(state_of(model, env), action[None])
         obs, expected_reward, expected_terminated, _, _ = env.step(action)
-        observed = model.simulator.observe(next_rows)[0]
+        observed = model.simulator.observe(next_states)[0]
         np.testing.assert_allclose(observed[:n_visible], obs[:n_visible], atol=tolerance)
         np.testing.assert_allclose(observed, obs, atol=COLD_START_FORCES.get(name, 1e-9))
         assert reward[0] == pytest.approx(expected_reward, abs=tolerance)
@@ -115,11 +115,11 @@ def test_start_inverts_the_observation(env_id, flags):
     for _ in range(5):
         obs = env.step(env.action_space.sample())[0]
 
-    rows = model.start(th.as_tensor(obs, dtype=th.float32)[None])
+    states = model.start(th.as_tensor(obs, dtype=th.float32)[None])
 
-    assert rows.dtype == th.float64
-    assert model.observe(rows).dtype == th.float32
-    np.testing.assert_allclose(model.observe(rows)[0], obs, rtol=1e-6, atol=1e-6)
+    assert states.dtype == th.float64
+    assert model.observe(states).dtype == th.float32
+    np.testing.assert_allclose(model.observe(states)[0], obs, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("env_id", ["HalfCheetah-v5", "Hopper-v5", "Swimmer-v5", "InvertedDoublePendulum-v5", "Reacher-v5"])
@@ -128,12 +128,12 @@ def test_a_trajectory_from_an_observation_is_that_of_the_environment(env_id):
     env.action_space.seed(0)
     obs, _ = env.reset(seed=0)
     model = SimulatorModel(env_id)
-    rows = model.start(th.as_tensor(obs)[None])
+    states = model.start(th.as_tensor(obs)[None])
     for _ in range(10):
         action = th.rand(1, model.action_dim) * 2 - 1
-        rows, reward, _, *_ = model.step(rows, action)
+        states, reward, _, *_ = model.step(states, action)
         obs, expected, terminated, _, _ = env.step(model.unscale_action(action)[0].numpy().astype(np.float64))
-        np.testing.assert_allclose(model.observe(rows)[0], obs, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(model.observe(states)[0], obs, rtol=1e-5, atol=1e-5)
         assert reward.dtype == th.float32
         assert float(reward) == pytest.approx(expected, rel=1e-5, abs=1e-5)
         if terminated:
@@ -165,11 +165,11 @@ def test_a_classic_step_is_that_of_the_environment(env_id):
         env.state = np.random.default_rng(episode).uniform(*CLASSIC_STATES[env_id])
         for _ in range(20):
             action = env.action_space.sample()
-            rows = np.array(env.state, dtype=np.float64)[None]
-            next_rows, reward, terminated = model.simulator.step(rows, np.asarray(action)[None])
+            states = np.array(env.state, dtype=np.float64)[None]
+            next_states, reward, terminated = model.simulator.step(states, np.asarray(action)[None])
             obs, expected_reward, expected_terminated, _, _ = env.step(action)
-            np.testing.assert_allclose(next_rows[0], env.state, atol=tolerance)
-            np.testing.assert_allclose(model.observe(th.as_tensor(next_rows))[0], obs, atol=1e-6)
+            np.testing.assert_allclose(next_states[0], env.state, atol=tolerance)
+            np.testing.assert_allclose(model.observe(th.as_tensor(next_states))[0], obs, atol=1e-6)
             assert reward[0] == pytest.approx(expected_reward, abs=tolerance)
             assert terminated[0] == expected_terminated
             ends += expected_terminated
@@ -179,7 +179,7 @@ def test_a_classic_step_is_that_of_the_environment(env_id):
 
 
 @pytest.mark.parametrize("env_id", CLASSIC)
-def test_classic_rows_start_from_observations(env_id):
+def test_classic_states_start_from_observations(env_id):
     env = gym.make(env_id)
     obs = th.as_tensor(np.stack([env.reset(seed=seed)[0] for seed in range(4)]))
     model = SimulatorModel(env)
@@ -191,13 +191,13 @@ def test_attributes_of_the_task_are_respected_and_kept():
     env = gym.make("Pendulum-v1", g=3.0).unwrapped
     obs, _ = env.reset(seed=0)
     model = SimulatorModel(env)
-    rows, action = model.start(th.as_tensor(obs)[None]), th.ones(1, 1)
-    before = model.step(rows, action)
+    states, action = model.start(th.as_tensor(obs)[None]), th.ones(1, 1)
+    before = model.step(states, action)
     env.g = 9.0
 
-    assert th.equal(model.step(rows, action).next_obs, before.next_obs)
-    np.testing.assert_allclose(SimulatorModel("Pendulum-v1").step(rows, action).reward, before.reward)
-    assert not th.equal(SimulatorModel("Pendulum-v1").step(rows, action).next_obs, before.next_obs)
+    assert th.equal(model.step(states, action).next_obs, before.next_obs)
+    np.testing.assert_allclose(SimulatorModel("Pendulum-v1").step(states, action).reward, before.reward)
+    assert not th.equal(SimulatorModel("Pendulum-v1").step(states, action).next_obs, before.next_obs)
 
 
 def test_physics_of_the_environment_are_kept_and_do_not_leak():
@@ -214,13 +214,13 @@ def test_physics_of_the_environment_are_kept_and_do_not_leak():
 def test_a_batch_over_threads_equals_a_loop(env_id):
     env = gym.make(env_id).unwrapped
     model, alone = SimulatorModel(env, n_threads=3), SimulatorModel(env, n_threads=1)
-    rows = visited_rows(model, env, 8)
+    states = visited_states(model, env, 8)
     actions = th.rand(8, model.action_dim) * 2 - 1
 
-    batch = model.step(rows, actions)
+    batch = model.step(states, actions)
 
     for index in reversed(range(8)):
-        single = alone.step(rows[index : index + 1], actions[index : index + 1])
+        single = alone.step(states[index : index + 1], actions[index : index + 1])
         assert th.equal(batch.next_obs[index], single.next_obs[0])
         assert th.equal(batch.reward[index], single.reward[0])
 
@@ -231,9 +231,9 @@ def test_the_live_environment_is_undisturbed(env_id):
     obs, _ = env.reset(seed=0)
     twin.reset(seed=0)
     model = SimulatorModel(env)
-    rows = model.start(th.as_tensor(obs)[None])
+    states = model.start(th.as_tensor(obs)[None])
     for _ in range(3):
-        rows = model.step(rows, th.eye(model.action_dim)[:1]).next_obs
+        states = model.step(states, th.eye(model.action_dim)[:1]).next_obs
     action = env.action_space.sample()
 
     np.testing.assert_array_equal(env.step(action)[0], twin.step(action)[0])
@@ -278,10 +278,10 @@ def test_reward_and_termination_of_the_user_see_what_the_environment_shows():
         return action[:, 0] + next_obs[:, 2]
 
     model = SimulatorModel("Pendulum-v1", reward_fn=reward_fn, termination_fn=lambda obs, action, next_obs: obs[:, 0] > 0)
-    rows = model.start(th.tensor([[1.0, 0.0, 0.5], [-1.0, 0.0, 0.5]]))
+    states = model.start(th.tensor([[1.0, 0.0, 0.5], [-1.0, 0.0, 0.5]]))
     seen.clear()  # forget the rows on which the function was tried
 
-    outcome = model.step(rows, th.tensor([[1.0], [0.5]]))
+    outcome = model.step(states, th.tensor([[1.0], [0.5]]))
 
     assert [part.shape for part in seen] == [(2, 3), (2, 1), (2, 3)]
     assert all(part.dtype == th.float32 for part in seen)
@@ -296,17 +296,17 @@ def test_a_diverged_row_is_nan_and_stays_so(env_id, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     env = gym.make(env_id).unwrapped
     model = SimulatorModel(env, n_threads=2)
-    rows = visited_rows(model, env, 3)
-    rows[1, 1 + env.model.nq :] = 1e9
+    states = visited_states(model, env, 3)
+    states[1, 1 + env.model.nq :] = 1e9
     action = th.zeros(3, model.action_dim)
 
     for _ in range(2):
-        outcome = model.step(rows, action)
-        rows = outcome.next_obs
+        outcome = model.step(states, action)
+        states = outcome.next_obs
         assert outcome.reward.isnan().tolist() == [False, True, False]
-        assert rows.isnan().all(dim=1).tolist() == [False, True, False]
+        assert states.isnan().all(dim=1).tolist() == [False, True, False]
         assert outcome.terminated.tolist() == [False, True, False]
-    assert model.observe(rows)[1].isnan().all()
+    assert model.observe(states)[1].isnan().all()
 
 
 def test_an_action_that_is_not_finite_diverges():
@@ -369,21 +369,21 @@ def test_an_unknown_environment_goes_on_from_where_it_stands(backend, outer, tmp
     assert isinstance(model.simulator, CopySimulator if backend == "copies" else StateVectorSimulator)
 
     start = model.start(th.as_tensor(obs)[None])
-    rows = start.repeat(3, 1)
-    np.testing.assert_allclose(model.observe(rows), 0.4)
-    first = model.step(rows, th.tensor([[1.0], [0.0], [-1.0]]))
+    states = start.repeat(3, 1)
+    np.testing.assert_allclose(model.observe(states), 0.4)
+    first = model.step(states, th.tensor([[1.0], [0.0], [-1.0]]))
     np.testing.assert_allclose(model.observe(first.next_obs)[:, 0], [0.9, 0.4, -0.1], atol=1e-6)
     np.testing.assert_allclose(first.reward, [20.9, 20.4, 19.9], rtol=1e-6)
     assert first.terminated.tolist() == [False, False, False]
     second = model.step(first.next_obs, th.ones(3, 1))
     np.testing.assert_allclose(second.reward, [31.4, 30.9, 30.4], rtol=1e-6)
     assert second.terminated.tolist() == [True, False, False]
-    # An ended row stays where it is, and pays nothing
+    # A state that ended stays where it is, and pays nothing
     third = model.step(second.next_obs, th.ones(3, 1))
     assert third.terminated.tolist() == [True, True, False]
     assert float(third.reward[0]) == 0
     np.testing.assert_allclose(model.observe(third.next_obs)[:, 0], [1.4, 1.4, 0.9], atol=1e-6)
-    # Rows can be stepped again
+    # States can be stepped again
     assert th.equal(model.step(first.next_obs, th.ones(3, 1)).reward, second.reward)
     assert (env.unwrapped.position, env.unwrapped.hidden) == (pytest.approx(0.4), 1)
     env.close()
@@ -421,8 +421,8 @@ def test_pusher_whose_object_moves_unseen_is_copied():
     assert isinstance(model.simulator, CopySimulator)
 
     action = th.full((1, 7), 0.5)
-    rows = model.start(th.as_tensor(obs)[None])
-    outcome = model.step(rows, action)
+    states = model.start(th.as_tensor(obs)[None])
+    outcome = model.step(states, action)
     obs, reward, *_ = env.step(model.unscale_action(action)[0].numpy())
 
     np.testing.assert_allclose(model.observe(outcome.next_obs)[0], obs, rtol=1e-6, atol=1e-6)
