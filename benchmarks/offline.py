@@ -38,7 +38,7 @@ class Task:
     :param behaviour_steps: of SAC in the real environment, seed 0
     :param dataset: recorded transitions
     :param penalties: on the uncertainty
-    :param horizon: of imagined episodes
+    :param max_episode_steps: of imagined episodes
     :param n_envs: imagined
     :param imagined_steps: of the algorithm
     :param algorithm: trained in the model
@@ -48,7 +48,7 @@ class Task:
     behaviour_steps: int
     dataset: int
     penalties: Sequence[float]
-    horizon: int
+    max_episode_steps: int
     n_envs: int
     imagined_steps: int
     algorithm: type[BaseAlgorithm]
@@ -60,7 +60,7 @@ TASKS = {
         behaviour_steps=50_000,
         dataset=20_000,
         penalties=(0.0, 10.0),
-        horizon=500,
+        max_episode_steps=500,
         n_envs=256,
         imagined_steps=2_400_000,
         algorithm=PPO,
@@ -70,7 +70,7 @@ TASKS = {
         behaviour_steps=2_500,
         dataset=150,
         penalties=(0.0, 50.0),
-        horizon=20,
+        max_episode_steps=20,
         n_envs=100,
         imagined_steps=100_000,
         algorithm=SAC,
@@ -133,7 +133,7 @@ def main() -> None:
         th.manual_seed(seed)
         recorded = collect(args.env, task.dataset, behaviour, seed)
         imagined = LearnedModelVecEnv.from_dataset(
-            recorded, args.env, n_envs=task.n_envs, horizon=task.horizon, seed=seed, device="cpu"
+            recorded, args.env, n_envs=task.n_envs, max_episode_steps=task.max_episode_steps, seed=seed, device="cpu"
         )
         for penalty in task.penalties:
             train(args.env, task, imagined, penalty, seed, behaviour_return)

@@ -57,7 +57,7 @@ def main() -> None:
         "--recorded", type=int, default=150, help="steps: from 300 on a model of the pendulum needs no caution"
     )
     parser.add_argument("--penalty", type=float, default=50.0, help="reward per unit of disagreement")
-    parser.add_argument("--horizon", type=int, default=20, help="of imagined episodes, in steps")
+    parser.add_argument("--max-episode-steps", type=int, default=20, help="of imagined episodes, in steps")
     parser.add_argument("--updates", type=int, help="of SAC in the model; twice --timesteps unless given")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -73,7 +73,7 @@ def main() -> None:
             dataset,
             ENV_ID,
             n_envs=N_ENVS,
-            horizon=args.horizon,
+            max_episode_steps=args.max_episode_steps,
             uncertainty_penalty=penalty,
             dynamics_kwargs={"net_arch": [64, 64]},
             fit_kwargs={"max_gradient_steps": 2_000},

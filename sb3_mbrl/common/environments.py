@@ -123,7 +123,7 @@ def spec_of(env: VecEnv | None) -> EnvSpec | None:
     return replace(spec, additional_wrappers=tuple(each for each in spec.additional_wrappers if each.name != "Monitor"))
 
 
-HORIZON = 1_000
+MAX_EPISODE_STEPS = 1_000
 """Steps until an imagined episode is truncated if the real time limit is not known: the limit of most MuJoCo tasks."""
 
 
@@ -141,19 +141,20 @@ def time_limit(env: VecEnv | None) -> int | None:
     return None
 
 
-def horizon_for(env: VecEnv | None) -> int:
+def max_episode_steps_for(env: VecEnv | None) -> int:
     """
     :param env: a vector of real environments; None: there is none
-    :return: steps until an imagined episode is truncated: the time limit, or ``HORIZON``, with a warning, if it is not known
+    :return: steps until an imagined episode is truncated: the time limit of the real environment. If it is not known, the
+        answer is ``MAX_EPISODE_STEPS``, with a warning
     :raises ValueError: there is no environment to ask
     """
     if env is None:
-        raise ValueError("There is no environment to ask for its time limit: pass horizon=, in steps.")
+        raise ValueError("There is no environment to ask for its time limit: pass max_episode_steps=, in steps.")
     limit = time_limit(env)
     if limit is None:
         warnings.warn(
-            f"The time limit of the real environment is not known. Imagined episodes are truncated after {HORIZON} steps; "
-            "pass horizon= to choose their length."
+            "The time limit of the real environment is not known. Imagined episodes are truncated after "
+            f"{MAX_EPISODE_STEPS} steps; pass max_episode_steps= to choose their length."
         )
-        return HORIZON
+        return MAX_EPISODE_STEPS
     return limit

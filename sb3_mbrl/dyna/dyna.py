@@ -28,7 +28,7 @@ from sb3_mbrl.algorithms.learning import LearnsDynamics
 from sb3_mbrl.algorithms.replay_files import pickle_replay_buffer
 from sb3_mbrl.common.actions import for_sb3, from_sb3
 from sb3_mbrl.common.arguments import Rule, integer
-from sb3_mbrl.common.environments import HORIZON, time_limit
+from sb3_mbrl.common.environments import MAX_EPISODE_STEPS, time_limit
 from sb3_mbrl.common.replay_buffers import end_trajectories
 from sb3_mbrl.common.spaces import check_spaces
 from sb3_mbrl.common.tensors import check_optimizers
@@ -82,8 +82,8 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
     :param n_imagined_envs: environments in the model
     :param imagined_steps_per_step: imagined steps of the algorithm for each real one, over all imagined environments; at least
         a rollout of an on-policy algorithm in each round
-    :param horizon: steps until an imagined episode is truncated; None: the time limit of the environment, 1000 if it is not
-        known. A short one keeps errors from adding up
+    :param max_episode_steps: steps until an imagined episode is truncated; None: the time limit of the environment, 1000 if
+        it is not known. Short episodes keep the model's errors from adding up
     :param start_states: of imagined episodes: ``"all"`` real states, ``"initial"`` ones, an array or a function, as in
         :meth:`LearnedModelVecEnv.from_algorithm <sb3_mbrl.LearnedModelVecEnv.from_algorithm>`
     :param value_mode: ``"expected"``, ``"pessimistic"`` or ``"optimistic"`` rewards
@@ -114,7 +114,7 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
         **LearnsDynamics._accepted,
         "n_imagined_envs": N_ENVS,
         "imagined_steps_per_step": integer(1, 10**7),
-        "horizon": RULES["horizon"] | None,
+        "max_episode_steps": RULES["max_episode_steps"] | None,
         **{name: RULES[name] for name in ("uncertainty_penalty", "max_disagreement", "halt_reward")},
     }
 
@@ -129,7 +129,7 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
         action_noise: ActionNoise | None = None,
         n_imagined_envs: int = 16,
         imagined_steps_per_step: int = 100,
-        horizon: int | None = None,
+        max_episode_steps: int | None = None,
         start_states: StartStates = "all",
         value_mode: str = "expected",
         uncertainty_penalty: float = 0.0,
@@ -178,7 +178,7 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
         self.algorithm_kwargs = dict(algorithm_kwargs or {})
         self.n_imagined_envs = n_imagined_envs
         self.imagined_steps_per_step = imagined_steps_per_step
-        self.horizon = horizon
+        self.max_episode_steps = max_episode_steps
         self.start_states = start_states
         self.value_mode = value_mode
         self.uncertainty_penalty = uncertainty_penalty
@@ -222,13 +222,13 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
         if refused:
             raise ValueError(f"algorithm_kwargs does not accept {refused}: they follow from Dyna's own arguments.")
         check_start_states(self.start_states, self.observation_space, self.device)
-        ImaginationRules(self._imagined_horizon(), **self._rules())
+        ImaginationRules(self._imagined_episode_length(), **self._rules())
         if self.value_mode != "expected" and self.reward_fn is not None:
             raise ValueError(f"value_mode={self.value_mode!r} is about a learned reward, but reward_fn is given.")
 
-    def _imagined_horizon(self) -> int:
+    def _imagined_episode_length(self) -> int:
         """Steps until an imagined episode is truncated."""
-        return (time_limit(self.env) or HORIZON) if self.horizon is None else self.horizon
+        return (time_limit(self.env) or MAX_EPISODE_STEPS) if self.max_episode_steps is None else self.max_episode_steps
 
     def _rules(self) -> dict[str, Any]:
         names = ("value_mode", "uncertainty_penalty", "max_disagreement", "halt_reward")
@@ -278,7 +278,8 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
         """
         :param n_steps: of the algorithm, over all imagined environments
         """
-        self.agent.set_env(self._imagined(self.n_imagined_envs, self.start_states, self._imagined_horizon(), **self._rules()))
+        length = self._imagined_episode_length()
+        self.agent.set_env(self._imagined(self.n_imagined_envs, self.start_states, length, **self._rules()))
         self.agent.set_logger(Logger(None, []))
         if isinstance(self.agent, OffPolicyAlgorithm):
             self.agent.action_noise = noise_for(self.agent.action_noise, self.n_imagined_envs)
@@ -329,10 +330,10 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
     # ---------------------------------------------------------------- imagination
 
     def _imagined(
-        self, n_envs: int, start_states: StartStates, horizon: int | None, norm_reward: bool = True, **rules: Any
+        self, n_envs: int, start_states: StartStates, max_episode_steps: int | None, norm_reward: bool = True, **rules: Any
     ) -> VecEnv:
         """Environments in the model, normalised as the real ones are now."""
-        env = LearnedModelVecEnv.from_algorithm(self, start_states, horizon, n_envs=n_envs, **rules)
+        env = LearnedModelVecEnv.from_algorithm(self, start_states, max_episode_steps, n_envs=n_envs, **rules)
         assert self._generator is not None
         env.seed(int(th.randint(2**31 - n_envs, (1,), generator=self._generator, device=self._generator.device)))
         if self._vec_normalize_env is None:
@@ -345,11 +346,12 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
 
     def _validate(self) -> np.ndarray:
         """Mean return of the policy on each elite, (n_elites,)."""
-        return self._imagined_returns(time_limit(self.env) or self._imagined_horizon(), deterministic=True).mean(axis=1)
+        length = time_limit(self.env) or self._imagined_episode_length()
+        return self._imagined_returns(length, deterministic=True).mean(axis=1)
 
-    def _imagined_returns(self, horizon: int, deterministic: bool) -> np.ndarray:
+    def _imagined_returns(self, max_episode_steps: int, deterministic: bool) -> np.ndarray:
         """
-        :param horizon: steps until an episode is truncated
+        :param max_episode_steps: steps until an episode is truncated
         :param deterministic: whether the policy explores
         :return: of whole episodes from real first states, neither penalised nor normalised, (n_elites, EPISODES_PER_MEMBER)
         """
@@ -357,7 +359,7 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
         n_elites = len(self.dynamics.elites)
         n_envs = n_elites * EPISODES_PER_MEMBER
         starts = "initial" if len(initial_rows(self.replay_buffer)) > 0 else "all"
-        env = self._imagined(n_envs, starts, horizon, norm_reward=False, propagation="tsinf", stagger=False)
+        env = self._imagined(n_envs, starts, max_episode_steps, norm_reward=False, propagation="tsinf", stagger=False)
         env.seed(0)  # the same starts and noise: what differs is the policy
         obs = env.reset()
         env.unwrapped.imagination.members = self.dynamics.elites.repeat_interleave(EPISODES_PER_MEMBER)  # type: ignore
@@ -420,7 +422,7 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
             if alarm and self.verbose >= 1:
                 print(
                     f"Step {self.num_timesteps}: the model promised a return of {mean:.4g}, reality gave {mean - gap:.4g}. "
-                    "The policy exploits errors of the model: try a shorter horizon or uncertainty_penalty."
+                    "The policy exploits errors of the model: try a smaller max_episode_steps or an uncertainty_penalty."
                 )
         self._episodes_before = self._episode_num
 
@@ -446,8 +448,11 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
     ) -> tuple[int, BaseCallback]:
         if reset_num_timesteps:
             self._episodes_before = 0
-        if self.verbose >= 1 and self.horizon is None and time_limit(self.env) is None:
-            print(f"The time limit of the environment is not known: imagined episodes are truncated after {HORIZON} steps.")
+        if self.verbose >= 1 and self.max_episode_steps is None and time_limit(self.env) is None:
+            print(
+                "The time limit of the environment is not known: imagined episodes are truncated after "
+                f"{MAX_EPISODE_STEPS} steps."
+            )
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     # ---------------------------------------------------------------- learn, save and load

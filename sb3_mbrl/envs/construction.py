@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbrl.common.arguments import SEED, check_arguments, integer
 from sb3_mbrl.common.collection import COLLECTED, SHOWN, Predicts, collect
-from sb3_mbrl.common.environments import RealEnv, as_vec_env, horizon_for
+from sb3_mbrl.common.environments import RealEnv, as_vec_env, max_episode_steps_for
 from sb3_mbrl.common.model import DynamicsModel
 from sb3_mbrl.common.progress import showing
 from sb3_mbrl.common.spaces import check_spaces
@@ -65,7 +65,7 @@ class ImaginedFromExperience:
         n_steps: int = 5_000,
         policy: Predicts | None = None,
         start_states: StartStates = "all",
-        horizon: int | None = None,
+        max_episode_steps: int | None = None,
         observation_bounds: Bounds | None = None,
         reward_fn: RewardFn | None = None,
         termination_fn: TerminationFn | str | None = "auto",
@@ -85,7 +85,7 @@ class ImaginedFromExperience:
         :param policy: acts meanwhile: anything with SB3's ``predict``; None: uniformly random actions
         :param start_states: ``"all"``: any observation of the transitions (branched rollouts); ``"initial"``: first
             observations of episodes; raw observations (M, O); or ``f(n, generator) -> (n, O)``
-        :param horizon: steps until truncation; None: the time limit of the real environment, 1000 if it is not known
+        :param max_episode_steps: steps until truncation; None: the time limit of the real environment, 1000 if it is not known
         :param observation_bounds: lowest and highest prediction; None: the observed range and half of it on either side,
             within the observation space or what was observed outside of it
         :param reward_fn: the reward ``f(obs (B, O), action (B, A), next_obs (B, O)) -> (B,)``, actions in the environment's
@@ -112,7 +112,7 @@ class ImaginedFromExperience:
                 vec_env.observation_space,
                 vec_env.action_space,
                 start_states=start_states,
-                horizon=horizon,
+                max_episode_steps=max_episode_steps,
                 observation_bounds=observation_bounds,
                 reward_fn=reward_fn,
                 termination_fn=termination_fn,
@@ -131,7 +131,7 @@ class ImaginedFromExperience:
         dataset: Dataset,
         env: gym.Env | VecEnv | str | None = None,
         start_states: StartStates = "all",
-        horizon: int | None = None,
+        max_episode_steps: int | None = None,
         observation_bounds: Bounds | None = None,
         reward_fn: RewardFn | None = None,
         termination_fn: TerminationFn | str | None = "auto",
@@ -154,7 +154,7 @@ class ImaginedFromExperience:
             dataset tells, which of a replay buffer is the spaces alone: then the termination is learned. Arrays and what
             was collected need it
         :param start_states: as in :meth:`from_env`. An episode begins at the first row, and after a row that ended one
-        :param horizon: steps until truncation; None: the time limit of the real environment, 1000 if it is not known
+        :param max_episode_steps: steps until truncation; None: the time limit of the real environment, 1000 if it is not known
         :param observation_bounds: as in :meth:`from_env`
         :param reward_fn: as in :meth:`from_env`
         :param termination_fn: as in :meth:`from_env`
@@ -180,7 +180,7 @@ class ImaginedFromExperience:
                 observation_space,
                 action_space,
                 start_states=start_states,
-                horizon=horizon,
+                max_episode_steps=max_episode_steps,
                 observation_bounds=observation_bounds,
                 reward_fn=reward_fn,
                 termination_fn=termination_fn,
@@ -203,7 +203,7 @@ class ImaginedFromExperience:
         action_space: spaces.Space,
         *,
         start_states: StartStates,
-        horizon: int | None,
+        max_episode_steps: int | None,
         observation_bounds: Bounds | None,
         reward_fn: RewardFn | None,
         termination_fn: TerminationFn | str | None,
@@ -226,7 +226,7 @@ class ImaginedFromExperience:
         fit_kwargs = fit_kwargs or {}
         check_fit_arguments(fit_kwargs)
         check_spaces(observation_space, action_space)
-        kwargs["horizon"] = horizon_for(vec_env) if horizon is None else horizon
+        kwargs["max_episode_steps"] = max_episode_steps_for(vec_env) if max_episode_steps is None else max_episode_steps
         cls._check_arguments(env, kwargs)
         check_start_states(start_states, observation_space, get_device(device))
         dynamics = ProbabilisticEnsemble(
@@ -249,7 +249,7 @@ class ImaginedFromExperience:
         cls: type[SelfImagined],
         model: Any,
         start_states: StartStates = "all",
-        horizon: int | None = None,
+        max_episode_steps: int | None = None,
         observation_bounds: Bounds | None = None,
         **kwargs: Any,
     ) -> SelfImagined:
@@ -260,7 +260,7 @@ class ImaginedFromExperience:
 
         :param model: a trained ``MBPO``, ``PETS``, or whatever has ``dynamics``, ``replay_buffer`` and ``env``
         :param start_states: as in :meth:`from_env`, from the replay buffer
-        :param horizon: steps until truncation; None: the time limit of the algorithm's environment, 1000 if it
+        :param max_episode_steps: steps until truncation; None: the time limit of the algorithm's environment, 1000 if it
             is not known
         :param observation_bounds: lowest and highest prediction; None: the observed range and half of it on either side,
             within the observation space or what was observed outside of it
@@ -276,7 +276,7 @@ class ImaginedFromExperience:
                 "The replay buffer is empty; it is not in the zip of a saved algorithm: model.load_replay_buffer(path). "
                 "Without data, pass model.dynamics and start_states to the constructor."
             )
-        kwargs["horizon"] = horizon_for(model.env) if horizon is None else horizon
+        kwargs["max_episode_steps"] = max_episode_steps_for(model.env) if max_episode_steps is None else max_episode_steps
         cls._check_arguments(model.env, kwargs)
         check_start_states(start_states, dynamics.observation_space, dynamics.device)
         experience = Experience(*read_dataset(buffer, device=dynamics.device))

@@ -24,7 +24,7 @@ PROPAGATIONS = ("ts1", "tsinf", "expectation")
 VALUE_MODES = {"expected": 0, "pessimistic": -1, "optimistic": 1}
 
 RULES = {
-    "horizon": integer(1, 10**12),
+    "max_episode_steps": integer(1, 10**12),
     "deterministic": BOOLEAN,
     "kappa": number(0),
     "uncertainty_penalty": number(0),
@@ -40,7 +40,7 @@ class ImaginationRules:
     """
     How imagined branches go on, what they pay, and when they end.
 
-    :param horizon: steps after which a branch is truncated
+    :param max_episode_steps: steps after which a branch is truncated
     :param propagation: ``"ts1"``: an elite drawn for each row and step (MBPO); ``"tsinf"``: a branch keeps the elite drawn
         when it begins; ``"expectation"``: the elites' average, without noise
     :param deterministic: means instead of samples of the predicted distributions
@@ -52,13 +52,13 @@ class ImaginationRules:
     :param max_disagreement: MOReL's halt (Kidambi et al. 2020, https://arxiv.org/abs/2005.05951): a step about whose next
         observation the elites disagree by a larger norm ends the task; None: never
     :param halt_reward: reward of such a step. Less than what going on pays, or the policy looks for unknown states
-    :param stagger: branches begin their first episode at step ``i * horizon // n`` of it, so that they are not all truncated
-        at once: PPO evaluates its critic for each truncated environment, one after the other. Returns of first episodes are
-        then shorter: False to evaluate a policy
+    :param stagger: whether branch ``i`` begins its first episode at step ``i * max_episode_steps // n``, so that not all are
+        truncated at once: PPO evaluates its critic for each truncated environment, one after the other. First episodes are
+        shorter for that and return less, so pass False to evaluate a policy
     :raises ValueError: a name that is not known, or a number out of its range
     """
 
-    horizon: int
+    max_episode_steps: int
     propagation: str = "ts1"
     deterministic: bool = False
     value_mode: str = "expected"
@@ -104,7 +104,7 @@ class ImaginedStep(NamedTuple):
     :param obs: raw observation after the step, finite and within bounds, (n, O) float32
     :param reward: (n,) float32
     :param terminated: the task ended, (n,) bool
-    :param truncated: the horizon is reached, or the model diverged, (n,) bool
+    :param truncated: the episode has lasted ``max_episode_steps``, or the model diverged, (n,) bool
     """
 
     obs: th.Tensor
@@ -187,7 +187,7 @@ class Imagination:
         rows, members = self.dynamics.start(starts), self._draw_members(len(starts))
         if which is None:
             self.obs, self.rows, self.members = starts.clone(), rows.clone(), members
-            phase = th.arange(self.n, device=starts.device) * self.rules.horizon // self.n
+            phase = th.arange(self.n, device=starts.device) * self.rules.max_episode_steps // self.n
             self.steps = phase if self.rules.stagger else th.zeros_like(phase)
         else:
             self.obs[which], self.rows[which], self.members[which], self.steps[which] = starts, rows, members, 0
@@ -218,7 +218,8 @@ class Imagination:
 
         self.steps = self.steps + 1
         reward = th.where(finite, reward, 0.0)
-        return ImaginedStep(self.obs.clone(), reward, terminated & finite, ~finite | (self.steps >= self.rules.horizon))
+        truncated = ~finite | (self.steps >= self.rules.max_episode_steps)
+        return ImaginedStep(self.obs.clone(), reward, terminated & finite, truncated)
 
     def require_reset(self) -> None:
         """

@@ -10,7 +10,7 @@ from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_mbrl.common.environments import RealEnv, accepted_environment, as_vec_env, horizon_for, spec_of
+from sb3_mbrl.common.environments import RealEnv, accepted_environment, as_vec_env, max_episode_steps_for, spec_of
 from sb3_mbrl.common.model import DynamicsModel, dynamics_of
 from sb3_mbrl.envs.construction import ImaginedFromExperience
 from sb3_mbrl.envs.experience import Bounds
@@ -37,7 +37,7 @@ class LearnedModelEnv(ImaginedFromExperience, gym.Env[np.ndarray, Any]):
         starts from observations
     :param start_states: raw observations (M, O) at which episodes begin, drawn uniformly, or ``f(n, generator) -> (n, O)``;
         None: those that 100 resets of the real environment give
-    :param horizon: steps until truncation; None: the time limit of the real environment, 1000 if it is not known
+    :param max_episode_steps: steps until truncation; None: the time limit of the real environment, 1000 if it is not known
     :param observation_bounds: lowest and highest prediction, (O,) each; None: those of the observation space
     :param rules: further arguments of :class:`~sb3_mbrl.envs.ImaginationRules`: ``propagation``, ``value_mode``,
         ``uncertainty_penalty``, ``max_disagreement``, ...
@@ -50,15 +50,15 @@ class LearnedModelEnv(ImaginedFromExperience, gym.Env[np.ndarray, Any]):
         env: gym.Env | str,
         dynamics: DynamicsModel | BaseAlgorithm,
         start_states: np.ndarray | th.Tensor | StartFn | None = None,
-        horizon: int | None = None,
+        max_episode_steps: int | None = None,
         observation_bounds: Bounds | None = None,
         **rules: Any,
     ):
         self.env = gym.make(env) if isinstance(env, str) else _one_environment(env)
         dynamics = dynamics_of(dynamics)
-        if horizon is None:
+        if max_episode_steps is None:
             with as_vec_env(self.env) as vec_env:
-                horizon = horizon_for(vec_env)
+                max_episode_steps = max_episode_steps_for(vec_env)
         for name in ("observation_space", "action_space"):
             real, of_model = getattr(self.env, name), getattr(dynamics, name)
             if real != of_model:
@@ -67,7 +67,8 @@ class LearnedModelEnv(ImaginedFromExperience, gym.Env[np.ndarray, Any]):
         self.render_mode, self.metadata = self.env.render_mode, self.env.metadata
         self._set_state: Callable[[np.ndarray], None] | None = None
         starts = _initial_states(self.env) if start_states is None else start_states
-        self.imagination = Imagination(dynamics, 1, starts, ImaginationRules(horizon, **rules), observation_bounds)
+        imagination_rules = ImaginationRules(max_episode_steps, **rules)
+        self.imagination = Imagination(dynamics, 1, starts, imagination_rules, observation_bounds)
 
     @classmethod
     def _around(  # type: ignore[override]

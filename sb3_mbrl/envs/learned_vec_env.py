@@ -36,7 +36,7 @@ class LearnedModelVecEnv(ImaginedFromExperience, VecEnv):
         starts from observations
     :param n_envs: number of environments
     :param start_states: raw observations (M, O) at which episodes begin, drawn uniformly, or ``f(n, generator) -> (n, O)``
-    :param horizon: steps until truncation
+    :param max_episode_steps: steps until truncation
     :param observation_bounds: lowest and highest prediction, (O,) each; None: those of the observation space
     :param rules: further arguments of :class:`~sb3_mbrl.envs.ImaginationRules`: ``propagation``, ``value_mode``,
         ``uncertainty_penalty``, ``max_disagreement``, ``stagger``, ...
@@ -48,13 +48,14 @@ class LearnedModelVecEnv(ImaginedFromExperience, VecEnv):
         dynamics: DynamicsModel | BaseAlgorithm,
         n_envs: int,
         start_states: np.ndarray | th.Tensor | StartFn,
-        horizon: int,
+        max_episode_steps: int,
         observation_bounds: Bounds | None = None,
         **rules: Any,
     ):
         check_arguments(locals(), {"n_envs": N_ENVS})
         dynamics = dynamics_of(dynamics)
-        self.imagination = Imagination(dynamics, n_envs, start_states, ImaginationRules(horizon, **rules), observation_bounds)
+        imagination_rules = ImaginationRules(max_episode_steps, **rules)
+        self.imagination = Imagination(dynamics, n_envs, start_states, imagination_rules, observation_bounds)
         self.render_mode: str | None = None  # SB3 asks for it before it is set
         super().__init__(n_envs, dynamics.observation_space, for_sb3(dynamics.action_space))
 

@@ -54,7 +54,7 @@ def suggest_dyna(trial: Trial) -> dict[str, Any]:
     """
     return {
         "imagined_steps_per_step": trial.suggest_int("imagined_steps_per_step", 10, 200, log=True),
-        "horizon": trial.suggest_int("horizon", 10, 200, log=True),
+        "max_episode_steps": trial.suggest_int("max_episode_steps", 10, 200, log=True),
         "model_train_freq": trial.suggest_categorical("model_train_freq", [100, 200, 400, 800]),
         "model_updates_per_step": trial.suggest_float("model_updates_per_step", 1.0, 20.0, log=True),
         **suggest_ensemble(trial),

@@ -60,7 +60,7 @@ class Echo(gym.Env):
 ENSEMBLE = {"ensemble_size": 2, "n_elites": 2, "net_arch": [8]}
 SMALL = {"learning_starts": 40, "buffer_size": 200, "seed": 0, "device": "cpu"}
 FITTED = {**SMALL, "termination_fn": None, "dynamics_kwargs": ENSEMBLE, "fit_kwargs": {"max_epochs": 1}}
-IMAGINED = {"horizon": 5, "n_imagined_envs": 2, "imagined_steps_per_step": 1, "model_train_freq": 100}
+IMAGINED = {"max_episode_steps": 5, "n_imagined_envs": 2, "imagined_steps_per_step": 1, "model_train_freq": 100}
 MODEL_BASED = {**FITTED, "batch_size": 8, "gradient_steps": 1, "rollouts_per_step": 2, "real_ratio": 0.5}
 MODEL_BASED["policy_kwargs"] = {"net_arch": [8]}
 PLAN = {"population_size": 8, "n_elites": 2, "n_iterations": 1}
@@ -198,7 +198,14 @@ def test_dyna_counts_discrete_actions_from_0(algorithm, start, tmp_path):
 
 @pytest.mark.parametrize("space", [spaces.Discrete(3, start=5), INTEGERS["int8"]], ids=str)
 def test_algorithms_of_sb3_learn_in_the_model(space):
-    kwargs = {"n_steps": 60, "horizon": 5, "seed": 0, "device": "cpu", "termination_fn": None, "dynamics_kwargs": ENSEMBLE}
+    kwargs = {
+        "n_steps": 60,
+        "max_episode_steps": 5,
+        "seed": 0,
+        "device": "cpu",
+        "termination_fn": None,
+        "dynamics_kwargs": ENSEMBLE,
+    }
     kwargs["fit_kwargs"] = {"max_epochs": 1}
     env = LearnedModelVecEnv.from_env(Echo(space), n_envs=2, **kwargs)
     PPO("MlpPolicy", env, device="cpu", **deepcopy(ON_POLICY)).learn(16)

@@ -63,7 +63,7 @@ def test_a_replay_buffer_of_other_environments_is_refused(name, tmp_path):
 
 def test_another_number_of_imagined_environments(tmp_path):
     kwargs = {"buffer_size": 100, "learning_starts": 4, "batch_size": 4, "action_noise": noise()}
-    small = {"imagined_steps_per_step": 1, "horizon": 5, "model_train_freq": 40, "fit_kwargs": {"max_epochs": 1}}
+    small = {"imagined_steps_per_step": 1, "max_episode_steps": 5, "model_train_freq": 40, "fit_kwargs": {"max_epochs": 1}}
     small |= {"dynamics_kwargs": {"ensemble_size": 2, "n_elites": 2, "net_arch": [8]}, "termination_fn": None}
     small |= {"learning_starts": 40, "buffer_size": 100, "seed": 0, "device": "cpu"}
     env = make_vec_env("Pendulum-v1", seed=0, env_kwargs={"max_episode_steps": 10})

@@ -56,7 +56,7 @@ ALGORITHMS = {
     "tdmpc": lambda env: TDMPC("MlpPolicy", env, gamma=0.9, **SMALL),
     "tdmpc2": lambda env: TDMPC2("MlpPolicy", env, gamma=0.9, **SMALL),
     "pets": lambda env: PETS("MPCPolicy", env, **SMALL),
-    "dyna": lambda env: Dyna(env=env, horizon=5, **SMALL),
+    "dyna": lambda env: Dyna(env=env, max_episode_steps=5, **SMALL),
 }
 
 
@@ -184,7 +184,7 @@ def test_imagined_rows_that_were_never_written_are_not_sampled(monkeypatch):
 
 def test_an_interrupted_round_of_the_agent_ends_its_imagined_trajectories(monkeypatch):
     kwargs = {"learning_starts": 1_000, "buffer_size": 100, "n_steps": 3}
-    model = Dyna(SAC, env=make_vec_env("Pendulum-v1", seed=0), algorithm_kwargs=kwargs, horizon=50, **SMALL)
+    model = Dyna(SAC, env=make_vec_env("Pendulum-v1", seed=0), algorithm_kwargs=kwargs, max_episode_steps=50, **SMALL)
     buffer = model.agent.replay_buffer
 
     def interrupted_learn(*_, **__):

@@ -182,7 +182,7 @@ CONSTRUCTORS = {
     "ProbabilisticEnsemble": (make_ensemble, (ProbabilisticEnsemble,), {}, predicts),
     "LearnedTermination": (LearnedTermination, (LearnedTermination,), TERMINATION_ARGUMENTS, exists),
     "AdaptiveRolloutLength": (AdaptiveRolloutLength, (AdaptiveRolloutLength,), {}, exists),
-    "ImaginationRules": (ImaginationRules, (ImaginationRules,), {"horizon": 3}, exists),
+    "ImaginationRules": (ImaginationRules, (ImaginationRules,), {"max_episode_steps": 3}, exists),
     "LearnedModelEnv": (
         lambda **arguments: starts_from(LearnedModelEnv, **arguments),
         (LearnedModelEnv, ImaginationRules),
@@ -192,7 +192,7 @@ CONSTRUCTORS = {
     "LearnedModelVecEnv": (
         lambda **arguments: starts_from(LearnedModelVecEnv, **arguments),
         (LearnedModelVecEnv, ImaginationRules),
-        {"dynamics": FITTED, "n_envs": 2, "horizon": 3},
+        {"dynamics": FITTED, "n_envs": 2, "max_episode_steps": 3},
         steps,
     ),
     "from_env": (

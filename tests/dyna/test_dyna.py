@@ -35,7 +35,7 @@ TINY = {
     "learning_starts": 60,
     "n_imagined_envs": 4,
     "imagined_steps_per_step": 1,
-    "horizon": 10,
+    "max_episode_steps": 10,
     "model_train_freq": 60,
     "dynamics_kwargs": {"ensemble_size": 3, "n_elites": 2, "net_arch": [16]},
     "fit_kwargs": {"max_epochs": 2},
@@ -56,11 +56,11 @@ def make(algorithm=PPO, policy="MlpPolicy", env="Pendulum-v1", algorithm_kwargs=
     return Dyna(algorithm, policy, env, algorithm_kwargs={"policy_kwargs": {"net_arch": [8]}, **kwargs}, **{**TINY, **changes})
 
 
-def test_where_the_time_limit_is_not_known_the_horizon_is_chosen_aloud(monkeypatch, capsys):
+def test_an_unknown_time_limit_is_chosen_aloud(monkeypatch, capsys):
     monkeypatch.setattr(module, "time_limit", lambda env: None)
-    model = make(horizon=None, verbose=1, learning_starts=10).learn(5)
+    model = make(max_episode_steps=None, verbose=1, learning_starts=10).learn(5)
     assert "imagined episodes are truncated after 1000 steps" in capsys.readouterr().out
-    assert model._imagined_horizon() == 1_000
+    assert model._imagined_episode_length() == 1_000
 
 
 def test_arguments_of_the_algorithm_are_pointed_to_algorithm_kwargs():
@@ -171,7 +171,7 @@ def test_rules_reach_the_imagined_environments():
     model = make(start_states="initial", env="CartPole-v1", **rules).learn(70)
     imagination = model.agent.env.unwrapped.imagination
     assert {name: getattr(imagination.rules, name) for name in rules} == rules
-    assert imagination.rules.horizon == 10 and (imagination._pool.abs() <= 0.05).all()
+    assert imagination.rules.max_episode_steps == 10 and (imagination._pool.abs() <= 0.05).all()
 
 
 def test_a_promise_that_reality_does_not_keep_raises_the_alarm(capsys):
@@ -207,7 +207,7 @@ class TruncatesItself(gym.Env):
 
 def test_a_promise_covers_as_many_steps_as_the_episodes_it_is_compared_with(monkeypatch):
     monkeypatch.setattr(module, "time_limit", time_limit)
-    model = make(env=TruncatesItself(), horizon=10).learn(130, log_interval=1_000)
+    model = make(env=TruncatesItself(), max_episode_steps=10).learn(130, log_interval=1_000)
     assert model._promised[2] == 20
     assert abs(model.logger.name_to_value["imagination/gap"]) < 2
     assert model.logger.name_to_value["imagination/alarm"] == 0.0
@@ -230,7 +230,7 @@ class TruncatesItselfEarly(TruncatesItself):
 @pytest.mark.parametrize("known", [None, 100])
 def test_an_episode_that_was_cut_short_is_not_compared(monkeypatch, known):
     monkeypatch.setattr(module, "time_limit", lambda env: known)
-    model = make(env=TruncatesItselfEarly(), horizon=10).learn(130, log_interval=1_000)
+    model = make(env=TruncatesItselfEarly(), max_episode_steps=10).learn(130, log_interval=1_000)
     assert "imagination/return_mean" in model.logger.name_to_value
     assert "imagination/alarm" not in model.logger.name_to_value
 
@@ -302,7 +302,7 @@ def test_what_is_given_stays_as_it_is():
         ({"algorithm_kwargs": {"seed": 1}}, "algorithm_kwargs does not accept \\['seed'\\]"),
         ({"n_imagined_envs": 0}, "n_imagined_envs must be an integer from 1"),
         ({"imagined_steps_per_step": 0}, "imagined_steps_per_step must be an integer from 1"),
-        ({"horizon": 0}, "horizon must be an integer from 1"),
+        ({"max_episode_steps": 0}, "max_episode_steps must be an integer from 1"),
         ({"start_states": "some"}, "start_states must be"),
         ({"start_states": np.zeros((5, 2))}, r"start_states must have shape \(M, 3\).* got \(5, 2\)"),
         ({"start_states": lambda n, generator: np.zeros((1, 3))}, r"start_states must have shape \(2, 3\).* got \(1, 3\)"),
@@ -351,7 +351,7 @@ def test_an_n_step_return_does_not_go_on_over_the_end_of_a_round():
     buffer = model.agent.replay_buffer
     last = buffer.pos - 1
     assert buffer.dones[last].all()
-    # A horizon is no termination: one that is bootstrapped over
+    # The end of an imagined episode is a time limit, which is bootstrapped over
     assert (buffer.dones[last] * (1 - buffer.timeouts[last]) == 0).all()
 
 

@@ -84,12 +84,12 @@ def scripted():
 
 @pytest.fixture
 def make_vec():
-    """``make_vec(n_envs=3, horizon=5, model=..., **rules)``: environments that start at 0, in a scripted model."""
+    """``make_vec(n_envs=3, max_episode_steps=5, model=..., **rules)``: environments that start at 0, in a scripted model."""
 
-    def make(n_envs=3, horizon=5, model=None, start_states=((0.0, 0.0),), stagger=False, **rules):
+    def make(n_envs=3, max_episode_steps=5, model=None, start_states=((0.0, 0.0),), stagger=False, **rules):
         model = Scripted() if model is None else model
         starts = start_states if callable(start_states) else np.array(start_states, np.float32)
-        return LearnedModelVecEnv(model, n_envs, starts, horizon, stagger=stagger, **rules)
+        return LearnedModelVecEnv(model, n_envs, starts, max_episode_steps, stagger=stagger, **rules)
 
     return make
 
@@ -123,15 +123,15 @@ def drift_ends():
 @pytest.fixture(scope="session")
 def drift_model(drift_ends):
     """Fitted once: a test that fits it further makes its own."""
-    return LearnedModelEnv.from_env(Drift(), horizon=20, termination_fn=drift_ends, **TINY).dynamics
+    return LearnedModelEnv.from_env(Drift(), max_episode_steps=20, termination_fn=drift_ends, **TINY).dynamics
 
 
 @pytest.fixture
 def drift_env(drift_model):
-    return LearnedModelEnv(Drift(), drift_model, horizon=20)
+    return LearnedModelEnv(Drift(), drift_model, max_episode_steps=20)
 
 
 @pytest.fixture
 def drift_vec(drift_model):
     starts = np.random.default_rng(0).uniform(-0.5, 0.5, (50, 2))
-    return LearnedModelVecEnv(drift_model, 4, starts, horizon=20)
+    return LearnedModelVecEnv(drift_model, 4, starts, max_episode_steps=20)

@@ -43,7 +43,7 @@ def names(algorithms):
 
 @pytest.fixture(scope="module")
 def cart_pole(tiny_fit):
-    return LearnedModelVecEnv.from_env("CartPole-v1", n_envs=4, horizon=10, **tiny_fit)
+    return LearnedModelVecEnv.from_env("CartPole-v1", n_envs=4, max_episode_steps=10, **tiny_fit)
 
 
 @pytest.mark.parametrize("algorithm, policy, arguments", CONTINUOUS, ids=names(CONTINUOUS))
@@ -74,7 +74,7 @@ def test_training_is_reproducible(drift_vec):
 
 def test_training_goes_on_normalised_and_evaluated(drift_vec, drift_model):
     train = VecMonitor(VecNormalize(drift_vec))
-    other = LearnedModelVecEnv(drift_model, 2, np.zeros((1, 2)), horizon=5, stagger=False)
+    other = LearnedModelVecEnv(drift_model, 2, np.zeros((1, 2)), max_episode_steps=5, stagger=False)
     evaluate = VecMonitor(VecNormalize(other, training=False, norm_reward=False))
     callback = EvalCallback(evaluate, n_eval_episodes=2, eval_freq=8, verbose=0)
     PPO("MlpPolicy", train, **small(**CONTINUOUS[0][2])).learn(64, callback=callback)
@@ -94,7 +94,7 @@ def test_statistics_of_the_real_environment_serve_the_imagined_one(drift, drift_
 
 
 def test_an_imagined_policy_goes_to_the_real_environment(drift, drift_model):
-    env = LearnedModelEnv(TimeLimit(drift(), 20), drift_model, horizon=20)
+    env = LearnedModelEnv(TimeLimit(drift(), 20), drift_model, max_episode_steps=20)
     model = PPO("MlpPolicy", env, **small(**CONTINUOUS[0][2])).learn(32)
     mean, _ = evaluate_policy(model, Monitor(env.env), n_eval_episodes=4)
     assert -20 <= mean < 0

@@ -170,7 +170,7 @@ def test_what_was_collected_is_a_dataset(real, tiny):
     transitions, initial = read_dataset(collected, real)
     assert th.equal(transitions.observations, concatenate(collected).observations)
     assert th.equal(initial, th.stack([trajectory.observations[0] for trajectory in collected]))
-    env = LearnedModelVecEnv.from_dataset(collected, real, horizon=5, **tiny)
+    env = LearnedModelVecEnv.from_dataset(collected, real, max_episode_steps=5, **tiny)
     assert len(env.transitions) == 30
     with pytest.raises(ValueError, match="pass the environment"):
         read_dataset(collected)
@@ -201,9 +201,9 @@ def test_discrete_actions_become_one_hot():
 @pytest.mark.parametrize("cls, n_envs", [(LearnedModelEnv, {}), (LearnedModelVecEnv, {"n_envs": 3})])
 def test_no_environment_is_played(real, arrays, tiny, cls, n_envs):
     del tiny["n_envs"]
-    env = cls.from_dataset(arrays, Untouched(real), start_states="initial", horizon=12, **tiny, **n_envs)
+    env = cls.from_dataset(arrays, Untouched(real), start_states="initial", max_episode_steps=12, **tiny, **n_envs)
     assert isinstance(env.dynamics.termination_fn, LearnedTermination)
-    assert env.imagination.rules.horizon == 12
+    assert env.imagination.rules.max_episode_steps == 12
     assert len(env.transitions) == 60
     first = env.reset()
     starts = [first[0]] if cls is LearnedModelEnv else first
@@ -219,13 +219,13 @@ def test_an_environment_tells_its_rule_and_time_limit(env_id, rule, tiny):
     given = LearnedModelVecEnv.from_dataset(dataset, Untouched(env), **tiny)
     for imagined in (by_id, given):
         assert isinstance(imagined.dynamics.termination_fn, rule)
-        assert imagined.imagination.rules.horizon == env.spec.max_episode_steps
+        assert imagined.imagination.rules.max_episode_steps == env.spec.max_episode_steps
     assert by_id.imagination.rules.uncertainty_penalty == 0.5
 
 
 def test_the_seed_decides(real, arrays, tiny):
     def weights(**changes):
-        env = LearnedModelVecEnv.from_dataset(arrays, real, horizon=5, **{**tiny, **changes})
+        env = LearnedModelVecEnv.from_dataset(arrays, real, max_episode_steps=5, **{**tiny, **changes})
         return env.dynamics.weights[0]
 
     assert th.equal(weights(), weights())
@@ -237,7 +237,7 @@ def test_from_a_minari_dataset(record, tiny):
     dataset = record(play(real), real, real.spec)
     venv = LearnedModelVecEnv.from_dataset(dataset, **tiny)
     assert isinstance(venv.dynamics.termination_fn, NeverTerminates)
-    assert venv.imagination.rules.horizon == 25
+    assert venv.imagination.rules.max_episode_steps == 25
     assert len(venv._experience.initial) == 3
     del tiny["n_envs"]
     env = LearnedModelEnv.from_dataset(dataset, **tiny)
@@ -250,7 +250,7 @@ def test_from_a_minari_dataset(record, tiny):
 def test_what_an_algorithm_has_seen(algorithm, env_id, tiny):
     small = {"buffer_size": 100, "policy_kwargs": {"net_arch": [8]}, "seed": 0, "device": "cpu"}
     behaviour = algorithm("MlpPolicy", env_id, learning_starts=50, **small).learn(60)
-    venv = LearnedModelVecEnv.from_dataset(behaviour.replay_buffer, horizon=5, **tiny)
+    venv = LearnedModelVecEnv.from_dataset(behaviour.replay_buffer, max_episode_steps=5, **tiny)
     assert isinstance(venv.dynamics.termination_fn, LearnedTermination)
     assert venv.action_space == behaviour.action_space and len(venv.transitions) == 60
     assert venv.transitions.actions.abs().max() <= 1
@@ -260,7 +260,7 @@ def test_what_an_algorithm_has_seen(algorithm, env_id, tiny):
 
 
 def test_it_can_be_refitted(real, arrays, tiny):
-    env = LearnedModelVecEnv.from_dataset(arrays, real, horizon=5, **tiny)
+    env = LearnedModelVecEnv.from_dataset(arrays, real, max_episode_steps=5, **tiny)
     env.refit(read_dataset(play(real, seed=1), real)[0], max_epochs=1)
     assert len(env.transitions) == 120
 
@@ -290,7 +290,7 @@ def wrong_arrays(arrays, **changes):
 )
 def test_arrays_that_are_refused(real, arrays, tiny, changes, message):
     with pytest.raises(ValueError) as error:
-        LearnedModelVecEnv.from_dataset(wrong_arrays(arrays, **changes), real, horizon=5, **tiny)
+        LearnedModelVecEnv.from_dataset(wrong_arrays(arrays, **changes), real, max_episode_steps=5, **tiny)
     assert message in str(error.value)
 
 
@@ -299,7 +299,7 @@ def test_an_empty_dataset_is_refused(real, arrays, tiny):
     empty.reset()
     for dataset in ({name: array[:0] for name, array in arrays.items()}, empty):
         with pytest.raises(ValueError, match="holds no transitions"):
-            LearnedModelVecEnv.from_dataset(dataset, real, horizon=5, **tiny)
+            LearnedModelVecEnv.from_dataset(dataset, real, max_episode_steps=5, **tiny)
 
 
 @pytest.mark.parametrize("action", [2, -1, 0.5])
@@ -313,11 +313,11 @@ def test_a_buffer_that_is_refused(real, arrays, tiny):
     in_environment_scale = fill_buffer(real, arrays)
     in_environment_scale.actions *= 3
     with pytest.raises(ValueError, match="policy.scale_action"):
-        LearnedModelVecEnv.from_dataset(in_environment_scale, horizon=5, **tiny)
+        LearnedModelVecEnv.from_dataset(in_environment_scale, max_episode_steps=5, **tiny)
     for setting in ({"handle_timeout_termination": False}, {"optimize_memory_usage": True}):
         buffer = fill_buffer(real, arrays, **{"handle_timeout_termination": False, **setting})
         with pytest.raises(ValueError, match="Fill a buffer without them"):
-            LearnedModelVecEnv.from_dataset(buffer, horizon=5, **tiny)
+            LearnedModelVecEnv.from_dataset(buffer, max_episode_steps=5, **tiny)
     with pytest.raises(ValueError, match="observation_space of the dataset is"):
         LearnedModelVecEnv.from_dataset(fill_buffer(real, arrays), "Pendulum-v1", **tiny)
 
@@ -353,18 +353,18 @@ def recorded(observation_space, env_spec=None):
 )
 def test_observations_that_are_no_vectors(dataset, message, tiny):
     with pytest.raises(ValueError, match=message):
-        LearnedModelVecEnv.from_dataset(dataset, horizon=5, **tiny)
+        LearnedModelVecEnv.from_dataset(dataset, max_episode_steps=5, **tiny)
 
 
 def test_what_only_an_environment_tells(real, arrays, tiny):
     with pytest.raises(ValueError, match="pass the environment, env="):
-        LearnedModelVecEnv.from_dataset(arrays, horizon=5, **tiny)
+        LearnedModelVecEnv.from_dataset(arrays, max_episode_steps=5, **tiny)
     for dataset in (fill_buffer(real, arrays), recorded(real.observation_space)):
-        with pytest.raises(ValueError, match="pass horizon="):
+        with pytest.raises(ValueError, match="pass max_episode_steps="):
             LearnedModelVecEnv.from_dataset(dataset, **tiny)
     del tiny["n_envs"]
     with pytest.raises(ValueError, match="LearnedModelVecEnv needs none"):
-        LearnedModelEnv.from_dataset(fill_buffer(real, arrays), horizon=5, **tiny)
+        LearnedModelEnv.from_dataset(fill_buffer(real, arrays), max_episode_steps=5, **tiny)
 
 
 def test_a_dataset_that_contradicts_the_known_rule(tiny):
@@ -380,7 +380,7 @@ def test_names_are_checked_before_anything_is_read(real, tiny):
             pytest.fail("read")
 
     with pytest.raises(ValueError, match="propagation"):
-        LearnedModelVecEnv.from_dataset(Unread(observations=1), real, horizon=5, propagation="ts2", **tiny)
+        LearnedModelVecEnv.from_dataset(Unread(observations=1), real, max_episode_steps=5, propagation="ts2", **tiny)
 
 
 def test_wrappers_count(real, arrays):

@@ -16,7 +16,7 @@ def from_drift(drift, drift_ends, tiny_fit):
     """``from_drift(cls=..., **changes)``: collected from :class:`Drift` and fitted."""
 
     def make(cls=LearnedModelEnv, **changes):
-        kwargs = {"horizon": 10, "termination_fn": drift_ends, **tiny_fit, **changes}
+        kwargs = {"max_episode_steps": 10, "termination_fn": drift_ends, **tiny_fit, **changes}
         if cls is LearnedModelVecEnv:
             kwargs = {"n_envs": 3, **kwargs}
         return cls.from_env(drift(), **kwargs)
@@ -62,7 +62,7 @@ def test_collecting_and_fitting_show_themselves(from_drift, drift, drift_ends, t
     env.refit(more, verbose=1, progress_bar=progress_bar)
     arguments = {name: value for name, value in tiny_fit.items() if name != "n_steps"}
     LearnedModelEnv.from_dataset(
-        more, drift(), horizon=10, termination_fn=drift_ends, verbose=1, progress_bar=progress_bar, **arguments
+        more, drift(), max_episode_steps=10, termination_fn=drift_ends, verbose=1, progress_bar=progress_bar, **arguments
     )
     assert capsys.readouterr().out.count("Model fitted: ") == 2
     from_drift(n_steps=40).refit(more)
@@ -84,7 +84,9 @@ def test_from_env_in_one_line(env_id, termination, tiny_fit):
     assert isinstance(env.dynamics, ProbabilisticEnsemble)
     assert isinstance(env.dynamics.termination_fn, termination)
     assert len(env.transitions) == len(venv.transitions) == 200
-    assert env.imagination.rules.horizon == venv.imagination.rules.horizon == env.env.spec.max_episode_steps
+    assert (
+        env.imagination.rules.max_episode_steps == venv.imagination.rules.max_episode_steps == env.env.spec.max_episode_steps
+    )
     assert env.env.unwrapped.spec.id == env_id
     obs, _ = env.reset(seed=0)
     assert env.observation_space.contains(obs)
@@ -161,7 +163,7 @@ class Beyond(gym.ObservationWrapper):
 
 @pytest.mark.parametrize("start_states", ["all", "initial"])
 def test_what_was_recorded_outside_of_the_declared_bounds_is_believed(drift, from_drift, start_states, tiny_fit):
-    kwargs = {**tiny_fit, "start_states": start_states, "horizon": 10}
+    kwargs = {**tiny_fit, "start_states": start_states, "max_episode_steps": 10}
     env = LearnedModelVecEnv.from_env(Beyond(drift()), n_envs=4, **kwargs)
     seen = th.cat([env.transitions.observations, env.transitions.next_observations])[:, 0]
     assert seen.max() > 0.95
@@ -174,14 +176,14 @@ def test_what_was_recorded_outside_of_the_declared_bounds_is_believed(drift, fro
 
 def test_a_rounding_error_is_not_believed(drift, tiny_fit):
     env = Beyond(drift(), -1.0 + 1e-5, 1.0 - 1e-5)
-    imagined = LearnedModelVecEnv.from_env(env, n_envs=1, horizon=10, **tiny_fit)
+    imagined = LearnedModelVecEnv.from_env(env, n_envs=1, max_episode_steps=10, **tiny_fit)
     assert env.observation_space.contains(imagined.imagination._pool.amax(dim=0).numpy())
     assert (imagined.imagination.high.numpy() <= env.observation_space.high).all()
 
 
 def test_first_observations_out_of_bounds_do_not_keep_an_environment_from_being_imagined(drift, tiny_fit):
-    model = LearnedModelEnv.from_env(Beyond(drift()), horizon=10, **tiny_fit).dynamics
-    env = LearnedModelEnv(Beyond(drift()), model, horizon=10)
+    model = LearnedModelEnv.from_env(Beyond(drift()), max_episode_steps=10, **tiny_fit).dynamics
+    env = LearnedModelEnv(Beyond(drift()), model, max_episode_steps=10)
     assert env.observation_space.contains(env.reset(seed=0)[0])
 
 
@@ -199,8 +201,8 @@ def test_rules_reach_the_imagination(from_drift):
 @pytest.mark.parametrize(
     "changes, error, message",
     [
-        ({"horizon": None}, UserWarning, "pass horizon="),
-        ({"horizon": 0}, ValueError, "horizon"),
+        ({"max_episode_steps": None}, UserWarning, "pass max_episode_steps="),
+        ({"max_episode_steps": 0}, ValueError, "max_episode_steps"),
         ({"propagation": "ts2"}, ValueError, "propagation"),
         ({"penalty": 1.0}, TypeError, "penalty"),
         ({"termination_fn": "sometimes"}, ValueError, "termination_fn"),
@@ -216,20 +218,20 @@ def test_what_is_wrong_is_said_before_anything_is_collected(drift, tiny_fit, mon
     env = drift()
     monkeypatch.setattr(env, "step", lambda action: pytest.fail("collected"), raising=False)
     with pytest.raises(error, match=message):
-        LearnedModelEnv.from_env(env, **{**tiny_fit, "horizon": 5, **changes})
+        LearnedModelEnv.from_env(env, **{**tiny_fit, "max_episode_steps": 5, **changes})
 
 
 def test_an_environment_that_cannot_be_held_is_refused_before_anything_is_collected(drift, tiny_fit, monkeypatch):
     venv = DummyVecEnv([drift])
     monkeypatch.setattr(venv, "step_async", lambda actions: pytest.fail("collected"))
     with pytest.raises(ValueError, match="LearnedModelVecEnv needs none"):
-        LearnedModelEnv.from_env(venv, horizon=5, **tiny_fit)
+        LearnedModelEnv.from_env(venv, max_episode_steps=5, **tiny_fit)
 
 
 @pytest.mark.parametrize("n_envs, error", [({"n_envs": 0}, ValueError), ({}, TypeError)])
 def test_a_number_of_environments_is_needed(drift, tiny_fit, n_envs, error):
     with pytest.raises(error, match="n_envs"):
-        LearnedModelVecEnv.from_env(drift(), horizon=5, **tiny_fit, **n_envs)
+        LearnedModelVecEnv.from_env(drift(), max_episode_steps=5, **tiny_fit, **n_envs)
 
 
 def test_observations_that_are_no_vectors_are_refused(tiny_fit):
@@ -261,7 +263,7 @@ def test_refit_to_a_batch_adds_no_initial_states(from_drift):
 
 def test_refit_keeps_the_start_states_that_were_given(from_drift):
     env = from_drift()
-    fixed = LearnedModelVecEnv(env.dynamics, 2, np.zeros((1, 2)), horizon=5)
+    fixed = LearnedModelVecEnv(env.dynamics, 2, np.zeros((1, 2)), max_episode_steps=5)
     assert fixed.transitions is None
     fixed.refit(env.transitions[:50], max_epochs=1)
     assert len(fixed.transitions) == 50 and len(fixed.imagination._pool) == 1
@@ -298,9 +300,9 @@ def mbpo():
 def test_from_algorithm(mbpo):
     venv = LearnedModelVecEnv.from_algorithm(mbpo, n_envs=2, propagation="tsinf")
     assert venv.dynamics is mbpo.dynamics
-    assert venv.imagination.rules.horizon == 200 and len(venv.transitions) == 110
+    assert venv.imagination.rules.max_episode_steps == 200 and len(venv.transitions) == 110
     assert venv.reset().shape == (2, 3)
-    env = LearnedModelEnv.from_algorithm(mbpo, start_states="initial", horizon=7)
+    env = LearnedModelEnv.from_algorithm(mbpo, start_states="initial", max_episode_steps=7)
     assert env.env.unwrapped is not mbpo.get_env().envs[0].unwrapped  # the algorithm goes on in its own
     np.testing.assert_array_equal(env.reset(seed=0)[0], mbpo.replay_buffer.observations[0, 0])
 
@@ -319,7 +321,7 @@ def test_from_a_file(drift_model, drift, tmp_path):
     path = tmp_path / "model.safetensors"
     drift_model.save(path)
     loaded = ProbabilisticEnsemble.load(path, device="cpu", termination_fn=drift_model.termination_fn)
-    env = LearnedModelEnv(drift(), loaded, horizon=5)
+    env = LearnedModelEnv(drift(), loaded, max_episode_steps=5)
     env.reset(seed=0)
     assert env.observation_space is env.env.observation_space
 

@@ -10,9 +10,9 @@ from sb3_mbrl.envs import Imagination, ImaginationRules, LearnedModelEnv, Learne
 START = np.zeros((1, 2), np.float32)
 
 
-def imagine(model, n=4, horizon=10, start_states=START, observation_bounds=None, **rules):
+def imagine(model, n=4, max_episode_steps=10, start_states=START, observation_bounds=None, **rules):
     branches = Imagination(
-        model, n, start_states, ImaginationRules(horizon, **{"stagger": False, **rules}), observation_bounds
+        model, n, start_states, ImaginationRules(max_episode_steps, **{"stagger": False, **rules}), observation_bounds
     )
     branches.generator.manual_seed(0)
     branches.reset()
@@ -83,8 +83,8 @@ def test_a_branch_keeps_its_elite_until_it_is_reset(scripted):
     assert not th.equal(third[:32], first[:32])
 
 
-def test_the_horizon_truncates_each_branch_by_its_own_clock(scripted):
-    branches = imagine(scripted(), 2, horizon=3)
+def test_each_branch_is_truncated_by_its_own_clock(scripted):
+    branches = imagine(scripted(), 2, max_episode_steps=3)
     branches.step(push(2, 0.1))
     branches.reset(th.tensor([1]))
     assert branches.step(push(2, 0.1)).truncated.tolist() == [False, False]
@@ -92,7 +92,7 @@ def test_the_horizon_truncates_each_branch_by_its_own_clock(scripted):
 
 
 def test_staggered_branches_end_one_after_the_other(scripted):
-    branches = imagine(scripted(), 5, horizon=5, stagger=True)
+    branches = imagine(scripted(), 5, max_episode_steps=5, stagger=True)
     ends = []
     for _ in range(10):
         step = branches.step(push(5, 0.1))
@@ -194,7 +194,7 @@ def test_bounds_of_float64_hold_after_rounding(scripted):
 @pytest.mark.parametrize(
     "rules, message",
     [
-        ({"horizon": 0}, "horizon"),
+        ({"max_episode_steps": 0}, "max_episode_steps"),
         ({"propagation": "ts2"}, "propagation"),
         ({"value_mode": "hopeful"}, "value_mode"),
         ({"kappa": -1.0}, "kappa"),
@@ -207,7 +207,7 @@ def test_bounds_of_float64_hold_after_rounding(scripted):
 )
 def test_bad_rules_are_named(rules, message):
     with pytest.raises(ValueError, match=message):
-        ImaginationRules(**{"horizon": 5, **rules})
+        ImaginationRules(**{"max_episode_steps": 5, **rules})
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_what_it_returns(drift_env):
 def test_float64_observations(drift, scripted):
     env, model = drift(np.float64), scripted()
     model.observation_space = env.observation_space
-    imagined = LearnedModelEnv(env, model, horizon=20)
+    imagined = LearnedModelEnv(env, model, max_episode_steps=20)
     check_env_sb3(imagined)
     assert imagined.reset()[0].dtype == np.float64
 
@@ -72,7 +72,7 @@ def test_episodes_last_as_long_as_the_real_ones():
 
 
 def test_episodes_start_where_the_real_ones_do(drift, drift_model):
-    env = LearnedModelEnv(drift(), drift_model, horizon=5)
+    env = LearnedModelEnv(drift(), drift_model, max_episode_steps=5)
     starts = np.stack([env.reset(seed=seed)[0] for seed in range(200)])
     real = {tuple(drift().reset(seed=seed)[0]) for seed in range(100)}
     assert {tuple(start) for start in starts} <= real
@@ -120,14 +120,14 @@ def test_what_cannot_be_rendered_says_so(wrap, drift_model, drift):
     with pytest.raises(ValueError, match="not be rendered"):
         state_setter(wrap(gym.make("Pendulum-v1")))
     with pytest.raises(ValueError, match="not be rendered"):
-        LearnedModelEnv(drift(), drift_model, horizon=5).render()
+        LearnedModelEnv(drift(), drift_model, max_episode_steps=5).render()
 
 
 def test_a_person_sees_each_step(monkeypatch):
     real = gym.make("Pendulum-v1").unwrapped
     frames = []
     monkeypatch.setattr(real, "render", lambda: frames.append(real.state), raising=False)
-    env = LearnedModelEnv(real, SimulatorModel("Pendulum-v1"), horizon=10)
+    env = LearnedModelEnv(real, SimulatorModel("Pendulum-v1"), max_episode_steps=10)
     env.render_mode = "human"
     env.reset(seed=0)
     env.step(np.zeros(1, np.float32))
@@ -142,10 +142,10 @@ def test_a_model_of_another_environment_is_refused(drift_model):
         LearnedModelEnv("Pendulum-v1", drift_model)
 
 
-def test_where_the_time_limit_is_not_known_the_horizon_is_chosen_aloud(drift, drift_model):
-    with pytest.warns(UserWarning, match="truncated after 1000 steps; pass horizon="):
+def test_an_unknown_time_limit_is_chosen_aloud(drift, drift_model):
+    with pytest.warns(UserWarning, match="truncated after 1000 steps; pass max_episode_steps="):
         env = LearnedModelEnv(drift(), drift_model)
-    assert env.imagination.rules.horizon == 1_000
+    assert env.imagination.rules.max_episode_steps == 1_000
 
 
 def test_closing_closes_the_real_environment(drift_env, monkeypatch):

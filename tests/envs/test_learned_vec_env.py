@@ -42,8 +42,8 @@ def test_an_episode_that_ends_begins_anew_in_the_same_step(make_vec, scripted):
     assert "terminal_observation" not in infos[1]
 
 
-def test_the_horizon_truncates_and_does_not_terminate(make_vec):
-    env = make_vec(2, horizon=2)
+def test_the_time_limit_truncates_and_does_not_terminate(make_vec):
+    env = make_vec(2, max_episode_steps=2)
     env.reset()
     env.step(push(0.1, 0.2))
     _, _, dones, infos = env.step(push(0.1, 0.2))
@@ -52,8 +52,8 @@ def test_the_horizon_truncates_and_does_not_terminate(make_vec):
     np.testing.assert_allclose([info["terminal_observation"][0] for info in infos], [0.2, 0.4], rtol=1e-6)
 
 
-def test_what_ends_at_the_horizon_has_ended(make_vec, scripted):
-    env = make_vec(1, horizon=1, model=scripted(end=0.5))
+def test_a_task_that_ends_at_the_time_limit_has_ended(make_vec, scripted):
+    env = make_vec(1, max_episode_steps=1, model=scripted(end=0.5))
     env.reset()
     _, _, dones, infos = env.step(push(1.0))
     assert dones[0] and infos[0]["TimeLimit.truncated"] is False
@@ -70,7 +70,7 @@ def test_a_model_that_breaks_truncates(make_vec, scripted):
 
 
 def test_first_episodes_are_staggered_by_default(drift_model):
-    env = LearnedModelVecEnv(drift_model, 5, np.zeros((1, 2)), horizon=5)
+    env = LearnedModelVecEnv(drift_model, 5, np.zeros((1, 2)), max_episode_steps=5)
     env.reset()
     ends = [env.step(np.zeros((5, 1), np.float32))[2].sum() for _ in range(5)]
     assert ends == [1] * 5
@@ -101,7 +101,7 @@ def test_discrete_actions_reach_the_model_one_hot(scripted, make_vec, monkeypatc
 def test_float64_observations(scripted, make_vec):
     model = scripted()
     model.observation_space = spaces.Box(-0.1, 0.1, (2,), np.float64)
-    env = make_vec(1, horizon=2, model=model)
+    env = make_vec(1, max_episode_steps=2, model=model)
     assert env.reset().dtype == np.float64
     obs, *_ = env.step(push(1.0))
     assert obs.dtype == np.float64 and env.observation_space.contains(obs[0])
@@ -138,7 +138,7 @@ def test_seeds_and_options_are_consumed_at_reset(drift_vec):
 
 
 def test_what_is_returned_is_the_callers(make_vec):
-    env = make_vec(2, horizon=3)
+    env = make_vec(2, max_episode_steps=3)
     returned = [env.reset()]
     for _ in range(4):
         obs, rewards, dones, infos = env.step(push(0.1, 0.1))
@@ -171,7 +171,7 @@ def test_attributes_and_methods_are_shared(drift_vec):
 
 
 def test_vec_monitor_sees_episodes(make_vec):
-    env = VecMonitor(make_vec(2, horizon=3))
+    env = VecMonitor(make_vec(2, max_episode_steps=3))
     env.reset()
     for _ in range(3):
         _, _, _, infos = env.step(push(0.1, 0.1))
@@ -179,7 +179,7 @@ def test_vec_monitor_sees_episodes(make_vec):
 
 
 def test_vec_normalize_wraps_it(make_vec):
-    env = VecNormalize(make_vec(2, horizon=3))
+    env = VecNormalize(make_vec(2, max_episode_steps=3))
     env.reset()
     for _ in range(3):
         obs, _, _, infos = env.step(push(0.5, -0.5))
@@ -193,7 +193,7 @@ def test_evaluate_policy_counts_whole_episodes(make_vec):
         def predict(self, obs, state=None, episode_start=None, deterministic=False):
             return np.zeros((len(obs), 1), np.float32), state
 
-    rewards, lengths = evaluate_policy(Still(), VecMonitor(make_vec(2, horizon=3)), 4, return_episode_rewards=True)
+    rewards, lengths = evaluate_policy(Still(), VecMonitor(make_vec(2, max_episode_steps=3)), 4, return_episode_rewards=True)
     assert rewards == [3.0] * 4 and lengths == [3] * 4
 
 

@@ -25,7 +25,7 @@ ENSEMBLE = [
 PLANNER = "planner_kwargs:dict(population_size=12, n_elites=3, n_iterations=1)"
 LATENT = ["batch_size:16", "pretrain_steps:1", "n_proposals:2", PLANNER]
 MODEL_BASED = [*ENSEMBLE, "gradient_steps:1", "rollouts_per_step:4"]
-DYNA = [*ENSEMBLE, "imagined_steps_per_step:4", "n_imagined_envs:4", "horizon:10"]
+DYNA = [*ENSEMBLE, "imagined_steps_per_step:4", "n_imagined_envs:4", "max_episode_steps:10"]
 TINY = {
     "mbpo": MODEL_BASED,
     "mbtqc": MODEL_BASED,
