@@ -1,5 +1,7 @@
 """Actions as models and planners see them: in [-1, 1], or one-hot for discrete actions."""
 
+from typing import TypeVar
+
 import numpy as np
 import torch as th
 import torch.nn.functional as F
@@ -10,6 +12,44 @@ BOUND_ACTIONS = (
     "gymnasium.spaces.Box(low, high, dtype=...))."
 )
 """Advice where a space has no bounds; RescaleAction would refuse it."""
+
+Array = TypeVar("Array", np.ndarray, th.Tensor)
+
+
+def scale(actions: Array, low: Array, high: Array) -> Array:
+    """
+    :param actions: in the environment's scale, (..., A)
+    :param low: lowest action, (A,) or of any shape that broadcasts, as is the next
+    :param high: highest action
+    :return: in [-1, 1], not clipped, (..., A)
+    """
+    return 2.0 * (actions - low) / (high - low) - 1.0
+
+
+def unscale(actions: Array, low: Array, high: Array) -> Array:
+    """
+    :param actions: in [-1, 1], (..., A)
+    :param low: lowest action, (A,) or of any shape that broadcasts, as is the next
+    :param high: highest action
+    :return: in the environment's scale, neither clipped nor rounded, (..., A)
+    """
+    return low + 0.5 * (actions + 1.0) * (high - low)
+
+
+def executed(actions: th.Tensor, action_space: spaces.Space, low: th.Tensor, high: th.Tensor) -> th.Tensor:
+    """
+    What an environment does with planned actions: it rounds them if its space holds whole numbers.
+
+    :param actions: in [-1, 1] or one-hot, (..., A)
+    :param action_space: of the environment
+    :param low: its lowest action, (A,), where the actions are
+    :param high: its highest action, (A,), where the actions are
+    :return: in [-1, 1] or one-hot, (..., A); gradients pass as if nothing was rounded
+    """
+    if not are_whole(action_space):
+        return actions
+    whole = scale(unscale(actions, low, high).round(), low, high)
+    return actions + (whole - actions).detach()
 
 
 def action_dim(action_space: spaces.Space) -> int:
@@ -60,18 +100,7 @@ def from_environment(actions: np.ndarray, action_space: spaces.Space) -> np.ndar
     """
     if isinstance(action_space, spaces.Discrete):
         return one_hot(actions, action_space).numpy()
-    low, high = _floating_bounds(action_space)
-    return 2.0 * (actions - low) / (high - low) - 1.0
-
-
-def unscale(actions: np.ndarray, action_space: spaces.Space) -> np.ndarray:
-    """
-    :param actions: in [-1, 1], (B, \\*action_space.shape)
-    :param action_space: a Box with finite bounds
-    :return: in the environment's scale, neither rounded nor clipped, (B, \\*action_space.shape)
-    """
-    low, high = _floating_bounds(action_space)
-    return low + 0.5 * (actions + 1.0) * (high - low)
+    return scale(actions, *floating_bounds(action_space))
 
 
 def to_environment(actions: th.Tensor, action_space: spaces.Space) -> np.ndarray:
@@ -84,7 +113,7 @@ def to_environment(actions: th.Tensor, action_space: spaces.Space) -> np.ndarray
         return (actions.argmax(dim=1).cpu().numpy() + action_space.start).astype(action_space.dtype)
     assert isinstance(action_space, spaces.Box)
     low, high = action_space.low.astype(np.float64), action_space.high.astype(np.float64)
-    scaled = low + 0.5 * (actions.cpu().numpy().reshape(-1, *action_space.shape) + 1.0) * (high - low)
+    scaled = unscale(actions.cpu().numpy().reshape(-1, *action_space.shape), low, high)
     if are_whole(action_space):
         scaled = np.rint(scaled)
     # Rounding may have left the box
@@ -113,11 +142,6 @@ def are_whole(action_space: spaces.Space) -> bool:
     return isinstance(action_space, spaces.Box) and np.issubdtype(action_space.dtype, np.integer)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Spaces in which algorithms of Stable-Baselines3 cannot act as they are
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def for_sb3(action_space: spaces.Space) -> spaces.Space:
     """
     The space that an algorithm of SB3 gets, because it counts discrete actions from 0, and keeps all others in the type of
@@ -144,12 +168,16 @@ def from_sb3(actions: np.ndarray, action_space: spaces.Space) -> np.ndarray:
         return actions if action_space.start == 0 else actions + action_space.start
     if for_sb3(action_space) is action_space:
         return actions
-    low, high = _floating_bounds(action_space)
+    low, high = floating_bounds(action_space)
     return np.clip(np.rint(actions) if are_whole(action_space) else actions, low, high).astype(action_space.dtype)
 
 
-def _floating_bounds(action_space: spaces.Space) -> tuple[np.ndarray, np.ndarray]:
-    """The bounds, in float64 if the type of the space may not hold their difference: in int8, 100 - (-100) is -56."""
+def floating_bounds(action_space: spaces.Space) -> tuple[np.ndarray, np.ndarray]:
+    """
+    :param action_space: a Box with finite bounds
+    :return: lowest and highest action, in float64 if the type of the space may not hold their difference: in int8,
+        100 - (-100) is -56
+    """
     assert isinstance(action_space, spaces.Box)
     if action_space.dtype in (np.float32, np.float64):
         return action_space.low, action_space.high

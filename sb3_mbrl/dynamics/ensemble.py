@@ -15,7 +15,7 @@ from torch import nn
 
 from sb3_mbrl.acceleration import onednn
 from sb3_mbrl.acceleration.perceptron import DERIVATIVES, PRECISIONS, Layout, check_precision, perceptron
-from sb3_mbrl.common.actions import action_bounds, action_dim, are_whole
+from sb3_mbrl.common.actions import action_bounds, action_dim, executed, scale, unscale
 from sb3_mbrl.common.arguments import BOOLEAN, NET_ARCH, SHARE, check_arguments, integer, list_of, number
 from sb3_mbrl.common.model import Members, ModelStep
 from sb3_mbrl.common.random import Generators, randint, randn
@@ -360,14 +360,14 @@ class ProbabilisticEnsemble(nn.Module):
         :param action: in the environment's scale, (..., A)
         :return: in [-1, 1], (..., A)
         """
-        return 2.0 * (action - self.action_low) / (self.action_high - self.action_low) - 1.0
+        return scale(action, self.action_low, self.action_high)
 
     def unscale_action(self, action: th.Tensor) -> th.Tensor:
         """
         :param action: in [-1, 1], (..., A)
         :return: in the environment's scale, (..., A)
         """
-        return self.action_low + 0.5 * (action + 1.0) * (self.action_high - self.action_low)
+        return unscale(action, self.action_low, self.action_high)
 
     def inputs_and_targets(self, transitions: Transitions) -> tuple[th.Tensor, th.Tensor]:
         """
@@ -547,7 +547,7 @@ class ProbabilisticEnsemble(nn.Module):
         expectation = isinstance(members, str) and members == "expectation"
         if isinstance(members, str) and not expectation:
             members = self.sample_members(len(obs), generator)
-        action = self._executed(action)
+        action = executed(action, self.action_space, self.action_low, self.action_high)
 
         prediction = self.predict(obs, action) if uncertainty or expectation else None
         if expectation:
@@ -569,13 +569,6 @@ class ProbabilisticEnsemble(nn.Module):
             return ModelStep(next_obs, reward, terminated)
         assert prediction is not None
         return ModelStep(next_obs, reward, terminated, prediction.epistemic_std, prediction.aleatoric_std)
-
-    def _executed(self, action: th.Tensor) -> th.Tensor:
-        """Rounded, in a space of whole numbers, as its environment would be given it; the gradient passes."""
-        if not are_whole(self.action_space):
-            return action
-        whole = self.scale_action(self.unscale_action(action).round())
-        return action + (whole - action).detach()
 
     def _to_raw(self, output: th.Tensor, obs: th.Tensor) -> th.Tensor:
         """Normalised change and reward -> raw next observation and reward."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
-from sb3_mbrl.common.actions import action_bounds, one_hot
+from sb3_mbrl.common.actions import action_bounds, one_hot, scale
 from sb3_mbrl.common.arguments import BOOLEAN, check_arguments, integer, number
 from sb3_mbrl.common.model import DynamicsModel, Members, ModelStep, check_fitted
 from sb3_mbrl.common.spaces import check_spaces
@@ -357,4 +357,4 @@ def to_model(actions: np.ndarray, dynamics: DynamicsModel) -> th.Tensor:
         return one_hot(actions, space).to(dynamics.device)
     low, high = action_bounds(space)
     flat = th.as_tensor(np.asarray(actions), dtype=th.float32).reshape(len(actions), -1)
-    return (2.0 * (flat - low) / (high - low) - 1.0).clamp(-1.0, 1.0).to(dynamics.device)
+    return scale(flat, low, high).clamp(-1.0, 1.0).to(dynamics.device)

@@ -10,7 +10,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.dqn.policies import DQNPolicy
 
-from sb3_mbrl.common.actions import action_bounds, action_dim
+from sb3_mbrl.common.actions import action_bounds, action_dim, scale
 from sb3_mbrl.common.normalization import normalize_obs
 
 ObsFn = Callable[[th.Tensor], th.Tensor]
@@ -72,7 +72,7 @@ def actor_function(model: BaseAlgorithm) -> ObsFn:
         action = action.reshape(len(obs), -1)
         if not policy.squash_output:  # in the environment's scale, not bounded
             low, high = (bound.to(action.device) for bound in action_bounds(space))
-            action = 2 * (action - low) / (high - low) - 1
+            action = scale(action, low, high)
         return action.clamp(-1, 1)
 
     return act

@@ -19,7 +19,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_mbrl.common.actions import from_environment, to_environment, unscale
+from sb3_mbrl.common.actions import floating_bounds, from_environment, to_environment, unscale
 from sb3_mbrl.common.arguments import SEED, check_arguments, integer, number
 from sb3_mbrl.common.config import Kind, check_config, read_json
 from sb3_mbrl.common.files import ZIP_ERRORS, write_atomically
@@ -227,7 +227,7 @@ class MPCPolicy(BasePolicy):
         return from_environment(action, self.action_space)  # SB3's subtracts bounds in the type of the space
 
     def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
-        return unscale(scaled_action, self.action_space)
+        return unscale(scaled_action, *floating_bounds(self.action_space))
 
     def _predict(self, observation: Any, deterministic: bool = False) -> th.Tensor:
         """The first action of a plan made from nothing, (B, A) in [-1, 1] or one-hot."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_mbrl.common.actions import BOUND_ACTIONS, action_bounds, action_dim, to_environment
+from sb3_mbrl.common.actions import BOUND_ACTIONS, action_bounds, action_dim, to_environment, unscale
 from sb3_mbrl.common.arguments import check_arguments, integer
 from sb3_mbrl.common.environments import accepted_environment
 from sb3_mbrl.common.model import Members, ModelStep
@@ -99,8 +99,7 @@ class SimulatorModel:
                 f"Action space {self.action_space}: its bounds must be finite, as actions in [-1, 1] are scaled to them. "
                 f"{BOUND_ACTIONS}"
             )
-        self._low, high = action_bounds(self.action_space)
-        self._span = high - self._low
+        self._low, self._high = action_bounds(self.action_space)
 
     def _choose_simulator(
         self,
@@ -162,7 +161,7 @@ class SimulatorModel:
         :return: in the environment's scale; one-hot stays one-hot, (..., A)
         """
         action = action.detach().cpu()
-        return action if isinstance(self.action_space, gym.spaces.Discrete) else self._low + 0.5 * (action + 1.0) * self._span
+        return action if isinstance(self.action_space, gym.spaces.Discrete) else unscale(action, self._low, self._high)
 
     def step(
         self,

@@ -9,7 +9,7 @@ from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_mbrl.common.actions import action_bounds, action_dim
+from sb3_mbrl.common.actions import action_bounds, action_dim, executed, unscale
 from sb3_mbrl.common.model import Members, ModelStep
 from sb3_mbrl.common.random import Generators
 
@@ -51,6 +51,8 @@ class LatentModel(nn.Module):
         self.normalize_images = normalize_images
         self.action_dim = action_dim(action_space)
         low, high = action_bounds(action_space)
+        self.action_low: th.Tensor
+        self.action_high: th.Tensor
         self.register_buffer("action_low", low)
         self.register_buffer("action_high", high)
 
@@ -73,7 +75,7 @@ class LatentModel(nn.Module):
     @property
     def device(self) -> th.device:
         """Where it lives."""
-        return self.action_low.device  # type: ignore[union-attr, return-value]
+        return self.action_low.device
 
     # ---------------------------------------------------------------- the networks
 
@@ -153,8 +155,14 @@ class LatentModel(nn.Module):
         :param action: in [-1, 1], (..., A)
         :return: in the environment's scale, (..., A)
         """
-        low, high = self.action_low, self.action_high
-        return low + 0.5 * (action + 1) * (high - low)  # type: ignore[operator, return-value]
+        return unscale(action, self.action_low, self.action_high)
+
+    def executed(self, action: th.Tensor) -> th.Tensor:
+        """
+        :param action: in [-1, 1], (..., A)
+        :return: what the environment makes of it, in [-1, 1]: rounded if its actions are whole numbers, (..., A)
+        """
+        return executed(action, self.action_space, self.action_low, self.action_high)
 
     def step(
         self,
@@ -177,6 +185,7 @@ class LatentModel(nn.Module):
             accelerator has done all its work
         :return: next latent states, rewards, and where the task has probably ended
         """
+        action = self.executed(action)
         next_z = self.next(obs, action)
         if self.terminates if may_end is None else may_end:
             terminated = self.termination_logit(next_z) > 0

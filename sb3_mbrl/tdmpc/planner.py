@@ -120,7 +120,7 @@ def prior_proposals(
     actions: list[th.Tensor] = []
     for step in range(horizon):
         if step > 0:
-            z = model.next(z, actions[-1])
+            z = model.next(z, model.executed(actions[-1]))
         actions.append(model.act(z, generators))
     # NaN comes from a rollout that diverged; the planner scores the plan again
     return th.stack(actions, dim=1).unflatten(0, (len(starts), n)).nan_to_num(0.0)

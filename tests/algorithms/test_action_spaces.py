@@ -143,6 +143,14 @@ def test_a_model_is_stepped_with_what_would_be_executed():
     assert (action.grad != 0).all()  # a planner or a policy can still improve on it
 
 
+@pytest.mark.parametrize("name", ["tdmpc", "tdmpc2"])
+def test_a_latent_model_is_stepped_with_what_would_be_executed(name):
+    model = make(name, Echo(spaces.Box(0, 3, (1,), np.uint8))).model
+    action = th.linspace(-1, 1, 31).unsqueeze(1)
+    latents = model.step(model.start(th.zeros(1, 1)).expand(31, -1), action).next_obs
+    assert len(latents.round(decimals=4).unique(dim=0)) == 4
+
+
 def test_planned_actions_are_in_the_space():
     space = INTEGERS["uint8"]
     model = ProbabilisticEnsemble(Echo(space).observation_space, space, **ENSEMBLE, device="cpu")
