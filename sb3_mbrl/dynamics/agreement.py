@@ -1,9 +1,13 @@
-"""Whether the functions that a user gave agree with real data, with which they are compared at each fit."""
+"""Do the reward and the termination that a model was given agree with real transitions? They are compared at each fit."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch as th
+
+from sb3_mbrl.common.types import TerminationFn
+from sb3_mbrl.diagnostics.statistics import termination_scores
+from sb3_mbrl.tasks.termination_rules import BuiltinTermination, NeverTerminates
 
 TOLERANCE = 0.1
 """Rewards agree if they differ by less than this share of the standard deviation of the real ones. That leaves room for noise,
@@ -35,10 +39,17 @@ class RewardAgreement(NamedTuple):
 
 def reward_agreement(given: th.Tensor, actual: th.Tensor) -> RewardAgreement:
     """
-    :param given: rewards by the user's function, finite, (N,)
+    :param given: rewards by the user's function, (N,)
     :param actual: rewards of the environment, (N,)
     :return: how far they agree
+    :raises ValueError: the function is not finite everywhere
     """
+    if not given.isfinite().all():
+        rows = (~given.isfinite()).nonzero()
+        raise ValueError(
+            f"reward_fn returns NaN or infinity for {len(rows)} of {len(given)} real transitions (first: row "
+            f"{int(rows[0])}). Restrict its input to where it is defined, for instance with clamp."
+        )
     given, actual = given.double(), actual.double()
     mse = float(((given - actual) ** 2).mean())
     agrees = mse**0.5 <= TOLERANCE * _spread(actual) + ROUNDING * float(actual.abs().mean())
@@ -72,44 +83,68 @@ def _common_factor(given: th.Tensor, actual: th.Tensor) -> float | None:
     return _spread(given) / _spread(actual) if _correlation(given, actual) >= MOVE_TOGETHER else None
 
 
-def n_contradicted(predicted: th.Tensor, actual: th.Tensor) -> int:
+class TerminationAgreement(NamedTuple):
     """
-    :param predicted: terminations by a function, (N,) bool
+    How a termination function compares with what happened.
+
+    :param precision: share of the predicted terminations that are true; NaN if none is predicted
+    :param recall: share of the true terminations that are predicted; NaN if there is none
+    :param text: what the difference is; empty if they agree
+    """
+
+    precision: float
+    recall: float
+    text: str
+
+
+def termination_agreement(function: TerminationFn, predicted: th.Tensor, actual: th.Tensor) -> TerminationAgreement:
+    """
+    :param function: the termination function
+    :param predicted: its terminations, (N,) bool
     :param actual: what happened, (N,) bool
-    :return: number of transitions about which the function is wrong; 0 if so few that rounding errors explain them
+    :return: how far they agree
+    :raises ValueError: the function predicts none of the terminations, or is the rule of a known task and does not hold here
     """
+    scores = termination_scores(predicted, actual)
+    n_terminated, never = int(actual.sum()), isinstance(function, NeverTerminates)
+    if scores["recall"] == 0.0 and (never or n_terminated >= 10):
+        raise ValueError(
+            f"{n_terminated} of {len(actual)} transitions terminated, but termination_fn "
+            + ("says that the task never terminates" if never else "predicts not one of them")
+            + ': imagined episodes would go on where the real ones ended. Pass termination_fn="learned", or a function '
+            "f(obs, action, next_obs) -> (B,) bool."
+        )
     n_wrong = int((predicted != actual).sum())
-    # A state within a rounding error of the limit may fall on either side in float32
-    return n_wrong if n_wrong > 1 + len(actual) // 1000 else 0
-
-
-def check_known_termination(predicted: th.Tensor, actual: th.Tensor) -> None:
-    """
-    :param predicted: terminations by the rule of a known task, (N,) bool
-    :param actual: what happened, (N,) bool
-    :raises ValueError: the data contradict the rule
-    """
-    n_wrong = n_contradicted(predicted, actual)
-    if n_wrong > 0:
+    if n_wrong <= 1 + len(actual) // 1000:  # in float32, a state within a rounding error of the limit may fall on either side
+        return TerminationAgreement(**scores, text="")
+    if isinstance(function, BuiltinTermination):
         raise ValueError(
             f"The termination rule of the known task disagrees with {n_wrong} of {len(actual)} real transitions: a wrapper "
             "probably changes observations or terminations. Pass termination_fn='learned' or a function of your own."
         )
-
-
-def termination_disagreement(predicted: th.Tensor, actual: th.Tensor) -> str | None:
-    """
-    :param predicted: terminations by a function of the user, (N,) bool
-    :param actual: what happened, (N,) bool
-    :return: what the difference is; None if they agree
-    """
-    n_wrong = n_contradicted(predicted, actual)
-    if n_wrong == 0:
-        return None
     n_false, n_missed = int((predicted & ~actual).sum()), int((actual & ~predicted).sum())
-    return (
+    text = (
         f"termination_fn disagrees with {n_wrong} of {len(actual)} real transitions: {n_false} of the {int(predicted.sum())} "
-        f"that it ends went on, and it misses {n_missed} of the {int(actual.sum())} that ended (not counting time limits). It "
+        f"that it ends went on, and it misses {n_missed} of the {n_terminated} that ended (not counting time limits). It "
         "decides where imagined episodes end. Check its units, and that it looks at next_obs, or pass "
         "termination_fn='learned'."
     )
+    return TerminationAgreement(**scores, text=text)
+
+
+class Once:
+    """Remembers what was said about which function, so that a user reads it once, and again only for another function."""
+
+    def __init__(self) -> None:
+        self._said: list[tuple[Any, str]] = []
+
+    def __call__(self, function: Any, topic: str) -> bool:
+        """
+        :param function: the function that something is to be said about
+        :param topic: what it is
+        :return: whether this is the first time
+        """
+        is_new = not any(function is each and topic == said for each, said in self._said)
+        if is_new:
+            self._said.append((function, topic))
+        return is_new

@@ -22,14 +22,14 @@ from sb3_mbrl.common.random import Generators, randint, randn
 from sb3_mbrl.common.spaces import check_spaces
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
 from sb3_mbrl.common.user_functions import call, probe
-from sb3_mbrl.diagnostics.statistics import termination_scores
-from sb3_mbrl.dynamics.agreement import RewardAgreement, check_known_termination, reward_agreement, termination_disagreement
+from sb3_mbrl.dynamics.agreement import Once, RewardAgreement, TerminationAgreement, reward_agreement, termination_agreement
+from sb3_mbrl.dynamics.data import checked
 from sb3_mbrl.dynamics.files import load_model, save_model
-from sb3_mbrl.dynamics.fitting import FitReport, check_finite, check_fit_arguments, check_form, fit
+from sb3_mbrl.dynamics.fitting import FitReport, check_fit_arguments, fit
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination, step_budget
 from sb3_mbrl.dynamics.networks import ACTIVATIONS, decay_per_layer, initial_weight, weight_shapes
 from sb3_mbrl.dynamics.normalizer import Normalizer
-from sb3_mbrl.tasks.termination_rules import BuiltinTermination, NeverTerminates
+from sb3_mbrl.tasks.termination_rules import NeverTerminates
 
 
 def _onednn_layer(bias: th.Tensor, rows: th.Tensor, weight: th.Tensor, activation: str | None = None) -> th.Tensor:
@@ -203,7 +203,7 @@ class ProbabilisticEnsemble(nn.Module):
         if probabilistic and learn_logvar_bounds:
             groups.append({"params": [self.max_logvar, self.min_logvar]})
         probe(observation_space, action_space, self.device, reward_fn=reward_fn, termination_fn=termination_fn)
-        self._told: list[tuple[Any, str]] = []  # functions that disagreed with the data, and what the user was told of them
+        self._once = Once()  # a user reads once that a function disagrees with the data
 
         # Adam with its own (coupled) weight decay is the paper's 0.5 * decay * ||W||^2 added to the loss; AdamW is not
         self.optimizer = th.optim.Adam(groups, lr=learning_rate, fused=True)
@@ -396,21 +396,20 @@ class ProbabilisticEnsemble(nn.Module):
             ``reward_fn`` that is not finite
         """
         check_fit_arguments(kwargs)
-        check_form(self, transitions)
-        check_finite(transitions)
-        reward = self._compare_rewards(transitions)
-        if isinstance(self.termination_fn, LearnedTermination):
-            report = fit(self, transitions, generator, **kwargs)
+        transitions = checked(transitions, self.observation_dim, self.action_dim)
+        reward, termination = self._compare_rewards(transitions), self._compare_terminations(transitions)
+        report = fit(self, transitions, generator, **kwargs)
+        if termination is not None:
+            report = replace(report, termination_precision=termination.precision, termination_recall=termination.recall)
+        elif isinstance(self.termination_fn, LearnedTermination):
             budget = step_budget(report.n_gradient_steps, kwargs.get("max_gradient_steps"))
-            scores = self.termination_fn.fit(self._in_env_scale(transitions), generator, max_gradient_steps=budget)
-        else:
-            scores = self._check_termination(transitions)
-            report = fit(self, transitions, generator, **kwargs)
-        report = replace(report, termination_precision=scores["precision"], termination_recall=scores["recall"])
+            in_env_scale = replace(transitions, actions=self.unscale_action(transitions.actions))
+            scores = self.termination_fn.fit(in_env_scale, generator, max_gradient_steps=budget)
+            report = replace(report, termination_precision=scores["precision"], termination_recall=scores["recall"])
         if reward is None:
             return report
-        note = "" if reward.agrees or reward.wrong_scale or self._was_told(self.reward_fn, "another reward") else reward.text
-        return replace(report, reward_mse=reward.mse, reward_agrees=reward.agrees, note=note)
+        is_news = not (reward.agrees or reward.wrong_scale) and self._once(self.reward_fn, "another reward")
+        return replace(report, reward_mse=reward.mse, reward_agrees=reward.agrees, note=reward.text if is_news else "")
 
     def _compare_rewards(self, transitions: Transitions) -> RewardAgreement | None:
         """Compare a ``reward_fn`` with the real rewards; None if the reward is learned."""
@@ -419,53 +418,20 @@ class ProbabilisticEnsemble(nn.Module):
         with th.no_grad():
             obs, next_obs = transitions.observations, transitions.next_observations
             given = self._known_reward(self.reward_fn, obs, transitions.actions, next_obs)
-        if not given.isfinite().all():
-            rows = (~given.isfinite()).nonzero()
-            raise ValueError(
-                f"reward_fn returns NaN or infinity for {len(rows)} of {len(given)} real transitions (first: row "
-                f"{int(rows[0])}). Restrict its input to where it is defined, for instance with clamp."
-            )
         agreement = reward_agreement(given, transitions.rewards)
-        if agreement.wrong_scale and not self._was_told(self.reward_fn, "wrong scale"):
+        if agreement.wrong_scale and self._once(self.reward_fn, "wrong scale"):
             warnings.warn(agreement.text, stacklevel=3)
         return agreement
 
-    def _was_told(self, function: Any, what: str) -> bool:
-        """Whether the user was told this of a function before; notes that it is told now. A note replaces no warning."""
-        if any(function is each and what == text for each, text in self._told):
-            return True
-        self._told.append((function, what))
-        return False
-
-    def _check_termination(self, transitions: Transitions) -> dict[str, float]:
-        """Precision and recall of a termination function that is given; one that predicts nothing is refused."""
+    def _compare_terminations(self, transitions: Transitions) -> TerminationAgreement | None:
+        """Compare a ``termination_fn`` with the real terminations; None if it is learned."""
+        if isinstance(self.termination_fn, LearnedTermination):
+            return None
         predicted = self.predict_termination(transitions)
-        scores = termination_scores(predicted, transitions.terminated)
-        n_terminated = int(transitions.terminated.sum())
-        never = isinstance(self.termination_fn, NeverTerminates)
-        if scores["recall"] == 0.0 and (never or n_terminated >= 10):
-            raise ValueError(
-                f"{n_terminated} of {len(transitions)} transitions terminated, but termination_fn "
-                + ("says that the task never terminates" if never else "predicts not one of them")
-                + ': the model would imagine a life after death. Pass termination_fn="learned", or a function '
-                "f(obs, action, next_obs) -> (B,) bool."
-            )
-        if isinstance(self.termination_fn, BuiltinTermination):
-            check_known_termination(predicted, transitions.terminated)
-            return scores
-        disagreement = termination_disagreement(predicted, transitions.terminated)
-        if disagreement is not None and not self._was_told(self.termination_fn, "wrong"):
-            warnings.warn(disagreement, stacklevel=3)
-        return scores
-
-    def _in_env_scale(self, transitions: Transitions) -> Transitions:
-        return Transitions(
-            transitions.observations,
-            self.unscale_action(transitions.actions),
-            transitions.next_observations,
-            transitions.rewards,
-            transitions.terminated,
-        )
+        agreement = termination_agreement(self.termination_fn, predicted, transitions.terminated)
+        if agreement.text and self._once(self.termination_fn, "wrong"):
+            warnings.warn(agreement.text, stacklevel=3)
+        return agreement
 
     def predict_termination(self, transitions: Transitions) -> th.Tensor:
         """

@@ -1,19 +1,19 @@
 """Fitting an ensemble: holdout, bootstrap, early stopping, per-member restore, elites."""
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple, Protocol
 
 import torch as th
 
 from sb3_mbrl.acceleration.adam import adam_step
 from sb3_mbrl.common.arguments import BOOLEAN, check_arguments, integer, number
-from sb3_mbrl.common.types import LARGEST, Transitions
-
-if TYPE_CHECKING:
-    from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble
+from sb3_mbrl.common.types import Transitions
+from sb3_mbrl.dynamics.data import checked
+from sb3_mbrl.dynamics.normalizer import Normalizer
 
 MIN_ROWS_FOR_HOLDOUT = 10
 """With fewer transitions than this, all are trained on and the stopping rule watches the training error."""
@@ -90,8 +90,44 @@ class FitReport:
         return f"{gist}\n{self.note}" if self.note else gist
 
 
+class Ensemble(Protocol):
+    """What a fit needs of the model: ``M`` networks, its members, that are trained side by side."""
+
+    observation_dim: int
+    action_dim: int
+    ensemble_size: int
+    probabilistic: bool
+    normalize_targets: bool
+    input_normalizer: Normalizer
+    target_normalizer: Normalizer
+    optimizer: th.optim.Adam
+    holdout_mse: th.Tensor
+    n_fitted: int | None
+
+    @property
+    def weights(self) -> Iterable[th.Tensor]:
+        """Weights of each layer, (M, inputs, outputs)."""
+
+    @property
+    def biases(self) -> Iterable[th.Tensor]:
+        """Biases of each layer, (M, 1, outputs)."""
+
+    @property
+    def elites(self) -> th.Tensor:
+        """Members with the lowest ``holdout_mse``, best first, (E,) long."""
+
+    def inputs_and_targets(self, transitions: Transitions) -> tuple[th.Tensor, th.Tensor]:
+        """What the networks map to what, un-normalised: (N, inputs) and (N, D)."""
+
+    def loss(self, inputs: th.Tensor, targets: th.Tensor) -> th.Tensor:
+        """The loss, summed over members, of normalised (M, B, inputs) and (M, B, D)."""
+
+    def __call__(self, inputs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """Mean and log-variance of the normalised targets, (M, B, D) each."""
+
+
 def fit(
-    model: "ProbabilisticEnsemble",
+    model: Ensemble,
     transitions: Transitions,
     generator: th.Generator | None = None,
     batch_size: int = 256,
@@ -120,7 +156,7 @@ def fit(
         in its own order
     :param patience: stop after *more than* this many epochs in a row in which no member improved ...
     :param patience_steps: ... which were at least this many gradient steps. The paper's rule (0) is made for thousands of
-        rows; of a few hundred, five epochs are ten steps, too few to recover from a shift of the data
+        rows; with a few hundred, five epochs are ten steps, too few to recover from a shift of the data
     :param min_improvement: relative gain of a member's holdout MSE that counts as an improvement
     :param max_epochs: stop after this many epochs
     :param max_gradient_steps: stop after this many gradient steps, within an epoch if need be
@@ -129,63 +165,28 @@ def fit(
     :raises ValueError: no transitions, or NaN or infinity among them, or a fit that diverged
     """
     start = time.perf_counter()
-    check_form(model, transitions)
-    check_finite(transitions)
+    transitions = checked(transitions, model.observation_dim, model.action_dim)
     inputs, targets = model.inputs_and_targets(transitions)
     train, holdout = _split(len(transitions), holdout_ratio, max_holdout, generator, inputs.device)
-    # Statistics from the training rows alone; fixed during the fit, so that the weights keep their meaning
-    model.input_normalizer.fit(inputs[train])
-    inputs = model.input_normalizer(inputs)
-    model.target_normalizer.fit(targets[train], z_score=model.normalize_targets)
-    targets = model.target_normalizer(targets)
+    inputs, targets = _normalize(model, inputs, targets, train)
+    held_out = inputs[holdout], targets[holdout]
     rows = _rows_per_member(train, model.ensemble_size, bootstrap, generator)
 
-    snapshot = _Snapshot(model)
-    epoch, n_gradient_steps, last_gain, loss = 0, 0, (0, 0), th.zeros(())
-    while True:
-        rows = _shuffle_each(rows, generator)
-        step = adam_step(model.optimizer)
-        for batch in rows.split(int(batch_size), dim=1):
-            loss = model.loss(inputs[batch], targets[batch])
-            model.optimizer.zero_grad()
-            loss.backward()
-            step()
-            n_gradient_steps += 1
-            if n_gradient_steps == max_gradient_steps:
-                break
-        epoch += 1
-
-        mse = _member_mse(model, inputs[holdout], targets[holdout])
-        if not th.isfinite(mse).all():
-            model.holdout_mse.copy_(mse)  # optimiser and variances are lost, even where a snapshot of the weights is not
-            raise ValueError(
-                "The dynamics model diverged: its holdout error is not finite. Look at the range of the observations and "
-                "rewards, scale them, or lower the learning rate of the model."
-            )
-        gained = snapshot.take_where_better(mse, min_improvement)
-        last_gain = (epoch, n_gradient_steps) if gained else last_gain
+    best, last_gain = _Snapshot(model), _Progress()
+    for now in _epochs(model, inputs, targets, rows, batch_size, max_epochs, max_gradient_steps, generator):
+        if best.take_where_better(_finite_mse(model, *held_out), min_improvement):
+            last_gain = now
         if on_epoch is not None:
-            on_epoch(epoch, snapshot.mse.mean().item())
-        if epoch - last_gain[0] > patience and n_gradient_steps - last_gain[1] >= patience_steps:
-            break
-        if max_epochs is not None and epoch >= max_epochs:
-            break
-        if n_gradient_steps == max_gradient_steps:
+            on_epoch(now.epoch, best.mse.mean().item())
+        if now.epoch - last_gain.epoch > patience and now.n_steps - last_gain.n_steps >= patience_steps:
             break
 
-    snapshot.restore()
-    model.holdout_mse.copy_(_member_mse(model, inputs[holdout], targets[holdout]))
+    best.restore()
+    model.holdout_mse.copy_(_member_mse(model, *held_out))
     model.n_fitted = len(transitions)
-    errors: dict[str, Any] = _holdout_errors(model, inputs[holdout], targets[holdout])
-    return FitReport(
-        n_epochs=epoch,
-        n_gradient_steps=n_gradient_steps,
-        seconds=time.perf_counter() - start,
-        n_train=len(train),
-        n_holdout=len(holdout),
-        train_loss=loss.item(),
-        **errors,
-    )
+    errors: dict[str, Any] = _holdout_errors(model, *held_out)
+    seconds = time.perf_counter() - start
+    return FitReport(now.epoch, now.n_steps, seconds, len(train), len(holdout), now.loss.item(), **errors)
 
 
 def check_fit_arguments(arguments: Mapping[str, Any]) -> None:
@@ -210,7 +211,7 @@ def check_fit_arguments(arguments: Mapping[str, Any]) -> None:
 class _Snapshot:
     """The best parameters of each member so far."""
 
-    def __init__(self, model: "ProbabilisticEnsemble"):
+    def __init__(self, model: Ensemble):
         self.parameters = [*model.weights, *model.biases]
         self.best = [parameter.detach().clone() for parameter in self.parameters]
         # A warm model must not be measured against its error on another holdout: every fit starts afresh
@@ -226,51 +227,10 @@ class _Snapshot:
         return len(members) > 0
 
     def restore(self) -> None:
+        """Put the best parameters back into the model."""
         with th.no_grad():
             for best, parameter in zip(self.best, self.parameters, strict=True):
                 parameter.copy_(best)
-
-
-def check_form(model: "ProbabilisticEnsemble", transitions: Transitions) -> None:
-    """
-    :param model: the model to be fitted
-    :param transitions: the transitions to fit it to
-    :raises ValueError: a tensor of another shape or type than :class:`~sb3_mbrl.common.types.Transitions` has
-    """
-    n = len(transitions)
-    shapes: dict[str, tuple[int, ...]] = {
-        "observations": (n, model.observation_dim),
-        "actions": (n, model.action_dim),
-        "next_observations": (n, model.observation_dim),
-        "rewards": (n,),
-        "terminated": (n,),
-    }
-    for name, shape in shapes.items():
-        given, dtype = getattr(transitions, name), th.bool if name == "terminated" else th.float32
-        if isinstance(given, th.Tensor) and (tuple(given.shape), given.dtype) == (shape, dtype):
-            continue
-        got = f"{given.dtype} of shape {tuple(given.shape)}" if isinstance(given, th.Tensor) else type(given).__name__
-        raise ValueError(
-            f"The {name} to fit the dynamics model to must be a tensor of {dtype} of shape {shape}, got {got}. "
-            "sb3_mbrl.envs.read_dataset makes transitions from arrays; .float() and .bool() convert a tensor."
-        )
-
-
-def check_finite(transitions: Transitions) -> None:
-    """
-    :param transitions: to fit to
-    :raises ValueError: there are none, or NaN, infinity or numbers too large for float32 are among them
-    """
-    if len(transitions) == 0:
-        raise ValueError("There are no transitions to fit the dynamics model to.")
-    for name in ("observations", "actions", "next_observations", "rewards"):
-        bad = ~(getattr(transitions, name).abs() <= LARGEST)
-        if bad.any():
-            row = int(bad.nonzero()[0, 0])
-            raise ValueError(
-                f"The {name} to fit the dynamics model to contain NaN, infinity or numbers beyond {LARGEST:.0e} "
-                f"(first in row {row}). Fix the environment, or drop these transitions."
-            )
 
 
 def _split(
@@ -282,6 +242,17 @@ def _split(
         return order, order
     n_holdout = max(1, min(int(n * holdout_ratio), max_holdout))
     return order[n_holdout:], order[:n_holdout]
+
+
+def _normalize(model: Ensemble, inputs: th.Tensor, targets: th.Tensor, train: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    """
+    Fit the normalisers to the training rows alone; during a fit they stay the same, so that the weights keep their meaning.
+
+    :return: normalised inputs and targets
+    """
+    model.input_normalizer.fit(inputs[train])
+    model.target_normalizer.fit(targets[train], z_score=model.normalize_targets)
+    return model.input_normalizer(inputs), model.target_normalizer(targets)
 
 
 def _rows_per_member(train: th.Tensor, members: int, bootstrap: bool, generator: th.Generator | None) -> th.Tensor:
@@ -298,8 +269,70 @@ def _shuffle_each(rows: th.Tensor, generator: th.Generator | None) -> th.Tensor:
     return rows.gather(1, order)
 
 
+class _Progress(NamedTuple):
+    """
+    :param epoch: passes over the training rows so far
+    :param n_steps: gradient steps so far
+    :param loss: of the last minibatch
+    """
+
+    epoch: int = 0
+    n_steps: int = 0
+    loss: th.Tensor = th.zeros(())
+
+
+def _epochs(
+    model: Ensemble,
+    inputs: th.Tensor,
+    targets: th.Tensor,
+    rows: th.Tensor,
+    batch_size: int,
+    max_epochs: int | None,
+    max_gradient_steps: int | None,
+    generator: th.Generator | None,
+) -> Iterator[_Progress]:
+    """Train within the two limits, and yield after each epoch."""
+    n_steps = 0
+    for epoch in itertools.count(1):
+        rows = _shuffle_each(rows, generator)
+        batches = rows.split(int(batch_size), dim=1)
+        batches = batches if max_gradient_steps is None else batches[: max_gradient_steps - n_steps]
+        loss = _train(model, inputs, targets, batches)
+        n_steps += len(batches)
+        yield _Progress(epoch, n_steps, loss)
+        if epoch == max_epochs or n_steps == max_gradient_steps:
+            break
+
+
+def _train(model: Ensemble, inputs: th.Tensor, targets: th.Tensor, batches: Sequence[th.Tensor]) -> th.Tensor:
+    """A gradient step on each minibatch; the loss of the last one."""
+    step = adam_step(model.optimizer)
+    for batch in batches:
+        loss = model.loss(inputs[batch], targets[batch])
+        model.optimizer.zero_grad()
+        loss.backward()
+        step()
+    return loss
+
+
+def _finite_mse(model: Ensemble, inputs: th.Tensor, targets: th.Tensor) -> th.Tensor:
+    """
+    :return: holdout error of each member, (M,)
+    :raises ValueError: it is not finite
+    """
+    mse = _member_mse(model, inputs, targets)
+    if not th.isfinite(mse).all():
+        # The model counts as unfitted from now on: restoring the weights would leave a corrupted optimizer
+        model.holdout_mse.copy_(mse)
+        raise ValueError(
+            "The dynamics model diverged: its holdout error is not finite. Look at the range of the observations and "
+            "rewards, scale them, or lower the learning rate of the model."
+        )
+    return mse
+
+
 @th.no_grad()
-def _member_mse(model: "ProbabilisticEnsemble", inputs: th.Tensor, targets: th.Tensor) -> th.Tensor:
+def _member_mse(model: Ensemble, inputs: th.Tensor, targets: th.Tensor) -> th.Tensor:
     """(members,) mean squared error over rows and outputs."""
     total = th.zeros_like(model.holdout_mse)
     for x, y in zip(inputs.split(1024), targets.split(1024), strict=True):
@@ -309,7 +342,7 @@ def _member_mse(model: "ProbabilisticEnsemble", inputs: th.Tensor, targets: th.T
 
 
 @th.no_grad()
-def _holdout_errors(model: "ProbabilisticEnsemble", inputs: th.Tensor, targets: th.Tensor) -> dict[str, float]:
+def _holdout_errors(model: Ensemble, inputs: th.Tensor, targets: th.Tensor) -> dict[str, float]:
     """The errors of a :class:`FitReport`, averaged over the elites."""
     elites = model.elites
     mse, nll = th.zeros_like(targets[0]), th.zeros_like(targets[0])

@@ -15,6 +15,7 @@ from sb3_mbrl.common.actions import action_dim
 from sb3_mbrl.common.arguments import check_arguments, integer, list_of, number
 from sb3_mbrl.common.types import TerminationFn, Transitions
 from sb3_mbrl.diagnostics.statistics import termination_scores
+from sb3_mbrl.dynamics.data import CheckedTransitions
 from sb3_mbrl.tasks.termination import known_termination
 
 _HOLDOUT_EVERY = 5
@@ -161,7 +162,8 @@ class LearnedTermination(nn.Module):
             "max_gradient_steps": integer(0) | None,
         }
         check_arguments(locals(), accepted)
-        _require_finite(transitions)
+        if not isinstance(transitions, CheckedTransitions):
+            _require_finite(transitions)
         generator = th.Generator().manual_seed(0) if generator is None else generator
         inputs = th.cat((transitions.observations, transitions.actions, transitions.next_observations), dim=-1)
         labels = transitions.terminated.to(self.mean.device)

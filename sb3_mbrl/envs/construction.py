@@ -21,7 +21,7 @@ from sb3_mbrl.common.progress import showing
 from sb3_mbrl.common.spaces import check_spaces
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
 from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble
-from sb3_mbrl.dynamics.fitting import FitReport, check_finite, check_fit_arguments, epoch_shown_by, fit
+from sb3_mbrl.dynamics.fitting import FitReport, check_fit_arguments, epoch_shown_by, fit
 from sb3_mbrl.dynamics.learned_termination import make_termination
 from sb3_mbrl.envs.datasets import Dataset, read_dataset, spaces_of
 from sb3_mbrl.envs.experience import Bounds, Experience, StartStates, check_start_states
@@ -240,7 +240,6 @@ class ImaginedFromExperience:
         )
         inspect.signature(fit).bind(dynamics, None, **fit_kwargs)  # what it does not accept fails here, not after it all
         experience = gather(dynamics.device)
-        check_finite(experience.transitions)
         _fit(dynamics, experience.transitions, generator, verbose, progress_bar, fit_kwargs)
         return cls._from_experience(env, dynamics, experience, start_states, observation_bounds, fit_kwargs, kwargs)
 
