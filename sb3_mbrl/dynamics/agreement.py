@@ -20,6 +20,8 @@ MOVE_TOGETHER = 0.95
 """Rewards with at least this correlation are meant to be the same: those of another task would differ in more than their
 scale."""
 
+REMEDY = "Pass termination_fn='learned', or a function f(obs, action, next_obs) -> (B,) bool of your own"
+
 
 class RewardAgreement(NamedTuple):
     """
@@ -106,28 +108,31 @@ def termination_agreement(function: TerminationFn, predicted: th.Tensor, actual:
     :raises ValueError: the function predicts none of the terminations, or is the rule of a known task and does not hold here
     """
     scores = termination_scores(predicted, actual)
-    n_terminated, never = int(actual.sum()), isinstance(function, NeverTerminates)
-    if scores["recall"] == 0.0 and (never or n_terminated >= 10):
+    n_terminated, n_wrong = int(actual.sum()), int((predicted != actual).sum())
+    if isinstance(function, NeverTerminates) and n_terminated > 0:
         raise ValueError(
-            f"{n_terminated} of {len(actual)} transitions terminated, but termination_fn "
-            + ("says that the task never terminates" if never else "predicts not one of them")
-            + ': imagined episodes would go on where the real ones ended. Pass termination_fn="learned", or a function '
-            "f(obs, action, next_obs) -> (B,) bool."
+            f"{n_terminated} of {len(actual)} transitions terminated, but termination_fn says that the task never terminates. "
+            f"If this is a task of Gymnasium's own, a wrapper ends its episodes. {REMEDY}."
         )
-    n_wrong = int((predicted != actual).sum())
-    if n_wrong <= 1 + len(actual) // 1000:  # in float32, a state within a rounding error of the limit may fall on either side
-        return TerminationAgreement(**scores, text="")
-    if isinstance(function, BuiltinTermination):
+    # In float32, a state within a rounding error of the limit may fall on either side
+    agrees = n_wrong <= 1 + len(actual) // 1000
+    if isinstance(function, BuiltinTermination) and not agrees:
         raise ValueError(
             f"The termination rule of the known task disagrees with {n_wrong} of {len(actual)} real transitions: a wrapper "
-            "probably changes observations or terminations. Pass termination_fn='learned' or a function of your own."
+            f"probably changes observations or ends episodes. {REMEDY}."
         )
+    if scores["recall"] == 0.0 and n_terminated >= 10:
+        raise ValueError(
+            f"{n_terminated} of {len(actual)} transitions terminated, but termination_fn predicts not one of them: imagined "
+            f"episodes would go on where the real ones ended. {REMEDY}."
+        )
+    if agrees:
+        return TerminationAgreement(**scores, text="")
     n_false, n_missed = int((predicted & ~actual).sum()), int((actual & ~predicted).sum())
     text = (
         f"termination_fn disagrees with {n_wrong} of {len(actual)} real transitions: {n_false} of the {int(predicted.sum())} "
         f"that it ends went on, and it misses {n_missed} of the {n_terminated} that ended (not counting time limits). It "
-        "decides where imagined episodes end. Check its units, and that it looks at next_obs, or pass "
-        "termination_fn='learned'."
+        f"decides where imagined episodes end. Check its units, and that it looks at next_obs. {REMEDY}."
     )
     return TerminationAgreement(**scores, text=text)
 

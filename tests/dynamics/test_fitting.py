@@ -368,7 +368,7 @@ def test_no_data_are_refused():
 
 def test_terminations_that_nothing_predicts_are_refused_with_the_remedy():
     data = dataclasses.replace(transitions(), terminated=th.arange(200) < 3)
-    with pytest.raises(ValueError, match=r"3 of 200 transitions terminated.*termination_fn=\"learned\", or a function"):
+    with pytest.raises(ValueError, match="3 of 200 transitions terminated.*termination_fn='learned', or a function"):
         ensemble().fit(data, seeded())
     with pytest.warns(UserWarning, match=r"disagrees with \d+ of 200 real transitions"):  # it may well miss all of the 3
         ensemble(termination_fn=lambda obs, action, next_obs: obs[:, 0] > 0).fit(data, seeded(), max_epochs=1)

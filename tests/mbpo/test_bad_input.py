@@ -223,7 +223,7 @@ class TestNonFinite:
 
 class TestTermination:
     def test_seen_but_ruled_out(self, make_mbpo):
-        with pytest.raises(ValueError, match=r'transitions terminated, but .*never terminates.*termination_fn="learned"'):
+        with pytest.raises(ValueError, match=r"transitions terminated, but .*never terminates.*termination_fn='learned'"):
             make_mbpo("Line-v0", termination_fn=None).learn(100)
 
     @pytest.mark.parametrize("function", [lambda o, a, n: n[:, 0], lambda o, a, n: n > 1.2], ids=["floats", "too wide"])
