@@ -37,10 +37,10 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The time that planners and policies see."""
+    """The time that planners, policies and algorithms see."""
     clock = Clock()
-    for module in ("sb3_mbrl.planning.planner", "sb3_mbrl.mpc.policy"):
-        monkeypatch.setattr(f"{module}.time", clock)
+    for module in ("planning.planner", "mpc.policy", "algorithms.base", "algorithms.forecast"):
+        monkeypatch.setattr(f"sb3_mbrl.{module}.time", clock)
     return clock
 
 

@@ -21,12 +21,16 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TrainFr
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbrl.algorithms.checkpoints import ExactCheckpoints, restore_generator
+from sb3_mbrl.algorithms.forecast import Forecast
 from sb3_mbrl.common.actions import for_sb3, from_environment, from_sb3
 from sb3_mbrl.common.arguments import OFF_POLICY, Rule, plain_arguments
 from sb3_mbrl.common.environments import accepted_environment, check_constructed_with_env, check_normalization
 from sb3_mbrl.common.progress import ModelProgressBarCallback
 from sb3_mbrl.common.replay_buffers import check_stored_actions, keep_scaled_actions, whole_rows
 from sb3_mbrl.common.types import LARGEST
+
+ROUND = 100
+"""Environment steps over which the pace of training is measured, where no fits divide it into rounds."""
 
 BEYOND = f"NaN, infinite or larger than {LARGEST:.0e}"
 
@@ -228,13 +232,28 @@ class ModelBasedAlgorithm(ExactCheckpoints):
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         self._progress_bar = ModelProgressBarCallback() if progress_bar else None
-        if self._progress_bar is not None:
+        own = [self._forecast() if self.verbose >= 1 else None, self._progress_bar]
+        shown = [each for each in own if each is not None]
+        if shown:
             if isinstance(callback, list):
                 callback = CallbackList(callback)
             elif not isinstance(callback, BaseCallback):
                 callback = ConvertCallback(callback)
-            callback = CallbackList([callback, self._progress_bar])
+            callback = CallbackList([callback, *shown])
         return super()._init_callback(callback)
+
+    def _forecast(self) -> Forecast:
+        return Forecast("updating", ROUND)
+
+    def _growth(self, phase: str, begin: int, total_timesteps: int) -> float:
+        """
+        :param phase: name of a phase, as :meth:`_timed` has it
+        :param begin: environment step since which the phase was measured
+        :param total_timesteps: environment step at which ``learn`` ends
+        :return: what an environment step will cost in this phase on average until the end, relative to what it cost since
+            ``begin``
+        """
+        return 1.0
 
     # ---------------------------------------------------------------- monitoring
 

@@ -11,6 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 
 from sb3_mbrl.algorithms.base import ModelBasedAlgorithm
+from sb3_mbrl.algorithms.forecast import Forecast
 from sb3_mbrl.common.arguments import Rule, integer, number
 from sb3_mbrl.common.progress import EveryHalfMinute
 from sb3_mbrl.common.spaces import check_spaces
@@ -201,6 +202,9 @@ class LearnsDynamics(ModelBasedAlgorithm):
         if reset_num_timesteps:
             self._last_fit_timestep = None  # num_timesteps starts again at 0
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def _forecast(self) -> Forecast:
+        return Forecast("fitting", self.model_train_freq)
 
     def _watch_epochs(self) -> EpochCallback:
         """A callback that shows the epochs of one fit, in the progress bar or by a line every half minute."""

@@ -9,10 +9,10 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import NStepReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_mbrl.acceleration.perceptron import accelerated, check_precision
 from sb3_mbrl.algorithms.base import ModelBasedAlgorithm
+from sb3_mbrl.algorithms.forecast import growth
 from sb3_mbrl.algorithms.learning import LearnsDynamics
 from sb3_mbrl.common.actions import for_sb3, from_sb3
 from sb3_mbrl.common.arguments import BOOLEAN, SHARE, Rule, integer
@@ -24,7 +24,6 @@ from sb3_mbrl.diagnostics.statistics import standard_deviations
 from sb3_mbrl.dynamics.rollout_length import AdaptiveRolloutLength, make_schedule
 from sb3_mbrl.dynamics.rollouts import RolloutStats, branched_rollouts
 from sb3_mbrl.mbpo.buffers import MixedReplayBuffer, ModelReplayBuffer
-from sb3_mbrl.mbpo.costs import forecast
 
 MOST_BATCHES = 100
 """Drawn at once: a few megabytes."""
@@ -296,12 +295,10 @@ class MBPOMixin(LearnsDynamics):
 
     # ---------------------------------------------------------------- learn
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        total_timesteps, callback = super()._setup_learn(*args, **kwargs)
-        if self.verbose >= 1 and total_timesteps > max(self.num_timesteps, self.learning_starts):
-            expected = forecast(self, total_timesteps)
-            print(expected or "How long this takes depends on the length of episodes, which train_freq counts.")
-        return total_timesteps, callback
+    def _growth(self, phase: str, begin: int, total_timesteps: int) -> float:
+        if phase == "imagining":  # the round ended with an imagination of the present length
+            return growth(self._rollout_length, self.num_timesteps, self.num_timesteps, total_timesteps)
+        return super()._growth(phase, begin, total_timesteps)
 
     def _log_imagination(self, stats: RolloutStats, length: int, starts: th.Tensor) -> None:
         with th.no_grad():

@@ -28,7 +28,6 @@ from sb3_mbrl.common.environments import time_limit
 from sb3_mbrl.common.sequences import DictSequenceReplayBuffer, SequenceReplayBuffer, SequenceSamples
 from sb3_mbrl.planning import MPPI
 from sb3_mbrl.planning.planner import MOST_PLANS
-from sb3_mbrl.tdmpc.costs import forecast
 from sb3_mbrl.tdmpc.latent_model import LatentModel
 from sb3_mbrl.tdmpc.policies import CnnPolicy, LatentPolicy, MlpPolicy, MultiInputPolicy
 from sb3_mbrl.tdmpc.told import ToldSizes
@@ -378,11 +377,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
                 f"The replay buffer must replay sequences of horizon={self.horizon} transitions, got a {type(buffer).__name__}"
                 f" of horizon={getattr(buffer, 'horizon', None)}. Load one that was saved with this horizon."
             )
-        total_timesteps, callback = super()._setup_learn(*args, **kwargs)
-        if self.verbose >= 1 and total_timesteps > max(self.num_timesteps, self.learning_starts):
-            expected = forecast(self, total_timesteps)
-            print(expected or "How long this takes depends on the length of episodes, which train_freq counts.")
-        return total_timesteps, callback
+        return super()._setup_learn(*args, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_last_batch"]

@@ -12,6 +12,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import polyak_update
 
+from sb3_mbrl.algorithms.forecast import growth
 from sb3_mbrl.common.arguments import SHARE, Rule, list_of, number
 from sb3_mbrl.common.sequences import SequenceSamples
 from sb3_mbrl.tdmpc.base import LatentAlgorithm, choose_sizes
@@ -30,6 +31,9 @@ PLANNER: dict[str, Any] = {
 
 MIN_STD, MAX_STD = 1e-6, 2.0
 """Bounds of the standard deviation of plans; ``MIN_STD`` stands in for 0."""
+
+OVERHEAD = 3
+"""What a plan costs beside its steps, in steps: the proposals of the policy and the value of its end."""
 
 MAX_LOSS = 1e4
 """Each loss of a sequence is cut there, and its priority."""
@@ -205,9 +209,18 @@ class TDMPC(LatentAlgorithm):
         given = self.horizon_schedule
         return given if not isinstance(given, Sequence) else [self.horizon if each is None else each for each in given]
 
+    def _n_planned(self, num_timesteps: int) -> int:
+        """Steps of a plan that is made at this environment step."""
+        return min(int(_linear(self._plan_lengths(), num_timesteps)), self.horizon)
+
+    def _growth(self, phase: str, begin: int, total_timesteps: int) -> float:
+        if phase == "planning":
+            return growth(lambda step: self._n_planned(step) + OVERHEAD, begin, self.num_timesteps, total_timesteps)
+        return super()._growth(phase, begin, total_timesteps)
+
     def _follow_schedules(self) -> None:
         """Plans become longer, exploration less."""
-        n_planned = min(int(_linear(self._plan_lengths(), self.num_timesteps)), self.horizon)
+        n_planned = self._n_planned(self.num_timesteps)
         self.policy.planner.n_planned = self.policy.objective.horizon = n_planned
         self.policy.planner.std_bounds = (max(_linear(self.std_schedule, self.num_timesteps), MIN_STD), MAX_STD)
 
