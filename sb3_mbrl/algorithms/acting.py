@@ -8,20 +8,18 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_mbrl.algorithms.base import ModelBasedAlgorithm
+from sb3_mbrl.algorithms.base import MakesItsPolicy
 from sb3_mbrl.algorithms.checkpoints import restore_generator
 from sb3_mbrl.mpc.policy import MPCPolicy
 
 SelfActsByPlanning = TypeVar("SelfActsByPlanning", bound="ActsByPlanning")
 
 
-class ActsByPlanning(ModelBasedAlgorithm):
+class ActsByPlanning(MakesItsPolicy):
     """
     Before an off-policy algorithm of SB3 in the list of bases: its policy is an :class:`MPCPolicy`, whose plans go on from one
     step of the training environments to the next.
     """
-
-    _is_mixin = True
 
     policy: MPCPolicy
     _planner_state: tuple[np.ndarray, ...] | None = None

@@ -3,6 +3,7 @@
 import math
 import time
 import warnings
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -42,8 +43,6 @@ class ModelBasedAlgorithm(ExactCheckpoints):
     Before an off-policy algorithm of SB3 in the list of bases: a random stream for the model, and a watch over what the
     environment returns and where the time goes.
     """
-
-    _is_mixin = True
 
     _generator: th.Generator | None = None
     _progress_bar: ModelProgressBarCallback | None = None
@@ -297,6 +296,27 @@ class ModelBasedAlgorithm(ExactCheckpoints):
         assert self._generator is not None
         super()._restore_checkpoint_extras(extras)
         restore_generator(self._generator, extras["generator"])
+
+
+class MakesItsPolicy(ModelBasedAlgorithm):
+    """Mixin for algorithms that make their policy themselves, because it holds a model or is that of another algorithm."""
+
+    def _setup_model(self) -> None:
+        policy_class = self.policy_class
+        # SB3 makes its policy in the middle of its setup, when all seeds are set and nothing is built yet
+        self.policy_class = lambda *_, **kwargs: self._make_policy(policy_class, **kwargs)  # type: ignore[assignment, misc]
+        try:
+            super()._setup_model()
+        finally:
+            self.policy_class = policy_class
+
+    @abstractmethod
+    def _make_policy(self, policy_class: Any, **policy_kwargs: Any) -> BasePolicy:
+        """
+        :param policy_class: the class that the user chose
+        :param policy_kwargs: the user's further arguments of the policy
+        :return: the policy
+        """
 
 
 def _finite_rows(obs: np.ndarray | dict[str, np.ndarray], n_envs: int) -> np.ndarray:

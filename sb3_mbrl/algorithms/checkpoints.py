@@ -29,7 +29,7 @@ from sb3_mbrl.algorithms.checkpoint_folders import (
 )
 from sb3_mbrl.algorithms.env_state import restore_env_state, save_env_state
 from sb3_mbrl.algorithms.replay_files import write_replay_buffer
-from sb3_mbrl.algorithms.saves import AtomicSaves, algorithm_name, check_algorithm, saved_as
+from sb3_mbrl.algorithms.saves import AtomicSaves, check_algorithm, name_in_files, saved_as
 from sb3_mbrl.common.arguments import OFF_POLICY, check_arguments, integer
 from sb3_mbrl.common.environments import check_has_env
 from sb3_mbrl.common.files import open_atomically, write_atomically
@@ -43,8 +43,6 @@ class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
     For off-policy algorithms, before the SB3 class in the list of bases: ``class MBPO(ExactCheckpoints, SAC)``.
     Adds :meth:`save_checkpoint` and :meth:`load_checkpoint`, and makes ``save_replay_buffer`` atomic.
     """
-
-    _is_mixin = True
 
     _checkpoint_due: str | pathlib.Path | None = None
     _goes_on = False
@@ -95,7 +93,7 @@ class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
             # Last, since it tells the sizes and checksums of the others
             manifest = {
                 "format": FORMAT,
-                "algorithm": algorithm_name(type(self)),
+                "algorithm": name_in_files(type(self)),
                 "num_timesteps": self.num_timesteps,
                 "n_envs": self.n_envs,
                 "files": {name: fingerprint(version / name) for name in FILES},

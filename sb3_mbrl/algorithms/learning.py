@@ -33,8 +33,6 @@ class LearnsDynamics(ModelBasedAlgorithm):
     :meth:`_setup_dynamics` in ``_setup_model``, and in ``train``, where :meth:`_fit_is_due`, :meth:`_fit_dynamics`.
     """
 
-    _is_mixin = True
-
     _accepted: ClassVar[dict[str, Rule]] = {
         **ModelBasedAlgorithm._accepted,
         "model_train_freq": integer(1),

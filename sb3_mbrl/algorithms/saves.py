@@ -5,7 +5,7 @@ import pathlib
 import warnings
 import zipfile
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm, maybe_make_env
@@ -27,7 +27,11 @@ class AtomicSaves(BaseAlgorithm):
     algorithm has saved or what does not fit, with a clear message.
     """
 
-    _is_mixin = True  # marks a mixin; looked up in each class itself, not inherited
+    algorithm_name: ClassVar[str] = ""
+    """
+    The algorithm by which files know who saved them. Subclasses inherit it, and load what the algorithm has saved. Where it is
+    empty, the name of the class takes its place.
+    """
 
     def save(
         self,
@@ -46,7 +50,7 @@ class AtomicSaves(BaseAlgorithm):
         content = io.BytesIO()
         super().save(content, exclude, include)
         with zipfile.ZipFile(content, "a") as archive:
-            archive.writestr(_ALGORITHM_ENTRY, algorithm_name(type(self)))
+            archive.writestr(_ALGORITHM_ENTRY, name_in_files(type(self)))
         if isinstance(path, (str, pathlib.Path)):
             write_atomically(saved_as(path, "zip"), content.getvalue())
         else:
@@ -123,10 +127,9 @@ class AtomicSaves(BaseAlgorithm):
 # ---------------------------------------------------------------- which algorithm
 
 
-def algorithm_name(cls: type) -> str:
-    """The name of the algorithm; a subclass by a user counts as the algorithm that it derives from."""
-    algorithms = [base for base in cls.__mro__ if issubclass(base, AtomicSaves) and not vars(base).get("_is_mixin", False)]
-    return algorithms[-1].__name__
+def name_in_files(cls: type[AtomicSaves]) -> str:
+    """The name by which files know an algorithm."""
+    return cls.algorithm_name or cls.__name__
 
 
 def _algorithm_in_zip(path: str | pathlib.Path | io.BufferedIOBase) -> str:
@@ -148,9 +151,10 @@ def _algorithm_in_zip(path: str | pathlib.Path | io.BufferedIOBase) -> str:
             file.close()
 
 
-def check_algorithm(cls: type, saved: str, path: Any) -> None:
-    if saved != algorithm_name(cls):
-        raise ValueError(f"{path} was saved by {saved}, not by {algorithm_name(cls)}: load it with the class that saved it.")
+def check_algorithm(cls: type[AtomicSaves], saved: str, path: Any) -> None:
+    """:raises ValueError: ``path`` was saved by another algorithm than ``cls``"""
+    if saved != name_in_files(cls):
+        raise ValueError(f"{path} was saved by {saved}, not by {name_in_files(cls)}: load it with the class that saved it.")
 
 
 def saved_as(path: str | pathlib.Path, suffix: str) -> pathlib.Path:

@@ -20,9 +20,10 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from sb3_mbrl.algorithms.base import MakesItsPolicy
 from sb3_mbrl.algorithms.checkpoints import noise_for
 from sb3_mbrl.algorithms.learning import LearnsDynamics
 from sb3_mbrl.algorithms.replay_files import pickle_replay_buffer
@@ -51,7 +52,7 @@ MIN_SHARE_BETTER = 0.7
 _SET_HERE = {"policy", "env", "seed", "device", "tensorboard_log", "verbose", "_init_setup_model"}
 
 
-class Dyna(LearnsDynamics, OffPolicyAlgorithm):
+class Dyna(LearnsDynamics, MakesItsPolicy, OffPolicyAlgorithm):
     """
     Trains an algorithm of Stable-Baselines3 in a learned model, as it is: acts at random, fits an ensemble of dynamics, lets
     the algorithm learn in many imagined environments, acts with what it has learned, and so on (Sutton 1991; with ensembles
@@ -109,6 +110,8 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
     :raises TypeError: an argument has an unknown name
     :raises ValueError: arguments or spaces that are not supported, saying what is
     """
+
+    algorithm_name = "Dyna"
 
     _accepted: ClassVar[dict[str, Rule]] = {
         **LearnsDynamics._accepted,
@@ -201,12 +204,7 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
         check_spaces(self.observation_space, self.action_space)
         self._check_dynamics_arguments()
         self._check_arguments()
-        # SB3 makes its policy in the middle of its setup, when all seeds are set: there model and algorithm are made too
-        self.policy_class = self._make_policy  # type: ignore[assignment, arg-type]
-        try:
-            super()._setup_model()
-        finally:
-            self.policy_class = BasePolicy  # type: ignore[type-abstract]
+        super()._setup_model()
 
     def _check_algorithm(self) -> None:
         """Checked first, as whoever forgets the algorithm has passed its policy and the environment in the wrong places."""
@@ -234,11 +232,9 @@ class Dyna(LearnsDynamics, OffPolicyAlgorithm):
         names = ("value_mode", "uncertainty_penalty", "max_disagreement", "halt_reward")
         return {name: getattr(self, name) for name in names}
 
-    def _make_policy(
-        self, observation_space: spaces.Space, action_space: spaces.Space, lr_schedule: Schedule, **_: Any
-    ) -> BasePolicy:
+    def _make_policy(self, policy_class: type[BasePolicy], **policy_kwargs: Any) -> BasePolicy:
         self._setup_dynamics()
-        imagined: Any = _NothingYet(self.n_imagined_envs, observation_space, for_sb3(action_space))
+        imagined: Any = _NothingYet(self.n_imagined_envs, self.observation_space, for_sb3(self.action_space))
         if self._agent_zip:  # n_imagined_envs may be another than it was saved with
             self.agent = self.algorithm_class.load(io.BytesIO(self._agent_zip), imagined, self.device)
             self._agent_zip = b""

@@ -98,6 +98,7 @@ class DynaQ(AtomicSaves):
     :raises ValueError: spaces that are not Discrete, or numbers out of their range
     """
 
+    algorithm_name = "DynaQ"
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"TabularPolicy": TabularPolicy}
 
     policy: TabularPolicy

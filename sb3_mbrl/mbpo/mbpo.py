@@ -63,6 +63,7 @@ class MBPO(MBPOMixin, SAC):
     :raises ValueError: arguments or spaces that are not supported, saying what is
     """
 
+    algorithm_name = "MBPO"
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": MlpPolicy}
 
     def __init__(
@@ -169,6 +170,7 @@ class MBTQC(MBPOMixin, TQC):
     arguments of ``sb3_contrib.TQC`` and those of :class:`~sb3_mbrl.mbpo.mixin.MBPOMixin`, as keywords.
     """
 
+    algorithm_name = "MBTQC"
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": TQCMlpPolicy}
 
     def _setup_model(self) -> None:
@@ -188,6 +190,7 @@ class MBCrossQ(MBPOMixin, CrossQ):
     :class:`~sb3_mbrl.mbpo.mixin.MBPOMixin`, as keywords. CrossQ makes one update per step, here two are the default.
     """
 
+    algorithm_name = "MBCrossQ"
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": CrossQMlpPolicy}
     own_defaults: ClassVar[dict[str, Any]] = {**MBPOMixin.own_defaults, "gradient_steps": 2}
 
@@ -199,6 +202,7 @@ class MBTD3(MBPOMixin, TD3):
     actor's with clipped noise.
     """
 
+    algorithm_name = "MBTD3"
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": TD3MlpPolicy}
 
     def _sample_imagined_action(self, obs: th.Tensor) -> th.Tensor:

@@ -70,8 +70,6 @@ class MBPOMixin(LearnsDynamics):
     :raises ValueError: arguments or spaces that are not supported, saying what is
     """
 
-    _is_mixin = True
-
     _accepted: ClassVar[dict[str, Rule]] = {
         **LearnsDynamics._accepted,
         "rollouts_per_step": integer(1, 10**7),

@@ -4,7 +4,6 @@ import inspect
 import io
 import pathlib
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -89,6 +88,7 @@ class PETS(LearnsDynamics, ActsByPlanning, OffPolicyAlgorithm):
     :raises ValueError: arguments or spaces that are not supported, saying what is
     """
 
+    algorithm_name = "PETS"
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MPCPolicy": MPCPolicy}
 
     _accepted: ClassVar[dict[str, Rule]] = {**LearnsDynamics._accepted, **PLANNING, "aggregate": BOOLEAN}
@@ -175,13 +175,7 @@ class PETS(LearnsDynamics, ActsByPlanning, OffPolicyAlgorithm):
         check_spaces(self.observation_space, self.action_space)
         self._check_dynamics_arguments("learning_rate", "batch_size")
         self._check_policy_arguments()
-        policy_class = self.policy_class
-        # SB3 makes its policy in the middle of its setup, when all seeds are set: there the model is made too
-        self.policy_class = partial(self._make_policy, policy_class)  # type: ignore[assignment, arg-type]
-        try:
-            super()._setup_model()
-        finally:
-            self.policy_class = policy_class
+        super()._setup_model()
 
     def _check_policy_arguments(self) -> None:
         if not issubclass(self.policy_class, MPCPolicy):
@@ -197,14 +191,7 @@ class PETS(LearnsDynamics, ActsByPlanning, OffPolicyAlgorithm):
         if self.action_noise is not None and not isinstance(self.action_space, spaces.Box):
             raise ValueError(f"action_noise is for Box actions, got {self.action_space}. Leave it None.")
 
-    def _make_policy(
-        self,
-        policy_class: type[MPCPolicy],
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
-        lr_schedule: Schedule,
-        **policy_kwargs: Any,
-    ) -> MPCPolicy:
+    def _make_policy(self, policy_class: type[MPCPolicy], **policy_kwargs: Any) -> MPCPolicy:
         missing = [name for name in self._agent_names if name not in self._agents]
         if missing:
             raise ValueError(
@@ -212,7 +199,7 @@ class PETS(LearnsDynamics, ActsByPlanning, OffPolicyAlgorithm):
                 f"PETS.load(path, {', '.join(f'{name}=...' for name in missing)})."
             )
         self._agent_names = list(self._agents)
-        self._setup_dynamics(learning_rate=lr_schedule(1.0))
+        self._setup_dynamics(learning_rate=self.lr_schedule(1.0))
         return policy_class(
             self.dynamics,
             self.planner,

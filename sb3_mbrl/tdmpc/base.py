@@ -5,7 +5,6 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from numbers import Integral
 from typing import Any, ClassVar, TypeVar
 
@@ -43,8 +42,6 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
     """
     Base class of ``TDMPC`` and ``TDMPC2``, which say what is learned from a batch of sequences. Arguments are theirs.
     """
-
-    _is_mixin = True
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": MlpPolicy,
@@ -139,14 +136,12 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         self._check_arguments()
         if self.gamma is None:
             self.gamma = self._discount()
-        arguments = self.policy_class, self.replay_buffer_kwargs
-        # SB3 makes its policy in the middle of its setup, when all seeds are set
-        self.policy_class = partial(self._make_policy, self.policy_class)  # type: ignore[assignment, arg-type]
+        replay_buffer_kwargs = self.replay_buffer_kwargs
         self._choose_replay_buffer()
         try:
             super()._setup_model()
         finally:
-            self.policy_class, self.replay_buffer_kwargs = arguments
+            self.replay_buffer_kwargs = replay_buffer_kwargs
 
     @staticmethod
     def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
@@ -194,18 +189,11 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         """Arguments of the replay buffer."""
         return {}
 
-    def _make_policy(
-        self,
-        policy_class: type[LatentPolicy],
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        lr_schedule: Schedule,
-        **policy_kwargs: Any,
-    ) -> LatentPolicy:
+    def _make_policy(self, policy_class: type[LatentPolicy], **policy_kwargs: Any) -> LatentPolicy:
         return policy_class(
-            observation_space,
-            action_space,
-            lr_schedule,
+            self.observation_space,
+            self.action_space,  # type: ignore[arg-type]
+            self.lr_schedule,
             planner=self.planner,
             planner_kwargs=self._planner_arguments(),
             discount=self.gamma,

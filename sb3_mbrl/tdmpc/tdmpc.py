@@ -90,6 +90,8 @@ class TDMPC(LatentAlgorithm):
     :raises ValueError: arguments or spaces that are not supported, saying what is
     """
 
+    algorithm_name = "TDMPC"
+
     _accepted: ClassVar[dict[str, Rule]] = {
         **LatentAlgorithm._accepted,
         "priority_exponent": SHARE,

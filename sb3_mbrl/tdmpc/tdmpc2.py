@@ -77,6 +77,8 @@ class TDMPC2(LatentAlgorithm):
     :raises ValueError: arguments or spaces that are not supported, saying what is
     """
 
+    algorithm_name = "TDMPC2"
+
     _accepted: ClassVar[dict[str, Rule]] = {
         **LatentAlgorithm._accepted,
         "entropy_coef": number(0),

@@ -30,7 +30,7 @@ from sb3_mbrl.algorithms.replay_files import write_replay_buffer
 
 
 class ExactSAC(ExactCheckpoints, SAC):
-    pass
+    algorithm_name = "ExactSAC"
 
 
 class MyExactSAC(ExactSAC):

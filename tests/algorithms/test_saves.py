@@ -9,6 +9,7 @@ from stable_baselines3 import PPO, SAC
 
 from sb3_mbrl import MBPO, MBTD3, MBTQC, PETS, TDMPC, TDMPC2, Dyna, DynaQ, MBCrossQ, MPCPolicy
 from sb3_mbrl.dynamics import ProbabilisticEnsemble, SimulatorModel
+from sb3_mbrl.mbpo import MBPOMixin
 
 SMALL = {"buffer_size": 10, "seed": 0, "device": "cpu"}
 ALGORITHMS = {
@@ -85,3 +86,26 @@ def test_the_table_of_another_algorithm_is_refused_and_the_file_is_named(tmp_pat
             with pytest.raises(ValueError, match=f"{tmp_path / name} was saved by {saver}"):
                 cls.load(path)
     assert DynaQ.load(tmp_path / "table").policy.q.shape == (16, 4)
+
+
+def test_a_subclass_loads_what_its_algorithm_has_saved_and_the_other_way_round(tmp_path):
+    class Mine(MBPO):
+        """Inherits the name of the algorithm."""
+
+    class MyOwn(MBPO):
+        algorithm_name = "MyOwn"
+
+    for saver, loader in ((Mine, MBPO), (MBPO, Mine)):
+        saver("MlpPolicy", "Pendulum-v1", **SMALL).save(tmp_path / "model")
+        loader.load(tmp_path / "model")
+    with pytest.raises(ValueError, match="was saved by MBPO, not by MyOwn"):
+        MyOwn.load(tmp_path / "model")
+
+
+def test_a_class_without_a_name_is_known_by_that_of_the_class(tmp_path):
+    class MBMine(MBPOMixin, SAC): ...
+
+    MBMine("MlpPolicy", "Pendulum-v1", **SMALL).save(tmp_path / "model")
+    MBMine.load(tmp_path / "model")
+    with pytest.raises(ValueError, match="was saved by MBMine, not by MBPO"):
+        MBPO.load(tmp_path / "model")
