@@ -7,7 +7,7 @@ import torch as th
 
 from sb3_mbrl.common.types import TerminationFn
 from sb3_mbrl.diagnostics.statistics import termination_scores
-from sb3_mbrl.tasks.termination_rules import BuiltinTermination, NeverTerminates
+from sb3_mbrl.tasks.termination_rules import NeverTerminates, TerminationRule
 
 TOLERANCE = 0.1
 """Rewards agree if they differ by less than this share of the standard deviation of the real ones. That leaves room for noise,
@@ -116,7 +116,7 @@ def termination_agreement(function: TerminationFn, predicted: th.Tensor, actual:
         )
     # In float32, a state within a rounding error of the limit may fall on either side
     agrees = n_wrong <= 1 + len(actual) // 1000
-    if isinstance(function, BuiltinTermination) and not agrees:
+    if isinstance(function, TerminationRule) and not agrees:
         raise ValueError(
             f"The termination rule of the known task disagrees with {n_wrong} of {len(actual)} real transitions: a wrapper "
             f"probably changes observations or ends episodes. {REMEDY}."

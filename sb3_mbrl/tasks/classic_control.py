@@ -6,28 +6,52 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from sb3_mbrl.tasks.registry import end_of
+from sb3_mbrl.tasks.termination_rules import TerminatesAboveBar
+
 Outcome = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Next states (B, S) float64, rewards (B,) float64, whether the task ended (B,) bool."""
 
 
 class ClassicTask:
     """
-    A task of Gymnasium's classic control whose states are its ``state``, and its observation unless told otherwise.
+    A task of Gymnasium's classic control. Its states are what the environment calls ``state``; most are observed as they are.
 
     :param env: the unwrapped environment; its attributes are kept as they are now
     """
 
     def __init__(self, env: Any) -> None:
         self.task = copy.copy(env)
+        self.end = end_of(env)
 
     def start(self, obs: np.ndarray) -> np.ndarray:
+        """
+        :param obs: observations, (B, O)
+        :return: states, (B, S)
+        """
         return obs.copy()
 
     def observe(self, states: np.ndarray) -> np.ndarray:
+        """
+        :param states: (B, S)
+        :return: observations, (B, O)
+        """
         return states
 
     def step(self, states: np.ndarray, action: np.ndarray) -> Outcome:
+        """
+        :param states: (B, S)
+        :param action: as the environment's ``step`` takes it, (B, *action_space.shape)
+        :return: the outcome for each state
+        """
         raise NotImplementedError
+
+    def show(self, env: Any, obs: np.ndarray) -> None:
+        """
+        :param env: an unwrapped environment of this task
+        :param obs: the observation (1, O) whose state it is put into
+        """
+        env.state = self.start(obs)[0]
 
 
 class _Pendulum(ClassicTask):
@@ -47,7 +71,8 @@ class _Pendulum(ClassicTask):
         cost = wrapped**2 + 0.1 * velocity**2 + 0.001 * torque**2
         acceleration = 3 * task.g / (2 * task.l) * np.sin(angle) + 3.0 / (task.m * task.l**2) * torque
         velocity = np.clip(velocity + acceleration * task.dt, -task.max_speed, task.max_speed)
-        return np.stack([angle + velocity * task.dt, velocity], axis=1), -cost, np.zeros(len(states), dtype=bool)
+        next_states = np.stack([angle + velocity * task.dt, velocity], axis=1)
+        return next_states, -cost, self.end.ended(next_states)
 
 
 class _CartPole(ClassicTask):
@@ -65,9 +90,10 @@ class _CartPole(ClassicTask):
         # Euler moves with the old velocities, semi-implicit Euler with the new ones
         moved_by = (x_dot, theta_dot) if task.kinematics_integrator == "euler" else (new_x_dot, new_theta_dot)
         x, theta = x + task.tau * moved_by[0], theta + task.tau * moved_by[1]
-        fallen = (np.abs(x) > task.x_threshold) | (np.abs(theta) > task.theta_threshold_radians)
+        next_states = np.stack([x, new_x_dot, theta, new_theta_dot], axis=1)
+        fallen = self.end.ended(next_states)
         reward = np.where(fallen, -1.0, 0.0) if task._sutton_barto_reward else np.ones(len(states))
-        return np.stack([x, new_x_dot, theta, new_theta_dot], axis=1), reward, fallen
+        return next_states, reward, fallen
 
 
 class _MountainCar(ClassicTask):
@@ -82,16 +108,19 @@ class _MountainCar(ClassicTask):
         velocity = np.clip(velocity + push - gravity * np.cos(3 * position), -task.max_speed, task.max_speed)
         position = np.clip(position + velocity, task.min_position, task.max_position)
         velocity = np.where((position == task.min_position) & (velocity < 0), 0.0, velocity)
-        arrived = (position >= task.goal_position) & (velocity >= task.goal_velocity)
+        next_states = np.stack([position, velocity], axis=1)
+        arrived = self.end.ended(next_states)
         if isinstance(task.action_space, gym.spaces.Discrete):
             reward = np.full(len(states), -1.0)
         else:
             reward = 100.0 * arrived - 0.1 * action[:, 0] ** 2
-        return np.stack([position, velocity], axis=1), reward, arrived
+        return next_states, reward, arrived
 
 
 class _Acrobot(ClassicTask):
     """``acrobot.py``, without its noise."""
+
+    end: TerminatesAboveBar
 
     def start(self, obs: np.ndarray) -> np.ndarray:
         return np.stack([np.arctan2(obs[:, 1], obs[:, 0]), np.arctan2(obs[:, 3], obs[:, 2]), obs[:, 4], obs[:, 5]], axis=1)
@@ -115,18 +144,15 @@ class _Acrobot(ClassicTask):
         first, second = ((angle + np.pi) % (2 * np.pi) - np.pi for angle in (first, second))
         limits = (task.MAX_VEL_1, task.MAX_VEL_2)
         velocities = [np.clip(velocity, -limit, limit) for velocity, limit in zip(velocities, limits, strict=True)]
-        swung_up = -np.cos(first) - np.cos(first + second) > 1.0
+        swung_up = self.end.ended_at(-np.cos(first) - np.cos(first + second))
         return np.stack([first, second, *velocities], axis=1), np.where(swung_up, 0.0, -1.0), swung_up
 
 
 CLASSIC_TASKS: dict[str, type[ClassicTask]] = {
-    f"gymnasium.envs.classic_control.{entry_point}": task
-    for entry_point, task in (
-        ("pendulum:PendulumEnv", _Pendulum),
-        ("cartpole:CartPoleEnv", _CartPole),
-        ("mountain_car:MountainCarEnv", _MountainCar),
-        ("continuous_mountain_car:Continuous_MountainCarEnv", _MountainCar),
-        ("acrobot:AcrobotEnv", _Acrobot),
-    )
+    "PendulumEnv": _Pendulum,
+    "CartPoleEnv": _CartPole,
+    "MountainCarEnv": _MountainCar,
+    "Continuous_MountainCarEnv": _MountainCar,
+    "AcrobotEnv": _Acrobot,
 }
-"""By the entry point of the environment's class."""
+"""By the name of Gymnasium's class."""

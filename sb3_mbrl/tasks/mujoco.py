@@ -8,6 +8,9 @@ import mujoco
 import mujoco.rollout
 import numpy as np
 
+from sb3_mbrl.tasks.registry import end_of
+from sb3_mbrl.tasks.termination_rules import TerminatesBelowTip
+
 Judgement = tuple[np.ndarray, np.ndarray]
 """Rewards (B,) float64 and whether the task ended (B,) bool."""
 
@@ -41,6 +44,7 @@ class MujocoTask:
         excluded = self.n_skippable > 0 and env._exclude_current_positions_from_observation
         self.n_skipped = self.n_skippable if excluded else 0
         self.n_physics = 1 + self.model.nq + self.model.nv
+        self.end = end_of(env)
         self._read_coefficients(env)
         self.n_extras = self.extras(mujoco.MjData(self.model)).size
         self.n_visible = self.visible(np.zeros((1, self.n_physics))).shape[1]
@@ -50,8 +54,6 @@ class MujocoTask:
         """
         :param env: the unwrapped environment, whose constructor flags are kept
         """
-
-    # -- Layout of a state --------------------------------------------------------------------------------------------
 
     def qpos(self, states: np.ndarray) -> np.ndarray:
         """
@@ -75,15 +77,15 @@ class MujocoTask:
         """
         return np.concatenate([np.zeros((len(qpos), 1)), qpos, qvel], axis=1)
 
-    # -- Observations -------------------------------------------------------------------------------------------------
-
     def visible(self, states: np.ndarray) -> np.ndarray:
         """
         :param states: (B, S)
         :return: the part of the observation that follows from ``qpos`` and ``qvel``, (B, V)
         """
-        qvel = np.clip(self.qvel(states), -self.velocity_limit, self.velocity_limit)
-        return np.concatenate([self.qpos(states)[:, self.n_skipped :], qvel], axis=1)
+        return np.concatenate([self.qpos(states)[:, self.n_skipped :], self._clipped_qvel(states)], axis=1)
+
+    def _clipped_qvel(self, states: np.ndarray) -> np.ndarray:
+        return np.clip(self.qvel(states), -self.velocity_limit, self.velocity_limit)
 
     def state_of(self, obs: np.ndarray) -> np.ndarray:
         """
@@ -111,19 +113,30 @@ class MujocoTask:
         """
         return np.zeros(0)
 
-    # -- Reward and termination ---------------------------------------------------------------------------------------
-
     def judge(self, states: np.ndarray, action: np.ndarray, next_states: np.ndarray) -> Judgement:
         """
         :param states: before the step, (B, S)
         :param action: in the environment's own scale, (B, A)
         :param next_states: after the step, (B, S)
-        :return: reward and termination of each state
+        :return: reward of each step, and whether the task ended
         """
         raise NotImplementedError
 
-    def _never(self, states: np.ndarray) -> np.ndarray:
-        return np.zeros(len(states), dtype=bool)
+    def ended(self, states: np.ndarray) -> np.ndarray:
+        """
+        :param states: (B, S)
+        :return: whether the rule of the task says that it ends there, (B,) bool
+        """
+        unclipped = np.concatenate([self.qpos(states)[:, self.n_skipped :], self.qvel(states)], axis=1)
+        return self.end.ended(unclipped)
+
+    def show(self, env: Any, obs: np.ndarray) -> None:
+        """
+        :param env: an unwrapped environment of this task
+        :param obs: the observation (1, O) whose state it is put into
+        """
+        states = self.state_of(obs)
+        env.set_state(self.qpos(states)[0], self.qvel(states)[0])
 
 
 class _Runner(MujocoTask):
@@ -146,7 +159,7 @@ class _Runner(MujocoTask):
         return self.forward_weight * velocity - self.control_weight * np.square(action).sum(axis=1)
 
     def judge(self, states: np.ndarray, action: np.ndarray, next_states: np.ndarray) -> Judgement:
-        return self._running(states, action, next_states), self._never(states)
+        return self._running(states, action, next_states), self.ended(next_states)
 
 
 class HalfCheetah(_Runner):
@@ -168,17 +181,9 @@ class _Walker(_Runner):
         super()._read_coefficients(env)
         self.healthy_reward = float(env._healthy_reward)
         self.ends_unhealthy = bool(env._terminate_when_unhealthy)
-        self.z_range = tuple(map(float, env._healthy_z_range))
-
-    def healthy(self, states: np.ndarray) -> np.ndarray:
-        """
-        :param states: (B, S)
-        :return: whether the walker is healthy, (B,) bool
-        """
-        raise NotImplementedError
 
     def judge(self, states: np.ndarray, action: np.ndarray, next_states: np.ndarray) -> Judgement:
-        healthy = self.healthy(next_states)
+        healthy = ~self.ended(next_states)
         # v4 pays for the step that ends the episode too
         paid = healthy | (self.is_v4 and self.ends_unhealthy)
         reward = self._running(states, action, next_states) + self.healthy_reward * paid
@@ -191,26 +196,9 @@ class Walker2d(_Walker):
     n_skippable = 1
     velocity_limit = 10.0
 
-    def _read_coefficients(self, env: Any) -> None:
-        super()._read_coefficients(env)
-        self.angle_range = tuple(map(float, env._healthy_angle_range))
-
-    def healthy(self, states: np.ndarray) -> np.ndarray:
-        z, angle = self.qpos(states)[:, 1:3].T
-        return _between(z, self.z_range) & _between(angle, self.angle_range)
-
 
 class Hopper(Walker2d):
     """``hopper_v4.py``, ``hopper_v5.py``."""
-
-    def _read_coefficients(self, env: Any) -> None:
-        super()._read_coefficients(env)
-        self.state_range = tuple(map(float, env._healthy_state_range))
-
-    def healthy(self, states: np.ndarray) -> np.ndarray:
-        # Everything but x and z, velocities unclipped
-        state = states[:, 3 : self.n_physics]
-        return super().healthy(states) & _between(state, self.state_range).all(axis=1)
 
 
 class Ant(_Walker):
@@ -238,10 +226,6 @@ class Ant(_Walker):
 
     def forward_position(self, states: np.ndarray) -> np.ndarray:
         return states[:, self.n_physics]
-
-    def healthy(self, states: np.ndarray) -> np.ndarray:
-        z, (low, high) = self.qpos(states)[:, 2], self.z_range
-        return (low <= z) & (z <= high)
 
     def judge(self, states: np.ndarray, action: np.ndarray, next_states: np.ndarray) -> Judgement:
         reward, terminated = super().judge(states, action, next_states)
@@ -273,15 +257,12 @@ class Humanoid(Ant):
         cost = np.clip(self.contact_weight * np.square(data.cfrc_ext).sum(), low, high)
         return np.concatenate([[x, cost], *(getattr(data, part)[first:].ravel() for part, first in self.parts)])
 
-    def healthy(self, states: np.ndarray) -> np.ndarray:
-        return _between(self.qpos(states)[:, 2], self.z_range)
-
 
 class InvertedPendulum(MujocoTask):
     """``inverted_pendulum_v4.py``, ``inverted_pendulum_v5.py``."""
 
     def judge(self, states: np.ndarray, action: np.ndarray, next_states: np.ndarray) -> Judgement:
-        fallen = np.abs(self.qpos(next_states)[:, 1]) > 0.2
+        fallen = self.ended(next_states)
         # v4 pays for the last step too
         return np.where(fallen & (not self.is_v4), 0.0, 1.0), fallen
 
@@ -293,14 +274,15 @@ class InvertedDoublePendulum(MujocoTask):
     """
 
     velocity_limit = 10.0
+    end: TerminatesBelowTip
 
     def _read_coefficients(self, env: Any) -> None:
         self.healthy_reward = 10.0 if self.is_v4 else float(env._healthy_reward)
 
     def visible(self, states: np.ndarray) -> np.ndarray:
         qpos = self.qpos(states)
-        qvel = np.clip(self.qvel(states), -self.velocity_limit, self.velocity_limit)
-        return np.concatenate([qpos[:, :1], np.sin(qpos[:, 1:]), np.cos(qpos[:, 1:]), qvel], axis=1)
+        shown = [qpos[:, :1], np.sin(qpos[:, 1:]), np.cos(qpos[:, 1:]), self._clipped_qvel(states)]
+        return np.concatenate(shown, axis=1)
 
     def state_of(self, obs: np.ndarray) -> np.ndarray:
         n_angles = self.model.nq - 1
@@ -313,10 +295,13 @@ class InvertedDoublePendulum(MujocoTask):
         forces = np.clip(data.qfrc_constraint, -10, 10)
         return np.concatenate([[x, height], forces if self.is_v4 else forces[:1]])
 
+    def ended(self, states: np.ndarray) -> np.ndarray:
+        return self.end.ended_at(states[:, self.n_physics + 1])
+
     def judge(self, states: np.ndarray, action: np.ndarray, next_states: np.ndarray) -> Judgement:
         x, height = next_states[:, self.n_physics : self.n_physics + 2].T
         first, second = self.qvel(next_states)[:, 1:3].T
-        fallen = height <= 1
+        fallen = self.ended(next_states)
         # v4 pays for the last step too
         alive = self.healthy_reward * (~fallen | self.is_v4)
         distance = 0.01 * x**2 + (height - 2) ** 2
@@ -355,41 +340,33 @@ class Reacher(MujocoTask):
         judged = states if self.is_v4 else next_states
         distance = np.linalg.norm(judged[:, self.n_physics : self.n_physics + 3], axis=1)
         reward = -self.distance_weight * distance - self.control_weight * np.square(action).sum(axis=1)
-        return reward, self._never(states)
+        return reward, self.ended(next_states)
 
 
-def _between(values: np.ndarray, limits: tuple[float, ...]) -> np.ndarray:
-    low, high = limits
-    return (low < values) & (values < high)
-
-
-# Pusher is not here: its observation does not show how fast the object moves.
-# Keyed by class: other ids and constructor flags of the same class work too; a subclass, which may override the reward, is
-# not known.
-_TASKS: dict[str, type[MujocoTask]] = {
-    f"gymnasium.envs.mujoco.{module}_v{version}:{name}Env": task
-    for module, name, task in (
-        ("half_cheetah", "HalfCheetah", HalfCheetah),
-        ("swimmer", "Swimmer", Swimmer),
-        ("hopper", "Hopper", Hopper),
-        ("walker2d", "Walker2d", Walker2d),
-        ("ant", "Ant", Ant),
-        ("humanoid", "Humanoid", Humanoid),
-        ("inverted_pendulum", "InvertedPendulum", InvertedPendulum),
-        ("inverted_double_pendulum", "InvertedDoublePendulum", InvertedDoublePendulum),
-        ("reacher", "Reacher", Reacher),
+MUJOCO_TASKS: dict[str, type[MujocoTask]] = {
+    f"{task.__name__}Env": task
+    for task in (
+        HalfCheetah,
+        Swimmer,
+        Hopper,
+        Walker2d,
+        Ant,
+        Humanoid,
+        InvertedPendulum,
+        InvertedDoublePendulum,
+        Reacher,
     )
-    for version in (4, 5)
 }
+"""By the name of Gymnasium's class. Pusher is not here: its observation does not show how fast the object moves."""
 
 
 def known_mujoco_task(env: Any) -> MujocoTask | None:
     """
-    :param env: an unwrapped environment
-    :return: the task it is, None if it is not known, or has more state than ``qpos`` and ``qvel`` (activations of actuators
+    :param env: an unwrapped environment of one of Gymnasium's own tasks
+    :return: the task, None if it cannot be simulated, or has more state than ``qpos`` and ``qvel`` (activations of actuators
         in an XML file of the user's, which no observation shows)
     """
-    task = _TASKS.get(f"{type(env).__module__}:{type(env).__qualname__}")
+    task = MUJOCO_TASKS.get(type(env).__qualname__)
     if task is None:
         return None
     n_state = mujoco.mj_stateSize(env.model, int(mujoco.mjtState.mjSTATE_FULLPHYSICS))

@@ -15,8 +15,10 @@ from sb3_mbrl.common.model import Members, ModelStep
 from sb3_mbrl.common.random import Generators
 from sb3_mbrl.common.types import RewardFn, TerminationFn
 from sb3_mbrl.common.user_functions import call, probe
-from sb3_mbrl.tasks.classic_control import CLASSIC_TASKS, Outcome
-from sb3_mbrl.tasks.simulators import CopySimulator, GetState, SetState, Simulator, StateVectorSimulator, without_transparent
+from sb3_mbrl.tasks.classic_control import ClassicTask, Outcome
+from sb3_mbrl.tasks.simulated import simulated_task
+from sb3_mbrl.tasks.simulators import CopySimulator, GetState, SetState, Simulator, StateVectorSimulator
+from sb3_mbrl.tasks.wrappers import without_transparent
 
 
 def _known_simulator(env: Any, n_threads: int) -> Simulator | None:
@@ -25,17 +27,13 @@ def _known_simulator(env: Any, n_threads: int) -> Simulator | None:
     :param n_threads: how many threads step states
     :return: a simulator of all states at once, None if the task is not known
     """
-    entry_point = f"{type(env).__module__}:{type(env).__qualname__}"
-    if entry_point in CLASSIC_TASKS:
-        noisy = getattr(env, "torque_noise_max", 0) > 0
-        return None if noisy else CLASSIC_TASKS[entry_point](env)
-    if entry_point.startswith("gymnasium.envs.mujoco."):
-        from sb3_mbrl.tasks.mujoco import known_mujoco_task
-        from sb3_mbrl.tasks.mujoco_simulator import MujocoSimulator
+    noisy = getattr(env, "torque_noise_max", 0) > 0
+    task = None if noisy else simulated_task(env)
+    if task is None or isinstance(task, ClassicTask):
+        return task
+    from sb3_mbrl.tasks.mujoco_simulator import MujocoSimulator  # imports MuJoCo, which classic control does without
 
-        task = known_mujoco_task(env)
-        return None if task is None else MujocoSimulator(task, n_threads)
-    return None
+    return MujocoSimulator(task, n_threads)
 
 
 class SimulatorModel:

@@ -7,18 +7,9 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 from gymnasium.utils import EzPickle
-from gymnasium.wrappers import (
-    HumanRendering,
-    OrderEnforcing,
-    PassiveEnvChecker,
-    RecordEpisodeStatistics,
-    RecordVideo,
-    RenderCollection,
-    TimeLimit,
-)
-from stable_baselines3.common.monitor import Monitor
 
 from sb3_mbrl.tasks.classic_control import Outcome
+from sb3_mbrl.tasks.wrappers import TRANSPARENT, layers
 
 GetState = Callable[[Any], np.ndarray]
 """``f(env.unwrapped) -> (D,)``: everything that the environment's future depends on."""
@@ -51,40 +42,6 @@ class Simulator(Protocol):
         """
 
 
-# They watch, count or draw; what a step does is decided below them
-_TRANSPARENT = {
-    HumanRendering,
-    Monitor,
-    OrderEnforcing,
-    PassiveEnvChecker,
-    RecordEpisodeStatistics,
-    RecordVideo,
-    RenderCollection,
-    TimeLimit,
-}
-
-
-def without_transparent(env: gym.Env) -> gym.Env:
-    """
-    :param env: an environment
-    :return: what is left when the outer wrappers that change no step are taken off
-    """
-    while type(env) in _TRANSPARENT:
-        env = env.env  # type: ignore[attr-defined]
-    return env
-
-
-def _layers(env: gym.Env) -> list[gym.Env]:
-    """
-    :param env: an environment
-    :return: the unwrapped environment, then each wrapper around it
-    """
-    layers = [env]
-    while isinstance(layers[-1], gym.Wrapper):
-        layers.append(layers[-1].env)
-    return layers[::-1]
-
-
 def _copied(env: gym.Env) -> gym.Env:
     """
     :param env: a live environment
@@ -94,8 +51,8 @@ def _copied(env: gym.Env) -> gym.Env:
     memo: dict[int, Any] = {}
     clone: Any = None
     try:
-        for layer in _layers(env):
-            if type(layer) in _TRANSPARENT:
+        for layer in layers(env):
+            if type(layer) in TRANSPARENT:
                 # Left out: it may hold an open file, or end the imagined episode when time is up
                 memo[id(layer)] = clone
             elif isinstance(layer, EzPickle) and not hasattr(layer, "__deepcopy__"):

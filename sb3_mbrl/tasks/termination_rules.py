@@ -1,13 +1,17 @@
-"""Termination functions that a file can hold."""
+"""Termination functions that a file can hold, on the observations of models and of simulators."""
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch as th
 
 from sb3_mbrl.common.config import Kind, check_config
 from sb3_mbrl.common.types import TerminationFn
+
+Array = TypeVar("Array", th.Tensor, np.ndarray)
+"""Rules take the tensors of a model and the arrays of a simulator."""
 
 
 @dataclass(frozen=True)
@@ -28,67 +32,75 @@ class Bound:
     high: float
     inclusive: bool = False
 
-    def holds(self, obs: th.Tensor) -> th.Tensor:
+    def holds(self, obs: Array) -> Array:
         """
         :param obs: raw observations, (B, O)
         :return: whether all entries lie in the interval, (B,) bool
         """
         entries = obs[..., self.start : self.stop]
         if self.inclusive:
-            return ((entries >= self.low) & (entries <= self.high)).all(dim=-1)
-        return ((entries > self.low) & (entries < self.high)).all(dim=-1)
+            inside = (entries >= self.low) & (entries <= self.high)
+        else:
+            inside = (entries > self.low) & (entries < self.high)
+        return inside.all(-1)  # type: ignore[return-value]
 
 
-def not_finite(next_obs: th.Tensor) -> th.Tensor:
-    """
-    :param next_obs: raw observations, (B, O)
-    :return: whether any entry is NaN or infinite, (B,) bool: a diverged prediction always ends its branch
-    """
-    return ~th.isfinite(next_obs).all(dim=-1)
+def _nowhere(obs: Array) -> Array:
+    """False for each observation, (B,) bool."""
+    return obs[..., 0] > math.inf
 
 
 @dataclass(frozen=True)
-class NeverTerminates:
-    """The task never ends by itself (only a time limit or a diverged prediction stops it)."""
+class TerminationRule:
+    """
+    Where a task ends, as a function of the observation. Comparisons are made in the precision of the observation: a float32
+    observation within one rounding step (relative 6e-8) of a limit may be judged differently from the float64 state behind it.
+    """
+
+    def ended(self, obs: Array) -> Array:
+        """
+        :param obs: raw observations, (B, O)
+        :return: whether the task ends there, (B,) bool
+        """
+        raise NotImplementedError
 
     def __call__(self, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
         """
         :param obs: raw observations, (B, O)
         :param action: actions, (B, A)
         :param next_obs: raw next observations, (B, O)
-        :return: ``True`` only where ``next_obs`` is not finite, (B,) bool
+        :return: whether the task ended, (B,) bool. A prediction that is not finite has diverged and always ends its branch
         """
-        return not_finite(next_obs)
+        return self.ended(next_obs) | ~th.isfinite(next_obs).all(dim=-1)
 
 
 @dataclass(frozen=True)
-class TerminatesOutside:
+class NeverTerminates(TerminationRule):
+    """The task never ends by itself (only a time limit or a diverged prediction stops it)."""
+
+    def ended(self, obs: Array) -> Array:
+        return _nowhere(obs)
+
+
+@dataclass(frozen=True)
+class TerminatesOutside(TerminationRule):
     """
     The task ends as soon as one bound is violated: the health ranges of the MuJoCo tasks.
-
-    Comparisons are made in the precision of ``next_obs``. The simulator compares float64 states, so a float32
-    observation within one rounding step (relative 6e-8) of a bound may be judged differently.
 
     :param bounds: what a healthy next observation satisfies
     """
 
     bounds: tuple[Bound, ...]
 
-    def __call__(self, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
-        """
-        :param obs: raw observations, (B, O)
-        :param action: actions, (B, A)
-        :param next_obs: raw next observations, (B, O)
-        :return: whether the task ended, (B,) bool
-        """
-        terminated = not_finite(next_obs)
+    def ended(self, obs: Array) -> Array:
+        ended = _nowhere(obs)
         for bound in self.bounds:
-            terminated = terminated | ~bound.holds(next_obs)
-        return terminated
+            ended = ended | ~bound.holds(obs)
+        return ended
 
 
 @dataclass(frozen=True)
-class TerminatesInside:
+class TerminatesInside(TerminationRule):
     """
     The task ends when all bounds hold at once: a goal region.
 
@@ -97,21 +109,15 @@ class TerminatesInside:
 
     bounds: tuple[Bound, ...]
 
-    def __call__(self, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
-        """
-        :param obs: raw observations, (B, O)
-        :param action: actions, (B, A)
-        :param next_obs: raw next observations, (B, O)
-        :return: whether the task ended, (B,) bool
-        """
-        at_goal = th.ones_like(next_obs[..., 0], dtype=th.bool)
+    def ended(self, obs: Array) -> Array:
+        at_goal = ~_nowhere(obs)
         for bound in self.bounds:
-            at_goal = at_goal & bound.holds(next_obs)
-        return at_goal | not_finite(next_obs)
+            at_goal = at_goal & bound.holds(obs)
+        return at_goal
 
 
 @dataclass(frozen=True)
-class TerminatesBelowTip:
+class TerminatesBelowTip(TerminationRule):
     """
     InvertedDoublePendulum: the task ends when the tip of the second pole is at or below a height.
 
@@ -126,20 +132,20 @@ class TerminatesBelowTip:
     link_length: float = 0.6
     height: float = 1.0
 
-    def __call__(self, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
+    def ended(self, obs: Array) -> Array:
+        sin_a, sin_b, cos_a, cos_b = (obs[..., index] for index in range(1, 5))
+        return self.ended_at(self.link_length * (cos_a + cos_a * cos_b - sin_a * sin_b))
+
+    def ended_at(self, tip: Array) -> Array:
         """
-        :param obs: raw observations, (B, O)
-        :param action: actions, (B, A)
-        :param next_obs: raw next observations, (B, O)
-        :return: whether the task ended, (B,) bool
+        :param tip: height of the tip in m, (B,)
+        :return: whether the task ends there, (B,) bool
         """
-        sin_a, sin_b, cos_a, cos_b = (next_obs[..., index] for index in range(1, 5))
-        tip = self.link_length * (cos_a + cos_a * cos_b - sin_a * sin_b)
-        return (tip <= self.height) | not_finite(next_obs)
+        return tip <= self.height
 
 
 @dataclass(frozen=True)
-class TerminatesAboveBar:
+class TerminatesAboveBar(TerminationRule):
     """
     Acrobot: the task ends when the free end is higher than a bar above the fixed one.
 
@@ -151,22 +157,19 @@ class TerminatesAboveBar:
 
     height: float = 1.0
 
-    def __call__(self, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
+    def ended(self, obs: Array) -> Array:
+        cos_a, sin_a, cos_b, sin_b = (obs[..., index] for index in range(4))
+        return self.ended_at(-cos_a - (cos_a * cos_b - sin_a * sin_b))
+
+    def ended_at(self, free_end: Array) -> Array:
         """
-        :param obs: raw observations, (B, O)
-        :param action: actions, (B, A)
-        :param next_obs: raw next observations, (B, O)
-        :return: whether the task ended, (B,) bool
+        :param free_end: its height, (B,)
+        :return: whether the task ends there, (B,) bool
         """
-        cos_a, sin_a, cos_b, sin_b = (next_obs[..., index] for index in range(4))
-        end = -cos_a - (cos_a * cos_b - sin_a * sin_b)
-        return (end > self.height) | not_finite(next_obs)
+        return free_end > self.height
 
 
-BuiltinTermination = NeverTerminates | TerminatesOutside | TerminatesInside | TerminatesBelowTip | TerminatesAboveBar
-
-
-_KINDS: dict[str, type[BuiltinTermination]] = {
+_KINDS: dict[str, type[TerminationRule]] = {
     "never": NeverTerminates,
     "outside": TerminatesOutside,
     "inside": TerminatesInside,
@@ -202,7 +205,7 @@ def termination_to_json(fn: TerminationFn) -> dict[str, Any] | None:
     return None
 
 
-def termination_from_json(data: dict[str, Any]) -> BuiltinTermination:
+def termination_from_json(data: dict[str, Any]) -> TerminationRule:
     """
     :param data: what :func:`termination_to_json` returned
     :return: an equal termination function

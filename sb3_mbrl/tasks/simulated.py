@@ -1,0 +1,23 @@
+"""Which of the tasks that can be simulated an environment is."""
+
+from typing import TYPE_CHECKING, Any
+
+from sb3_mbrl.tasks.classic_control import CLASSIC_TASKS, ClassicTask
+from sb3_mbrl.tasks.registry import TASKS, entry_point
+
+if TYPE_CHECKING:
+    from sb3_mbrl.tasks.mujoco import MujocoTask
+
+
+def simulated_task(env: Any) -> "ClassicTask | MujocoTask | None":
+    """
+    :param env: an unwrapped environment
+    :return: the task that it is; None if it is not known, or cannot be simulated
+    """
+    if entry_point(type(env)) not in TASKS:
+        return None
+    if type(env).__qualname__ in CLASSIC_TASKS:
+        return CLASSIC_TASKS[type(env).__qualname__](env)
+    from sb3_mbrl.tasks.mujoco import known_mujoco_task  # imports MuJoCo, which classic control does without
+
+    return known_mujoco_task(env)
