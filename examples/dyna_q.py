@@ -28,7 +28,7 @@ def lengths(planning_steps: int, max_timesteps: int, seeds: int) -> Iterator[lis
     for seed in range(seeds):
         env = Monitor(gym.make("CliffWalking-v1"))
         stop = StopTrainingOnMaxEpisodes(max_episodes=EPISODES)
-        DynaQ(env, planning_steps=planning_steps, seed=seed).learn(max_timesteps, callback=stop)
+        DynaQ("TabularPolicy", env, planning_steps=planning_steps, seed=seed).learn(max_timesteps, callback=stop)
         yield env.get_episode_lengths()
 
 

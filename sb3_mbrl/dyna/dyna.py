@@ -80,6 +80,11 @@ class Dyna(LearnsDynamics, MakesItsPolicy, OffPolicyAlgorithm):
     :param buffer_size: real transitions
     :param learning_starts: real steps with uniform random actions first
     :param action_noise: added to the actions of real steps, for algorithms that do not explore by themselves (TD3)
+    :param stats_window_size: Window size for the rollout logging
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param verbose: Verbosity level: 0 for no output, 1 for a line per fit and alarm
+    :param seed: Seed for the pseudo random generators
+    :param device: Device on which the code should run
     :param n_imagined_envs: environments in the model
     :param imagined_steps_per_step: imagined steps of the algorithm for each real one, over all imagined environments; at least
         a rollout of an on-policy algorithm in each round
@@ -100,11 +105,6 @@ class Dyna(LearnsDynamics, MakesItsPolicy, OffPolicyAlgorithm):
         ``"learned"``; a function ``f(obs, action, next_obs) -> (B,) bool``; None: the task never terminates
     :param dynamics_kwargs: arguments of :class:`~sb3_mbrl.dynamics.ProbabilisticEnsemble`
     :param fit_kwargs: arguments of :func:`~sb3_mbrl.dynamics.fitting.fit`
-    :param stats_window_size: Window size for the rollout logging
-    :param tensorboard_log: the log location for tensorboard (if None, no logging)
-    :param verbose: Verbosity level: 0 for no output, 1 for a line per fit and alarm
-    :param seed: Seed for the pseudo random generators
-    :param device: Device on which the code should run
     :param _init_setup_model: Whether or not to build the networks at the creation of the instance
     :param unknown: no others are accepted; arguments of the algorithm belong in ``algorithm_kwargs``
     :raises TypeError: an argument has an unknown name
@@ -126,10 +126,16 @@ class Dyna(LearnsDynamics, MakesItsPolicy, OffPolicyAlgorithm):
         algorithm_class: type[BaseAlgorithm] = PPO,
         policy: str | type[BasePolicy] = "MlpPolicy",
         env: GymEnv | str | None = None,
+        *,
         algorithm_kwargs: Mapping[str, Any] | None = None,
         buffer_size: int = 1_000_000,
         learning_starts: int = 1_000,
         action_noise: ActionNoise | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
         n_imagined_envs: int = 16,
         imagined_steps_per_step: int = 100,
         max_episode_steps: int | None = None,
@@ -144,11 +150,6 @@ class Dyna(LearnsDynamics, MakesItsPolicy, OffPolicyAlgorithm):
         termination_fn: TerminationFn | str | None = "auto",
         dynamics_kwargs: Mapping[str, Any] | None = None,
         fit_kwargs: Mapping[str, Any] | None = None,
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: th.device | str = "auto",
         _init_setup_model: bool = True,
         **unknown: Any,
     ):

@@ -73,7 +73,7 @@ class DynaQ(AtomicSaves):
     Tabular Dyna-Q (Sutton & Barto 2018, section 8.2): each real step is learned from once, remembered in a model, and
     followed by ``planning_steps`` updates from transitions that the model imagines. For small discrete environments::
 
-        DynaQ("CliffWalking-v1", planning_steps=50).learn(5_000)
+        DynaQ("TabularPolicy", "CliffWalking-v1", planning_steps=50).learn(5_000)
 
     The model is a table of what has been seen: for each pair of state and action, how often which outcome followed. An
     outcome is drawn as often as it was met; in a deterministic environment there is one, which is the book's model. Time
@@ -82,18 +82,18 @@ class DynaQ(AtomicSaves):
     CliffWalking has no time limit: to evaluate a policy that may walk in circles, give it one
     (``gym.make("CliffWalking-v1", max_episode_steps=200)``).
 
+    :param policy: ``"TabularPolicy"``
     :param env: Discrete observations and actions (FrozenLake, Taxi, CliffWalking); one environment or many
     :param learning_rate: step size alpha of an update, of real and of imagined transitions; it can be a function of the
         remaining progress (from 1 to 0)
     :param gamma: discount (the book's maze: 0.95)
-    :param epsilon: share of random actions while learning
-    :param planning_steps: imagined updates after each real step, n of the book; 0 is Q-learning
     :param stats_window_size: Window size for the rollout logging
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param verbose: Verbosity level: 0 for no output, 1 for info messages
     :param seed: Seed for the pseudo random generators; equal seeds give equal runs
     :param device: of no effect: the tables are on the CPU
-    :param policy: ``"TabularPolicy"``
+    :param epsilon: share of random actions while learning
+    :param planning_steps: imagined updates after each real step, n of the book; 0 is Q-learning
     :param _init_setup_model: Whether or not to build the tables at the creation of the instance
     :raises ValueError: spaces that are not Discrete, or numbers out of their range
     """
@@ -105,21 +105,20 @@ class DynaQ(AtomicSaves):
 
     def __init__(
         self,
+        policy: str | type[TabularPolicy],
         env: GymEnv | str,
         learning_rate: float | Schedule = 0.1,
+        *,
         gamma: float = 0.95,
-        epsilon: float = 0.1,
-        planning_steps: int = 10,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
-        policy: str | type[TabularPolicy] = "TabularPolicy",
+        epsilon: float = 0.1,
+        planning_steps: int = 10,
         _init_setup_model: bool = True,
     ):
-        if isinstance(env, str) and env.endswith("Policy"):
-            raise ValueError(f"DynaQ(env) takes the environment first and has one policy, a table; got {env!r} as env.")
         check_arguments(locals(), _RULES)
         super().__init__(
             policy,
@@ -158,6 +157,8 @@ class DynaQ(AtomicSaves):
 
     def _check_arguments(self) -> None:
         check_constructed_with_env(self)
+        if not (isinstance(self.policy_class, type) and issubclass(self.policy_class, TabularPolicy)):
+            raise ValueError(f"policy must be 'TabularPolicy' or a subclass of it, got {self.policy_class!r}.")
         vars(self).update(plain_arguments(vars(self), _RULES))
         for name in ("observation_space", "action_space"):
             space = getattr(self, name)

@@ -28,14 +28,15 @@ class MBPO(MBPOMixin, SAC):
     ensemble of learned dynamics, branched from real states.
 
     Paper: https://arxiv.org/abs/1906.08253; its code: https://github.com/jannerm/mbpo. The numbers of the paper per
-    environment are in ``sb3_mbrl/zoo/hyperparams/mbpo.yml``. All arguments up to ``device`` are SAC's; defaults
-    differ where named below.
+    environment are in ``sb3_mbrl/zoo/hyperparams/mbpo.yml``. All arguments up to ``device`` are SAC's;
+    ``learning_starts`` and ``gradient_steps`` have other defaults.
 
     :param policy: ``"MlpPolicy"`` or a SAC policy class
     :param env: flat Box observations of floats, Box actions with finite bounds; one environment or many
     :param learning_starts: environment steps of uniform random actions first (paper: 5000; 500 for the pendulums)
     :param gradient_steps: SAC updates per call of ``train``, the update-to-data ratio at one environment and
-        ``train_freq=1`` (paper: 20; 40 for HalfCheetah, 10 for InvertedPendulum). Nothing multiplies it
+        ``train_freq=1`` (paper: 20; 40 for HalfCheetah, 10 for InvertedPendulum). Used as given: neither the number of
+        environments nor ``train_freq`` scales it
     :param model_train_freq: environment steps between two refits of the model, each followed by imagination (paper: 250)
     :param model_updates_per_step: budget of a fit: at most this many gradient steps of the model per environment step
         since the last one; of the first fit, since the beginning. None: every fit runs to its end (paper)
@@ -45,7 +46,8 @@ class MBPO(MBPOMixin, SAC):
         :class:`~sb3_mbrl.dynamics.AdaptiveRolloutLength` or its arguments as a dict, which measures how far the model can be
         trusted
     :param model_retain_steps: the model buffer keeps the imagined transitions of this many environment steps (paper: 1000)
-    :param real_ratio: share of real transitions in a batch, in [0, 1] (paper's code: 0.05). 1 is SAC, with a model beside
+    :param real_ratio: share of real transitions in a batch, in [0, 1] (paper's code: 0.05). At 1 nothing
+        imagined is used: training is plain SAC, and the model is still fitted
     :param branch_from: ``"all"`` branches from any real state, ``"initial"`` from first states of episodes (with a
         ``rollout_schedule`` as long as an episode: full-length imagination, the baseline that the paper argues against)
     :param deterministic_rollout: the model predicts means instead of samples
@@ -95,6 +97,7 @@ class MBPO(MBPOMixin, SAC):
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
+        *,
         model_train_freq: int = 250,
         model_updates_per_step: float | None = 2.0,
         rollouts_per_step: int = 400,
@@ -111,50 +114,8 @@ class MBPO(MBPOMixin, SAC):
         precision: str = "float32",
         _init_setup_model: bool = True,
     ):
-        super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            buffer_size=buffer_size,
-            learning_starts=learning_starts,
-            batch_size=batch_size,
-            tau=tau,
-            gamma=gamma,
-            train_freq=train_freq,
-            gradient_steps=gradient_steps,
-            action_noise=action_noise,
-            replay_buffer_class=replay_buffer_class,
-            replay_buffer_kwargs=replay_buffer_kwargs,
-            optimize_memory_usage=optimize_memory_usage,
-            n_steps=n_steps,
-            ent_coef=ent_coef,
-            target_update_interval=target_update_interval,
-            target_entropy=target_entropy,
-            use_sde=use_sde,
-            sde_sample_freq=sde_sample_freq,
-            use_sde_at_warmup=use_sde_at_warmup,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            model_train_freq=model_train_freq,
-            model_updates_per_step=model_updates_per_step,
-            rollouts_per_step=rollouts_per_step,
-            rollout_schedule=rollout_schedule,
-            model_retain_steps=model_retain_steps,
-            real_ratio=real_ratio,
-            branch_from=branch_from,
-            deterministic_rollout=deterministic_rollout,
-            one_member_per_branch=one_member_per_branch,
-            reward_fn=reward_fn,
-            termination_fn=termination_fn,
-            dynamics_kwargs=dynamics_kwargs,
-            fit_kwargs=fit_kwargs,
-            precision=precision,
-            _init_setup_model=_init_setup_model,
-        )
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        super().__init__(**arguments)
 
     def _update(self, gradient_steps: int, batch_size: int) -> None:
         # Not of an algorithm in between that has its own
@@ -166,8 +127,8 @@ class MBPO(MBPOMixin, SAC):
 
 class MBTQC(MBPOMixin, TQC):
     """
-    MBPO over TQC (truncated mixture of quantile critics, https://arxiv.org/abs/2005.04269) in the place of SAC. Takes the
-    arguments of ``sb3_contrib.TQC`` and those of :class:`~sb3_mbrl.mbpo.mixin.MBPOMixin`, as keywords.
+    MBPO over TQC (truncated mixture of quantile critics, https://arxiv.org/abs/2005.04269) instead of SAC. Takes the
+    arguments of ``sb3_contrib.TQC``, and those of :class:`~sb3_mbrl.MBPO` from ``model_train_freq`` on.
     """
 
     algorithm_name = "MBTQC"
@@ -185,9 +146,9 @@ class MBTQC(MBPOMixin, TQC):
 
 class MBCrossQ(MBPOMixin, CrossQ):
     """
-    MBPO over CrossQ (batch normalisation instead of target networks, https://arxiv.org/abs/1902.05605) in the place of SAC:
-    few updates per environment step instead of many. Takes the arguments of ``sb3_contrib.CrossQ`` and those of
-    :class:`~sb3_mbrl.mbpo.mixin.MBPOMixin`, as keywords. CrossQ makes one update per step, here two are the default.
+    MBPO over CrossQ (batch normalisation instead of target networks, https://arxiv.org/abs/1902.05605) instead of SAC:
+    few updates per environment step instead of many. Takes the arguments of ``sb3_contrib.CrossQ``, and those of
+    :class:`~sb3_mbrl.MBPO` from ``model_train_freq`` on. CrossQ makes one update per step; here two are the default.
     """
 
     algorithm_name = "MBCrossQ"
@@ -197,9 +158,9 @@ class MBCrossQ(MBPOMixin, CrossQ):
 
 class MBTD3(MBPOMixin, TD3):
     """
-    MBPO over TD3 (https://arxiv.org/abs/1802.09477) in the place of SAC. Takes the arguments of ``stable_baselines3.TD3`` and
-    those of :class:`~sb3_mbrl.mbpo.mixin.MBPOMixin`, as keywords. Imagined actions are TD3's target actions: the
-    actor's with clipped noise.
+    MBPO over TD3 (https://arxiv.org/abs/1802.09477) instead of SAC. Takes the arguments of ``stable_baselines3.TD3``,
+    and those of :class:`~sb3_mbrl.MBPO` from ``model_train_freq`` on. Imagined actions are TD3's target actions: those of the
+    actor, with clipped noise.
     """
 
     algorithm_name = "MBTD3"

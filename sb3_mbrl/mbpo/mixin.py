@@ -11,12 +11,12 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import NStepReplayBuffer
 
 from sb3_mbrl.acceleration.perceptron import accelerated, check_precision
-from sb3_mbrl.algorithms.base import ModelBasedAlgorithm
 from sb3_mbrl.algorithms.forecast import growth
 from sb3_mbrl.algorithms.learning import LearnsDynamics
 from sb3_mbrl.common.actions import for_sb3, from_sb3
 from sb3_mbrl.common.arguments import BOOLEAN, SHARE, Rule, integer
 from sb3_mbrl.common.normalization import normalize_obs
+from sb3_mbrl.common.signatures import constructor_signature, with_defaults
 from sb3_mbrl.common.spaces import check_spaces
 from sb3_mbrl.common.trajectories import initial_rows, real_transitions, trajectories_from_buffer
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
@@ -42,31 +42,12 @@ class MBPOMixin(LearnsDynamics):
 
     The algorithm has an ``actor`` for Box actions; one that is no squashed Gaussian overrides :meth:`_sample_imagined_action`.
 
-    :param args: the algorithm's own arguments, whose defaults differ where :attr:`own_defaults` says so
-    :param model_train_freq: environment steps between two refits of the model, each followed by imagination (paper: 250)
-    :param model_updates_per_step: budget of a fit: at most this many gradient steps of the model per environment step
-        since the last one; of the first fit, since the beginning. None: every fit runs to its end (paper)
-    :param rollouts_per_step: imagined branches per environment step (paper: 400)
-    :param rollout_schedule: imagined steps per branch: an integer; ``(start, end, min_length, max_length)`` in environment
-        steps, warm-up included (paper's code on Hopper: ``(20_000, 150_000, 1, 15)``, warm-up not counted); or an
-        :class:`~sb3_mbrl.dynamics.AdaptiveRolloutLength` or its arguments as a dict, which measures how far the model can be
-        trusted
-    :param model_retain_steps: the model buffer keeps the imagined transitions of this many environment steps (paper: 1000)
-    :param real_ratio: share of real transitions in a batch, in [0, 1] (paper's code: 0.05). At 1 nothing imagined is used
-    :param branch_from: ``"all"`` branches from any real state, ``"initial"`` from first states of episodes (with a
-        ``rollout_schedule`` as long as an episode: full-length imagination, the baseline that the paper argues against)
-    :param deterministic_rollout: the model predicts means instead of samples
-    :param one_member_per_branch: a branch keeps its elite (TS-infinity) instead of drawing one at each step (TS1, paper)
-    :param reward_fn: the reward ``f(obs (B, O), action (B, A), next_obs (B, O)) -> (B,)`` on torch tensors, actions in the
-        environment's scale; learned if None
-    :param termination_fn: ``"auto"``: the environment's own rule where it is a known Gymnasium task, otherwise learned;
-        ``"learned"``; a function ``f(obs, action, next_obs) -> (B,) bool``; None: the task never terminates
-    :param dynamics_kwargs: arguments of :class:`~sb3_mbrl.dynamics.ProbabilisticEnsemble` (``ensemble_size``,
-        ``n_elites``, ``net_arch``, ...)
-    :param fit_kwargs: arguments of :func:`~sb3_mbrl.dynamics.fitting.fit` (``patience``, ``bootstrap``, ...)
-    :param precision: of the products of hidden layers, of actor, critics and model, while they are trained, ``"float32"`` or
-        ``"bfloat16"``; parameters, inputs and outputs are float32
+    The algorithm's own arguments come first, with the defaults of :attr:`own_defaults`; ``model_train_freq`` and the others
+    are keywords, explained in :class:`~sb3_mbrl.MBPO`. ``inspect.signature`` and ``help`` show them all.
+
+    :param args: the algorithm's own arguments
     :param kwargs: the algorithm's own arguments
+    :raises TypeError: neither the algorithm nor this class has an argument of that name
     :raises ValueError: arguments or spaces that are not supported, saying what is
     """
 
@@ -83,6 +64,15 @@ class MBPOMixin(LearnsDynamics):
     """Defaults of the algorithm's arguments: a model needs more data at first, and then allows more updates."""
 
     model_buffer: ModelReplayBuffer
+
+    __signature__: ClassVar[inspect.Signature]
+    _signature_of_the_algorithm: ClassVar[inspect.Signature]
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        cls.__signature__ = with_defaults(constructor_signature(cls.__mro__), cls.own_defaults)
+        below = cls.__mro__[cls.__mro__.index(MBPOMixin) + 1 :]
+        cls._signature_of_the_algorithm = constructor_signature(below)
 
     def __init__(
         self,
@@ -104,15 +94,7 @@ class MBPOMixin(LearnsDynamics):
         _init_setup_model: bool = True,
         **kwargs: Any,
     ):
-        signature = inspect.signature(super(ModelBasedAlgorithm, self).__init__)  # the algorithm's own
-        given = signature.bind_partial(*args, **kwargs).arguments
-        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
-        missing = {
-            name: value
-            for name, value in self.own_defaults.items()
-            if name not in given and (name in signature.parameters or takes_any)
-        }
-        super().__init__(*args, **{**missing, **kwargs}, _init_setup_model=False)  # type: ignore[call-arg]
+        super().__init__(*args, **self._with_own_defaults(args, kwargs), _init_setup_model=False)  # type: ignore[call-arg]
         self._store_dynamics_arguments(
             model_train_freq, model_updates_per_step, reward_fn, termination_fn, dynamics_kwargs, fit_kwargs
         )
@@ -128,6 +110,21 @@ class MBPOMixin(LearnsDynamics):
 
         if _init_setup_model:
             self._setup_model()
+
+    def _with_own_defaults(self, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """
+        :param args: positional arguments of the algorithm
+        :param kwargs: keyword arguments of the algorithm
+        :return: the keyword arguments, with those of :attr:`own_defaults` that were not given
+        :raises TypeError: the algorithm has no such arguments
+        """
+        signature = self._signature_of_the_algorithm
+        try:
+            given = signature.bind_partial(*args, **kwargs).arguments
+        except TypeError as error:
+            raise TypeError(f"{type(self).__name__}.__init__() {error}") from None
+        missing = [name for name in self.own_defaults if name in signature.parameters and name not in given]
+        return {**kwargs, **{name: self.own_defaults[name] for name in missing}}
 
     # ---------------------------------------------------------------- setup
 

@@ -25,6 +25,7 @@ from sb3_mbrl.common.trajectories import real_transitions
 from sb3_mbrl.common.types import RewardFn, TerminationFn
 from sb3_mbrl.mpc import MPCPolicy
 from sb3_mbrl.mpc.policy import PLANNING, check_observation
+from sb3_mbrl.planning import Planner
 
 SelfPETS = TypeVar("SelfPETS", bound="PETS")
 
@@ -101,6 +102,7 @@ class PETS(LearnsDynamics, ActsByPlanning, OffPolicyAlgorithm):
         buffer_size: int = 1_000_000,
         learning_starts: int = 200,
         batch_size: int = 256,
+        *,
         gamma: float = 1.0,
         action_noise: ActionNoise | None = None,
         replay_buffer_class: type[ReplayBuffer] | None = None,
@@ -111,7 +113,7 @@ class PETS(LearnsDynamics, ActsByPlanning, OffPolicyAlgorithm):
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
-        planner: Any = "icem",
+        planner: str | Planner = "icem",
         horizon: int | None = None,
         planner_kwargs: Mapping[str, Any] | None = None,
         replan_freq: int = 1,

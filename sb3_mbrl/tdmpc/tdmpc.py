@@ -59,6 +59,7 @@ class TDMPC(LatentAlgorithm):
     :param action_noise: added to planned actions, which explore by themselves
     :param replay_buffer_class: a subclass of ``SequenceReplayBuffer``
     :param replay_buffer_kwargs: Keyword arguments to pass to the replay buffer on creation
+    :param target_update_interval: updates between two of the targets
     :param stats_window_size: Window size for the rollout logging
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: further arguments of the policy (``features_extractor_class``, ``max_plan_seconds``, ...)
@@ -74,7 +75,6 @@ class TDMPC(LatentAlgorithm):
     :param value_coef: weight of the value loss
     :param termination_coef: weight of the termination loss, which is not in the paper
     :param max_grad_norm: gradients are clipped to it, those of the model and of the policy apart
-    :param target_update_interval: updates between two of the targets
     :param horizon_schedule: ``(start, end, first, last)``: steps of a plan, linear in environment steps; None as the last:
         ``horizon``, which they never exceed. Begins anew where ``learn`` resets ``num_timesteps``, as all schedules do
     :param std_schedule: ``(start, end, first, last)``: least standard deviation of plans; the policy's noise always has the
@@ -116,6 +116,8 @@ class TDMPC(LatentAlgorithm):
         action_noise: ActionNoise | None = None,
         replay_buffer_class: type[ReplayBuffer] | None = None,
         replay_buffer_kwargs: dict[str, Any] | None = None,
+        *,
+        target_update_interval: int = 2,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -130,7 +132,6 @@ class TDMPC(LatentAlgorithm):
         value_coef: float = 0.1,
         termination_coef: float = 1.0,
         max_grad_norm: float = 10.0,
-        target_update_interval: int = 2,
         horizon_schedule: Sequence[float | None] = (0, 25_000, 1, None),
         std_schedule: Sequence[float] = (0, 25_000, 0.5, 0.05),
         priority_exponent: float = 0.6,

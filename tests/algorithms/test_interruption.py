@@ -104,7 +104,7 @@ def test_every_stored_transition_has_happened(name, way, monkeypatch):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_table_remembers_what_has_happened(way, monkeypatch):
-    model = DynaQ(clocks(2, is_discrete=True), planning_steps=1, seed=0).learn(14)
+    model = DynaQ("TabularPolicy", clocks(2, is_discrete=True), planning_steps=1, seed=0).learn(14)
     with monkeypatch.context() as patch, pytest.raises((RuntimeError, KeyboardInterrupt)):
         model.learn(10, way(model, patch), reset_num_timesteps=False)
     model.learn(20, reset_num_timesteps=False)

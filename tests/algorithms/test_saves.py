@@ -19,7 +19,7 @@ ALGORITHMS = {
     },
     "PETS": lambda: PETS("MPCPolicy", "Pendulum-v1", **SMALL),
     "Dyna": lambda: Dyna(SAC, env="Pendulum-v1", algorithm_kwargs={"buffer_size": 10}, **SMALL),
-    "DynaQ": lambda: DynaQ("FrozenLake-v1", seed=0),
+    "DynaQ": lambda: DynaQ("TabularPolicy", "FrozenLake-v1", seed=0),
 }
 
 

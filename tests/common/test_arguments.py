@@ -36,7 +36,6 @@ from sb3_mbrl.diagnostics.callback import ModelDiagnosticsCallback
 from sb3_mbrl.dynamics import AdaptiveRolloutLength, LearnedTermination, ProbabilisticEnsemble, SimulatorModel
 from sb3_mbrl.dynamics.fitting import fit
 from sb3_mbrl.envs import ImaginationRules, collect
-from sb3_mbrl.mbpo import MBPOMixin
 from sb3_mbrl.planning import CATEGORICAL_PLANNERS, PLANNERS, ModelObjective
 from sb3_mbrl.tasks.identification import identify
 
@@ -120,10 +119,7 @@ def starts_from(cls, **arguments):
 TRANSITIONS = collect(line(), 40, seed=0)
 FITTED = fitted()
 CONSTRUCTORS = {
-    **{
-        cls.__name__: (cls, (cls, base, MBPOMixin), {**OFF_POLICY_TINY, "env": line}, acts)
-        for cls, base in ((MBPO, SAC), (MBTQC, TQC), (MBCrossQ, CrossQ), (MBTD3, TD3))
-    },
+    **{cls.__name__: (cls, (cls,), {**OFF_POLICY_TINY, "env": line}, acts) for cls in (MBPO, MBTQC, MBCrossQ, MBTD3)},
     "TDMPC": (TDMPC, (TDMPC,), {**LATENT, "env": line, "model_size": {"encoder": 8, "mlp": 8, "latent": 8}}, acts),
     "TDMPC2": (
         TDMPC2,
@@ -161,7 +157,12 @@ CONSTRUCTORS = {
         },
         acts,
     ),
-    "DynaQ": (DynaQ, (DynaQ,), {"env": lambda: gym.make("FrozenLake-v1")}, lambda model: model.predict(0)),
+    "DynaQ": (
+        DynaQ,
+        (DynaQ,),
+        {"policy": "TabularPolicy", "env": lambda: gym.make("FrozenLake-v1")},
+        lambda model: model.predict(0),
+    ),
     "MPCPolicy": (
         MPCPolicy,
         (MPCPolicy,),

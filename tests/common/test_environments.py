@@ -21,7 +21,7 @@ ALGORITHMS = {
 }
 TAKES_AN_ENVIRONMENT = {
     **ALGORITHMS,
-    "DynaQ": DynaQ,
+    "DynaQ": lambda env: DynaQ("TabularPolicy", env),
     "LearnedModelEnv": lambda env: LearnedModelEnv(env, None),
     "LearnedModelEnv.from_env": LearnedModelEnv.from_env,
     "LearnedModelVecEnv.from_env": lambda env: LearnedModelVecEnv.from_env(env, n_envs=2),
@@ -71,8 +71,10 @@ def test_arguments_in_the_order_of_other_algorithms():
         Dyna("MlpPolicy", "Pendulum-v1")
     with pytest.raises(ValueError, match="policy must be one of the algorithm's, such as 'MlpPolicy', got None"):
         Dyna(PPO, None, "Pendulum-v1")
-    with pytest.raises(ValueError, match=r"DynaQ\(env\) takes the environment first"):
+    with pytest.raises(ValueError, match="Policy MlpPolicy unknown"):
         DynaQ("MlpPolicy", "FrozenLake-v1")
+    with pytest.raises(ValueError, match="policy must be 'TabularPolicy' or a subclass of it, got None"):
+        DynaQ(None, "FrozenLake-v1")
 
 
 @pytest.mark.parametrize("cls", [MBPO, TDMPC2])
