@@ -34,7 +34,7 @@ assert env is not None
 trajectories = collect_trajectories(env, model.predict, n_steps=1_000, device=model.device)
 real = concatenate(trajectories)
 one_step = one_step_error(model.dynamics, real)
-open_loop = open_loop_error(model.dynamics, trajectories, horizon=20, generator=th.Generator(model.device).manual_seed(0))
+open_loop = open_loop_error(model.dynamics, trajectories, n_steps=20, generator=th.Generator(model.device).manual_seed(0))
 # Imagination branches from all that happened since the start, not from these episodes alone
 assert model.replay_buffer is not None
 past = real_transitions(model.replay_buffer, model.device)

@@ -38,7 +38,7 @@ class ModelDiagnosticsCallback(BaseCallback):
 
     :param diag_freq: environment steps between two checks, counted over all environments
     :param n_rows: real transitions to check on, and imagined ones to compare with
-    :param horizon: steps of the open-loop prediction; less while no episode is as long
+    :param n_steps: steps of the open-loop prediction; less while no episode is as long
     :param figures: draw, for TensorBoard and ``log_dir``; nothing is drawn if neither is there
     :param log_dir: folder for the figures as PNG files (``open_loop_5000.png`` for step 5000); created if needed
     :param seed: of the callback's own generator
@@ -50,7 +50,7 @@ class ModelDiagnosticsCallback(BaseCallback):
         self,
         diag_freq: int = 1_000,
         n_rows: int = 1_000,
-        horizon: int = 20,
+        n_steps: int = 20,
         figures: bool = True,
         log_dir: str | os.PathLike[str] | None = None,
         seed: int = 0,
@@ -59,7 +59,7 @@ class ModelDiagnosticsCallback(BaseCallback):
         accepted = {
             "diag_freq": integer(1),
             "n_rows": integer(1, 10**7),
-            "horizon": integer(1, 10**4),
+            "n_steps": integer(1, 10**4),
             "figures": BOOLEAN,
             "seed": integer(0),
             "verbose": OFF_POLICY["verbose"],
@@ -68,7 +68,7 @@ class ModelDiagnosticsCallback(BaseCallback):
         super().__init__(verbose)
         self.diag_freq = diag_freq
         self.n_rows = n_rows
-        self.horizon = horizon
+        self.n_steps = n_steps
         self.figures = figures
         self.log_dir = None if log_dir is None else pathlib.Path(log_dir)
         self.seed = seed
@@ -118,9 +118,9 @@ class ModelDiagnosticsCallback(BaseCallback):
     def _check(self) -> None:
         start = time.perf_counter()
         trajectories = trajectories_from_buffer(self._replay_buffer, self.model.device, self.n_rows)
-        horizon = min(self.horizon, max(len(trajectory) for trajectory in trajectories))
+        n_steps = min(self.n_steps, max(len(trajectory) for trajectory in trajectories))
         one_step = one_step_error(self._dynamics, concatenate(trajectories))
-        open_loop = open_loop_error(self._dynamics, trajectories, horizon, generator=self._generator)
+        open_loop = open_loop_error(self._dynamics, trajectories, n_steps, generator=self._generator)
         states = self._compare_states()
         for result in (one_step, open_loop, states):
             for name, value in {} if result is None else result.summary().items():
@@ -167,5 +167,5 @@ class ModelDiagnosticsCallback(BaseCallback):
         one, several = one_step.summary(), open_loop.summary()
         print(
             f"Model checked at step {self.num_timesteps}: one-step error {one['one_step_error']:.2g} of no model's, error "
-            f"after {open_loop.horizon} steps {several['open_loop_last']:.2g} std of the data"
+            f"after {open_loop.n_steps} steps {several['open_loop_last']:.2g} std of the data"
         )

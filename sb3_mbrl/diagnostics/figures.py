@@ -1,4 +1,4 @@
-"""Figures of the three checks of a model in :mod:`sb3_mbrl.dynamics.diagnostics`. Matplotlib is imported when one is drawn."""
+"""Figures of the three checks of a model. Matplotlib is imported when one is drawn."""
 
 import math
 from collections.abc import Sequence
@@ -56,9 +56,9 @@ def plot_open_loop(result: OpenLoopError, names: Sequence[str] | None = None) ->
     """
     names = _output_names(result.expectation.shape[1], names)
     worst = _worst_first(result.expectation[-1])
-    title = f"Open loop, {result.horizon} steps from {len(result.start_obs)} real states; below: a typical one"
+    title = f"Open loop, {result.n_steps} steps from {len(result.start_obs)} real states; below: a typical one"
     figure, axes = _panels(2 + len(worst), title)
-    steps = np.arange(1, result.horizon + 1)
+    steps = np.arange(1, result.n_steps + 1)
     for values, label, color, linestyle in (
         (result.expectation, "expectation", MODEL, "-"),
         (result.fan, "mean of samples", FAN, "--"),
@@ -70,7 +70,7 @@ def plot_open_loop(result: OpenLoopError, names: Sequence[str] | None = None) ->
     axes[0].set_yscale("log")
     axes[0].set_xlabel("step")
     axes[0].legend(fontsize="x-small")
-    _bars(axes[1], names, worst, result.expectation[-1], f"error / std at step {result.horizon}", reference=1.0)
+    _bars(axes[1], names, worst, result.expectation[-1], f"error / std at step {result.n_steps}", reference=1.0)
     start = _typical_start(result)
     for ax, output in zip(axes[2:], worst, strict=True):
         _trajectory(ax, result, start, output)
@@ -194,7 +194,7 @@ def _trajectory(ax: "Axes", result: OpenLoopError, start: int, output: int) -> N
         first = result.start_obs[start, output].unsqueeze(0)
         values = [th.cat([head, rest]) for head, rest in zip([first, first, first, first * 0], values, strict=True)]
     actual, predicted, mean, std = (value.numpy() for value in values)
-    steps = np.arange(result.horizon + 1 - len(actual), result.horizon + 1)
+    steps = np.arange(result.n_steps + 1 - len(actual), result.n_steps + 1)
     ax.fill_between(steps, mean - 2 * std, mean + 2 * std, color=FAN, alpha=0.25, linewidth=0, label="samples ± 2 std")
     ax.plot(steps, predicted, color=MODEL, label="expectation")
     ax.plot(steps, actual, color=REAL, linewidth=1.0, linestyle="--", label="real")

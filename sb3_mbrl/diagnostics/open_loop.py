@@ -42,14 +42,15 @@ class OpenLoopError:
     fan_std: th.Tensor
 
     @property
-    def horizon(self) -> int:
+    def n_steps(self) -> int:
+        """H, steps predicted."""
         return self.expectation.shape[0]
 
     def summary(self) -> dict[str, float]:
         """The figures to watch: root mean squares over the outputs, at the first and the last step."""
         reward_bias = (self.fan_mean[..., -1] - self.actual[..., -1]).mean()
         return {
-            "open_loop_horizon": float(self.horizon),
+            "open_loop_steps": float(self.n_steps),
             "open_loop_first": over_outputs(self.expectation)[0].item(),
             "open_loop_last": over_outputs(self.expectation)[-1].item(),
             "open_loop_last_fan": over_outputs(self.fan)[-1].item(),
@@ -64,32 +65,32 @@ class OpenLoopError:
 def open_loop_error(
     dynamics: SteppableModel,
     trajectories: Sequence[Transitions],
-    horizon: int = 20,
+    n_steps: int = 20,
     n_starts: int = 100,
     generator: th.Generator | None = None,
     n_samples: int = 20,
     scale: th.Tensor | None = None,
 ) -> OpenLoopError:
     """
-    Predict ``horizon`` steps from real states with the recorded actions, and compare with what happened. Starts are
-    states that the episode outlived by the horizon: where episodes are short, what precedes their end is not seen.
+    Predict ``n_steps`` steps from real states with the recorded actions, and compare with what happened. Only states that at
+    least so many steps of their episode follow can be starts: where episodes are short, their last steps are hardly tested.
 
     :param dynamics: the model; terminations that it predicts on the way do not stop it
     :param trajectories: unbroken pieces, from :func:`trajectories_from_buffer` or :func:`collect_trajectories`
-    :param horizon: H, steps predicted
+    :param n_steps: H, steps predicted
     :param n_starts: start states, drawn without replacement; all of them where there are fewer
     :param generator: source of starts, members and noise; None draws from PyTorch's global stream
     :param n_samples: sampled futures per start, each with an elite drawn at each step (TS1)
     :param scale: unit of the error of each output, (D,), NaN where there is nothing to predict; None: their standard
         deviations in ``trajectories``
     :return: errors per step and output. A prediction that is not finite counts as infinitely wrong
-    :raises ValueError: no trajectory is as long as the horizon
+    :raises ValueError: no trajectory has as many steps
     """
-    if min(horizon, n_starts, n_samples) < 1:
-        raise ValueError(f"horizon, n_starts and n_samples must be at least 1, got {horizon}, {n_starts}, {n_samples}.")
+    if min(n_steps, n_starts, n_samples) < 1:
+        raise ValueError(f"n_steps, n_starts and n_samples must be at least 1, got {n_steps}, {n_starts}, {n_samples}.")
     rows = concatenate(trajectories)
-    starts = _draw_starts([len(piece) for piece in trajectories], horizon, n_starts, generator, rows.rewards.device)
-    windows = starts.unsqueeze(1) + th.arange(horizon, device=starts.device)
+    starts = _draw_starts([len(piece) for piece in trajectories], n_steps, n_starts, generator, rows.rewards.device)
+    windows = starts.unsqueeze(1) + th.arange(n_steps, device=starts.device)
     start_obs, actions = rows.observations[starts], rows.actions[windows]
     outputs = th.cat([rows.next_observations, rows.rewards.unsqueeze(1)], dim=1).double()
     actual = outputs[windows]
@@ -119,19 +120,19 @@ def open_loop_error(
 
 
 def _draw_starts(
-    lengths: Sequence[int], horizon: int, n_starts: int, generator: th.Generator | None, device: th.device
+    lengths: Sequence[int], n_steps: int, n_starts: int, generator: th.Generator | None, device: th.device
 ) -> th.Tensor:
     """
     :param lengths: of the trajectories
-    :return: rows of the concatenated trajectories that ``horizon`` steps of the same trajectory begin with, (S,)
+    :return: rows of the concatenated trajectories that ``n_steps`` steps of the same trajectory begin with, (S,)
     """
-    if max(lengths) < horizon:
+    if max(lengths) < n_steps:
         raise ValueError(
-            f"The longest of {len(lengths)} trajectories has {max(lengths)} steps, fewer than horizon={horizon}. "
-            "Choose a shorter horizon, or give longer trajectories."
+            f"The longest of {len(lengths)} trajectories has {max(lengths)} steps, fewer than n_steps={n_steps}. "
+            "Choose a smaller n_steps, or give longer trajectories."
         )
     rows_left = th.cat([th.arange(length, 0, -1) for length in lengths]).to(device)
-    possible = (rows_left >= horizon).nonzero().squeeze(1)
+    possible = (rows_left >= n_steps).nonzero().squeeze(1)
     return possible[th.randperm(len(possible), generator=generator, device=device)[:n_starts]]
 
 

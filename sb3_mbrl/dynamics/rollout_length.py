@@ -100,8 +100,8 @@ class AdaptiveRolloutLength:
         """
         lengths = np.array([len(piece) for piece in trajectories])
         n_starts = np.array([np.maximum(lengths - steps, 0).sum() for steps in range(self.max_length)])
-        horizon = int((n_starts >= max(1, LEAST_STARTS * lengths.sum())).sum())
-        result = open_loop_error(dynamics, trajectories, horizon, N_STARTS, generator, n_samples=1, scale=scale)
+        n_steps = int((n_starts >= max(1, LEAST_STARTS * lengths.sum())).sum())
+        result = open_loop_error(dynamics, trajectories, n_steps, N_STARTS, generator, n_samples=1, scale=scale)
         return over_outputs(result.fan).numpy()
 
     def choose(self, errors: np.ndarray) -> int:

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_mbrl.common.normalization import normalize_obs, normalize_reward
-from sb3_mbrl.common.trajectories import initial_rows, real_transitions
+from sb3_mbrl.common.trajectories import real_transitions
 from sb3_mbrl.common.types import Transitions
 from sb3_mbrl.mbpo.buffers import MixedReplayBuffer, ModelReplayBuffer, samples_as_sb3
 
@@ -318,41 +317,13 @@ class Still(gym.Env):
     action_space = ACTION_SPACE
 
 
-def vec_normalize(**kwargs):
-    env = VecNormalize(DummyVecEnv([Still]), **kwargs)
-    if env.norm_obs:
-        env.obs_rms.mean, env.obs_rms.var = np.array([0.0, 5.0, -100.0]), np.array([1.0, 25.0, 1e-7])
-    env.ret_rms.var = np.array(16.0)
-    return env
-
-
-NORMALIZE = [{}, {"norm_obs": True, "norm_reward": False}, {"norm_obs": False}, {"clip_obs": 0.5, "clip_reward": 1.0}]
-
-
-@pytest.mark.parametrize("kwargs", NORMALIZE)
-def test_normalising_equals_vec_normalize(kwargs):
-    rng = np.random.default_rng(0)
-    obs = (rng.normal(size=(50, OBS_DIM)) * [1, 5, 3e-4] + [0, 5, -100]).astype(np.float32)
-    reward = rng.normal(scale=30, size=50).astype(np.float32)
-    env = vec_normalize(**kwargs)
-    th.testing.assert_close(
-        normalize_obs(th.as_tensor(obs), env), th.as_tensor(env.normalize_obs(obs), dtype=th.float32), rtol=1e-4, atol=1e-4
-    )
-    th.testing.assert_close(normalize_reward(th.as_tensor(reward), env), th.as_tensor(env.normalize_reward(reward)).float())
-
-
-def test_without_vec_normalize_nothing_changes():
-    values = th.tensor([1e6, -3.0])
-    assert normalize_obs(values, None) is values
-    assert normalize_reward(values, None) is values
-
-
 @pytest.mark.parametrize("obs_dtype", [np.float32, np.float64])
 def test_both_kinds_of_rows_are_normalised_by_the_same_statistics(obs_dtype):
     real = real_buffer(obs_space=spaces.Box(-np.inf, np.inf, (OBS_DIM,), obs_dtype))
     imagined = model_buffer(1000)
     imagined.add(real_transitions(real, "cpu"))
-    env = vec_normalize(clip_obs=3.0)
+    env = VecNormalize(DummyVecEnv([Still]), clip_obs=3.0)
+    env.obs_rms.mean, env.obs_rms.var = np.array([0.0, 5.0, -100.0]), np.array([1.0, 25.0, 1e-7])
     np.random.seed(0)
     batch = mixed(real, imagined, 0.5).sample(400, env=env)
     # The same transitions on both sides: each is known by its action, and must be normalised alike
@@ -366,103 +337,3 @@ def test_both_kinds_of_rows_are_normalised_by_the_same_statistics(obs_dtype):
         th.testing.assert_close(tensor[left], tensor[right], rtol=1e-4, atol=1e-4)
     assert batch.rewards.max() == pytest.approx(10.0)  # clipped, so normalised
     assert {tensor.dtype for tensor in batch if tensor is not None} == {th.float32}
-
-
-# ---------------------------------------------------------------- real_transitions, initial_rows
-
-
-def filled(size, n_envs, steps):
-    """``steps`` is a list of (done, time limit) per environment, in time; observations and rewards count."""
-    buffer = ReplayBuffer(size * n_envs, OBS_SPACE, ACTION_SPACE, device="cpu", n_envs=n_envs)
-    for t, ends in enumerate(steps):
-        number = 10.0 * t + np.arange(n_envs)
-        obs = np.repeat(number[:, None], OBS_DIM, axis=1)
-        done, time_limit = (np.array(flags) for flags in zip(*ends, strict=True))
-        infos = [{"TimeLimit.truncated": bool(flag)} for flag in time_limit]
-        buffer.add(obs, obs + 0.5, np.zeros((n_envs, ACTION_DIM)), -number, done, infos)
-    return buffer
-
-
-ON, END, LIMIT = (False, False), (True, False), (True, True)
-
-
-def test_every_transition_of_every_environment_is_one_row():
-    rows = real_transitions(filled(10, 2, [[ON, ON], [END, LIMIT], [ON, ON]]), "cpu")
-    assert rows.observations[:, 0].tolist() == [0, 1, 10, 11, 20, 21]
-    assert rows.rewards.tolist() == [0, -1, -10, -11, -20, -21]
-    th.testing.assert_close(rows.next_observations, rows.observations + 0.5)
-    assert rows.actions.shape == (6, ACTION_DIM)
-
-
-def test_time_limits_are_not_terminations():
-    rows = real_transitions(filled(10, 2, [[ON, ON], [END, LIMIT], [LIMIT, END]]), "cpu")
-    assert rows.terminated.tolist() == [False, False, True, False, False, True]
-
-
-def test_a_buffer_that_wrapped_around_gives_all_its_rows_once():
-    rows = real_transitions(filled(3, 1, [[ON]] * 5), "cpu")
-    assert sorted(rows.observations[:, 0].tolist()) == [20, 30, 40]
-
-
-def test_rows_are_raw_and_float32_and_single_steps_whatever_the_buffer():
-    buffer = real_buffer(n=9, kind=NStepReplayBuffer, obs_space=spaces.Box(-np.inf, np.inf, (OBS_DIM,), np.float64))
-    rows = real_transitions(buffer, "cpu")
-    assert rows.rewards.tolist() == [REAL + step for step in range(9)]
-    assert {rows.observations.dtype, rows.actions.dtype, rows.next_observations.dtype, rows.rewards.dtype} == {th.float32}
-
-
-def test_actions_of_any_shape_become_flat():
-    buffer = ReplayBuffer(5, OBS_SPACE, spaces.Box(-1, 1, (2, 3)), device="cpu")
-    buffer.add(np.zeros((1, 3)), np.zeros((1, 3)), np.arange(6).reshape(1, 2, 3), np.zeros(1), np.zeros(1), [{}])
-    assert real_transitions(buffer, "cpu").actions.tolist() == [[0, 1, 2, 3, 4, 5]]
-
-
-@pytest.mark.parametrize("n_envs", [1, 2])
-def test_discrete_actions_become_one_hot(n_envs):
-    buffer = ReplayBuffer(4 * n_envs, OBS_SPACE, spaces.Discrete(3, start=2), device="cpu", n_envs=n_envs)
-    zeros = np.zeros((n_envs, OBS_DIM))
-    for step in range(6):  # wraps around: steps 2 to 5 stay
-        action = 2 + (step + np.arange(n_envs)[:, None]) % 3
-        buffer.add(zeros, zeros, action, np.zeros(n_envs), np.zeros(n_envs), [{}] * n_envs)
-    actions = real_transitions(buffer, "cpu").actions
-    assert actions.dtype == th.float32
-    assert actions.argmax(dim=1).tolist() == [(step + env) % 3 for step in range(2, 6) for env in range(n_envs)]
-    assert actions.sum(dim=1).tolist() == [1.0] * (4 * n_envs)
-    assert set(actions.unique().tolist()) == {0.0, 1.0}
-
-
-def test_an_empty_buffer_has_no_rows():
-    buffer = ReplayBuffer(5, OBS_SPACE, ACTION_SPACE, device="cpu")
-    assert len(real_transitions(buffer, "cpu")) == 0
-    assert len(initial_rows(buffer)) == 0
-
-
-def initial_observations(buffer):
-    return real_transitions(buffer, "cpu").observations[initial_rows(buffer), 0].tolist()
-
-
-def test_an_episode_begins_first_of_all_and_after_each_end():
-    assert initial_observations(filled(10, 1, [[ON], [END], [ON], [LIMIT], [ON]])) == [0, 20, 40]
-
-
-def test_episodes_of_each_environment_begin_on_their_own():
-    assert initial_observations(filled(10, 2, [[ON, END], [END, ON], [ON, ON]])) == [0, 1, 11, 20]
-
-
-@pytest.mark.parametrize(
-    ("ends", "expected"),
-    [
-        # times 3 4 2 in the array: of the oldest row (time 2) nobody knows whether it begins an episode
-        ([ON, ON, ON, ON, ON], []),
-        ([ON, END, ON, ON, END], []),
-        ([ON, ON, END, ON, ON], [30]),  # the last row of the array precedes the first
-        ([ON, ON, ON, END, ON], [40]),
-        ([ON, ON, END, END, END], [30, 40]),
-    ],
-)
-def test_beginnings_in_a_buffer_that_wrapped_around(ends, expected):
-    assert initial_observations(filled(3, 1, [[end] for end in ends])) == expected
-
-
-def test_of_a_buffer_that_is_just_full_the_oldest_row_is_unknown():
-    assert initial_observations(filled(3, 1, [[ON], [END], [END]])) == [20]

@@ -388,22 +388,6 @@ def test_a_description_of_anything_else_is_an_error(data):
         termination_from_json(data)
 
 
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=30))
-def test_scores_are_shares(pairs):
-    predicted, actual = (th.tensor([pair[i] for pair in pairs], dtype=th.bool) for i in (0, 1))
-    scores = termination_scores(predicted, actual)
-    assert math.isnan(scores["precision"]) == (not predicted.any()) and math.isnan(scores["recall"]) == (not actual.any())
-    defined = [score for score in scores.values() if not math.isnan(score)]
-    assert all(0.0 <= score <= 1.0 for score in defined)
-    if th.equal(predicted, actual):
-        assert all(score == 1.0 for score in defined)
-
-
-def test_scores_count_false_alarms_and_misses():
-    scores = termination_scores(th.tensor([True, True, False, False]), th.tensor([True, False, True, True]))
-    assert scores == {"precision": 0.5, "recall": pytest.approx(1 / 3)}
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Learning
 # ---------------------------------------------------------------------------------------------------------------------
