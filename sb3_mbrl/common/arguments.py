@@ -90,6 +90,14 @@ def list_of(rule: Rule, fewest: int = 1, most: int = 100) -> Rule:
     return Rule(accepts, f"a list of {length} elements, each {rule.words}")
 
 
+def one_of(*names: str) -> Rule:
+    """
+    :param names: texts that are accepted
+    :return: the rule
+    """
+    return Rule(lambda value: isinstance(value, str) and value in names, f"one of {names}")
+
+
 BOOLEAN = Rule(lambda value: isinstance(value, (bool, np.bool_)), "True or False")
 SCHEDULE = Rule(callable, "a function of the remaining progress, from 1 to 0")
 NET_ARCH = list_of(integer(1, 100_000))

@@ -6,11 +6,22 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from sb3_mbrl.common.arguments import one_of
 from sb3_mbrl.common.random import Generators
 
 Members = th.Tensor | Literal["random", "expectation"]
 """How an ensemble is propagated: ``"random"`` draws an elite for each state and step (TS1 of Chua et al. 2018); a (B,) tensor
 of members, kept over a branch, is TS-infinity; ``"expectation"`` averages the elites. Other models ignore it."""
+
+
+PROPAGATION = one_of("ts1", "tsinf", "expectation")
+"""How ensembles are propagated by name: TS1 and TS-infinity of Chua et al. 2018, or the elites' average."""
+
+SPREADS_ADDED = {"expected": 0, "pessimistic": -1, "optimistic": 1}
+"""Modes of valuing a quantity that has a mean and a spread: the mean, or a lower or an upper confidence bound,
+``mean + this * kappa * spread``."""
+
+VALUE_MODE = one_of(*SPREADS_ADDED)
 
 
 class ModelStep(NamedTuple):
@@ -30,6 +41,21 @@ class ModelStep(NamedTuple):
     terminated: th.Tensor
     epistemic_std: th.Tensor | None = None
     aleatoric_std: th.Tensor | None = None
+
+    @property
+    def disagreement(self) -> th.Tensor:
+        """
+        How far the elites disagree about the next observation, (B,): the Euclidean norm, over its entries, of the standard
+        deviations of their means, in the raw observation's units.
+
+        :raises ValueError: the model has not told how uncertain it is
+        """
+        if self.epistemic_std is None:
+            raise ValueError(
+                "This model does not tell how uncertain it is, as an ensemble does. Leave uncertainty_penalty at 0, "
+                "max_disagreement at None and value_mode at 'expected'."
+            )
+        return self.epistemic_std[:, :-1].norm(dim=1)
 
 
 class SteppableModel(Protocol):

@@ -11,7 +11,15 @@ from gymnasium import spaces
 
 from sb3_mbrl.common.actions import action_bounds, one_hot, scale
 from sb3_mbrl.common.arguments import BOOLEAN, check_arguments, integer, number
-from sb3_mbrl.common.model import DynamicsModel, Members, ModelStep, check_fitted
+from sb3_mbrl.common.model import (
+    PROPAGATION,
+    SPREADS_ADDED,
+    VALUE_MODE,
+    DynamicsModel,
+    Members,
+    ModelStep,
+    check_fitted,
+)
 from sb3_mbrl.common.spaces import check_spaces
 
 StartFn = Callable[[int, th.Generator], th.Tensor | np.ndarray]
@@ -20,13 +28,12 @@ StartFn = Callable[[int, th.Generator], th.Tensor | np.ndarray]
 BOUNDS_MARGIN = 0.5
 """Predictions may leave the observed range of each observation entry by this share of it, on either side."""
 
-PROPAGATIONS = ("ts1", "tsinf", "expectation")
-VALUE_MODES = {"expected": 0, "pessimistic": -1, "optimistic": 1}
-
 RULES = {
     "max_episode_steps": integer(1, 10**12),
     "deterministic": BOOLEAN,
-    "kappa": number(0),
+    "propagation": PROPAGATION,
+    "value_mode": VALUE_MODE,
+    "reward_kappa": number(0),
     "uncertainty_penalty": number(0),
     "max_disagreement": number(0) | None,
     "halt_reward": number() | None,
@@ -41,16 +48,18 @@ class ImaginationRules:
     How imagined branches go on, what they pay, and when they end.
 
     :param max_episode_steps: steps after which a branch is truncated
-    :param propagation: ``"ts1"``: an elite drawn for each row and step (MBPO); ``"tsinf"``: a branch keeps the elite drawn
+    :param propagation: ``"ts1"``: an elite drawn for each branch and step (MBPO); ``"tsinf"``: a branch keeps the elite drawn
         when it begins; ``"expectation"``: the elites' average, without noise
     :param deterministic: means instead of samples of the predicted distributions
-    :param value_mode: ``"expected"`` reward; ``"pessimistic"``: less ``kappa`` times the elites' disagreement (standard
-        deviation) about the reward; ``"optimistic"``: more
-    :param kappa: standard deviations away from the mean, for the latter two
+    :param value_mode: ``"expected"``: the predicted reward; ``"pessimistic"`` or ``"optimistic"``: its lower or upper
+        confidence bound, ``reward_kappa`` standard deviations below or above
+    :param reward_kappa: weight of the standard deviation of the elites' mean rewards, for the latter two. (The ``kappa`` of a
+        planner is about whole returns, and includes their noise)
     :param uncertainty_penalty: lambda of MOPO (Yu et al. 2020, https://arxiv.org/abs/2005.13239): subtracted from the reward,
-        times the Euclidean norm of the elites' disagreement about the next observation, in its own units
+        times the Euclidean norm of the elites' standard deviations about the next observation, in the observation's units
+        (``ModelStep.disagreement``)
     :param max_disagreement: MOReL's halt (Kidambi et al. 2020, https://arxiv.org/abs/2005.05951): a step about whose next
-        observation the elites disagree by a larger norm ends the task; None: never
+        observation the elites disagree by more, in the same measure, ends the task; None: never
     :param halt_reward: reward of such a step. Less than what going on pays, or the policy looks for unknown states
     :param stagger: whether branch ``i`` begins its first episode at step ``i * max_episode_steps // n``, so that not all are
         truncated at once: PPO evaluates its critic for each truncated environment, one after the other. First episodes are
@@ -62,7 +71,7 @@ class ImaginationRules:
     propagation: str = "ts1"
     deterministic: bool = False
     value_mode: str = "expected"
-    kappa: float = 1.0
+    reward_kappa: float = 1.0
     uncertainty_penalty: float = 0.0
     max_disagreement: float | None = None
     halt_reward: float | None = None
@@ -70,10 +79,6 @@ class ImaginationRules:
 
     def __post_init__(self) -> None:
         check_arguments(vars(self), RULES)
-        if self.propagation not in PROPAGATIONS:
-            raise ValueError(f"propagation must be one of {PROPAGATIONS}, got {self.propagation!r}.")
-        if self.value_mode not in VALUE_MODES:
-            raise ValueError(f"value_mode must be one of {tuple(VALUE_MODES)}, got {self.value_mode!r}.")
         if (self.max_disagreement is None) != (self.halt_reward is None):
             raise ValueError(
                 "max_disagreement and halt_reward come together: where the model is too uncertain a branch ends, with a "
@@ -147,7 +152,7 @@ class Imagination:
         self.set_starts(start_states, observation_bounds)
 
         self.obs = th.empty(0)
-        self.rows = th.empty(0)  # of the model, which need not be observations
+        self.states = th.empty(0)  # what the model steps, which need not be observations
         self.members = th.empty(0, dtype=th.long)
         self.steps = th.empty(0, dtype=th.long)
 
@@ -184,13 +189,13 @@ class Imagination:
         :return: their raw observations, (K, O) float32
         """
         starts = self._starts(self.n if which is None else len(which))
-        rows, members = self.dynamics.start(starts), self._draw_members(len(starts))
+        states, members = self.dynamics.start(starts), self._draw_members(len(starts))
         if which is None:
-            self.obs, self.rows, self.members = starts.clone(), rows.clone(), members
+            self.obs, self.states, self.members = starts.clone(), states.clone(), members
             phase = th.arange(self.n, device=starts.device) * self.rules.max_episode_steps // self.n
             self.steps = phase if self.rules.stagger else th.zeros_like(phase)
         else:
-            self.obs[which], self.rows[which], self.members[which], self.steps[which] = starts, rows, members, 0
+            self.obs[which], self.states[which], self.members[which], self.steps[which] = starts, states, members, 0
         return starts
 
     @th.no_grad()
@@ -203,18 +208,18 @@ class Imagination:
         """
         self.require_reset()
         step = self.dynamics.step(
-            self.rows, actions, self.generator, self._propagated(), self.rules.deterministic, self.rules.needs_uncertainty
+            self.states, actions, self.generator, self._propagated(), self.rules.deterministic, self.rules.needs_uncertainty
         )
         reward, terminated = self._judged(step)
         obs = self.dynamics.observe(step.next_obs)
         finite = obs.isfinite().all(dim=1) & reward.isfinite()
 
-        self.rows = th.where(finite.unsqueeze(1), step.next_obs, self.rows)
+        self.states = th.where(finite.unsqueeze(1), step.next_obs, self.states)
         obs = th.where(finite.unsqueeze(1), obs, self.obs)
         self.obs = th.maximum(th.minimum(obs, self.high), self.low)
         clipped = (self.obs != obs).any(dim=1).nonzero().squeeze(1)
         if len(clipped) > 0:
-            self.rows[clipped] = self.dynamics.start(self.obs[clipped])
+            self.states[clipped] = self.dynamics.start(self.obs[clipped])
 
         self.steps = self.steps + 1
         reward = th.where(finite, reward, 0.0)
@@ -225,7 +230,7 @@ class Imagination:
         """
         :raises ResetNeeded: no branch has begun
         """
-        if len(self.rows) == 0:
+        if len(self.states) == 0:
             raise gym.error.ResetNeeded("Call reset() before anything else.")
 
     def _propagated(self) -> Members:
@@ -238,9 +243,9 @@ class Imagination:
         rules = self.rules
         if not rules.needs_uncertainty:
             return step.reward, step.terminated
+        disagreement = step.disagreement
         assert step.epistemic_std is not None
-        disagreement = step.epistemic_std[:, :-1].norm(dim=1)
-        reward = step.reward + VALUE_MODES[rules.value_mode] * rules.kappa * step.epistemic_std[:, -1]
+        reward = step.reward + SPREADS_ADDED[rules.value_mode] * rules.reward_kappa * step.epistemic_std[:, -1]
         reward = reward - rules.uncertainty_penalty * disagreement
         if rules.max_disagreement is None or rules.halt_reward is None:
             return reward, step.terminated

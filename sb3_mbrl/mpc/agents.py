@@ -79,7 +79,7 @@ def actor_function(model: BaseAlgorithm) -> ObsFn:
 
 
 def _network_input(obs: th.Tensor, policy: BasePolicy, env: VecNormalize | None) -> th.Tensor:
-    """Where the policy lives: a simulator's rows are on the CPU, its agent may be on a GPU."""
+    """Where the policy lives: a simulator's states are on the CPU, the agent may be on a GPU."""
     return normalize_obs(obs.float(), env).to(policy.device)
 
 

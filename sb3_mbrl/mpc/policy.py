@@ -96,12 +96,13 @@ class MPCPolicy(BasePolicy):
     :param action_repeat: environment steps for each planned action
     :param replan_freq: planned actions executed before the next plan is made; ``horizon`` is open-loop control
     :param discount: of rewards in a plan (PETS: 1)
-    :param n_particles: model rows for each candidate; None: one for each elite of the model (PETS: 20)
+    :param n_particles: rollouts of each candidate; None: one for each elite of the model (PETS: 20)
     :param propagation: ``"tsinf"``, ``"ts1"`` or ``"expectation"``, see :class:`~sb3_mbrl.planning.ModelObjective`, as are the
         next three
     :param value_mode: ``"expected"``, ``"pessimistic"`` or ``"optimistic"``
-    :param kappa: standard deviations away from the mean for the latter two
-    :param disagreement_weight: of the elites' disagreement, added to rewards: negative to avoid it, positive to seek it
+    :param kappa: weight of the standard deviation of the particles' returns, for the latter two
+    :param uncertainty_penalty: subtracted from rewards, times the elites' disagreement about the next observation (MOPO);
+        negative to seek what they disagree about
     :param reward_fn: takes the place of the model's reward: ``f(obs (B, O), action (B, A), next_obs (B, O)) -> (B,)``
     :param termination_fn: takes the place of the model's termination, for a task that ends elsewhere: ``f(obs (B, O), action
         (B, A), next_obs (B, O)) -> (B,) bool``
@@ -133,7 +134,7 @@ class MPCPolicy(BasePolicy):
         propagation: str = "tsinf",
         value_mode: str = "expected",
         kappa: float = 1.0,
-        disagreement_weight: float = 0.0,
+        uncertainty_penalty: float = 0.0,
         reward_fn: RewardFn | None = None,
         termination_fn: TerminationFn | None = None,
         terminal_value: BaseAlgorithm | ValueFn | None = None,
@@ -161,7 +162,7 @@ class MPCPolicy(BasePolicy):
             propagation=propagation,
             value_mode=value_mode,
             kappa=kappa,
-            disagreement_weight=disagreement_weight,
+            uncertainty_penalty=uncertainty_penalty,
             reward_fn=reward_fn,
             termination_fn=termination_fn,
             terminal_value=value_function(terminal_value) if isinstance(terminal_value, BaseAlgorithm) else terminal_value,
@@ -263,11 +264,11 @@ class MPCPolicy(BasePolicy):
         check_fitted(self.model)
         begin = time.perf_counter()
         # In all environments, as a model of live ones could not tell which are meant; and once, as it forgets earlier starts
-        rows, old = self.model.start(obs)[due], MPCState(*(tensor[due] for tensor in memory))
+        states, old = self.model.start(obs)[due], MPCState(*(tensor[due] for tensor in memory))
         generators = self._generators(old.n_plans, deterministic)
         warm_start = self.planner.shift(old.planner, old.actions[:, : self.replan_freq])
-        proposals = self._proposals(rows, generators)
-        score = self.objective.score_rows(rows, generators)
+        proposals = self._proposals(states, generators)
+        score = self.objective.score_states(states, generators)
         plan = self.planner.plan(score, warm_start, generators, proposals, self._seconds_left(begin))
         new = MPCState(*plan.state, plan.actions, th.zeros_like(old.n_executed), old.n_plans + 1)
         self.last_plan = plan
@@ -278,13 +279,13 @@ class MPCPolicy(BasePolicy):
             return None
         return max(self.max_plan_seconds - (time.perf_counter() - begin), 1e-9)  # planners refuse 0
 
-    def _proposals(self, rows: th.Tensor, generators: list[th.Generator]) -> th.Tensor | None:
+    def _proposals(self, states: th.Tensor, generators: list[th.Generator]) -> th.Tensor | None:
         if self.actor is None:
             return None
         return policy_proposals(
             self._act,
             self.model,
-            rows,
+            states,
             self.n_proposals,
             self.planner.horizon,
             self.proposal_noise,
@@ -422,7 +423,7 @@ _OBJECTIVE_ARGUMENTS: dict[str, Kind] = {
     "propagation": str,
     "value_mode": str,
     "kappa": float,
-    "disagreement_weight": float,
+    "uncertainty_penalty": float,
 }
 _SAVED: dict[str, Kind] = {
     "format": {FILE_FORMAT},

@@ -72,7 +72,7 @@ class PETS(LearnsDynamics, ActsByPlanning, OffPolicyAlgorithm):
     :param horizon: actions in a plan; None: the planner's default (PETS: 25)
     :param planner_kwargs: further arguments of the planner
     :param replan_freq: planned actions executed before the next plan
-    :param n_particles: model rows for each candidate (PETS: 20); None: one for each elite
+    :param n_particles: rollouts of each candidate (PETS: 20); None: one for each elite
     :param propagation: ``"tsinf"`` (PETS), ``"ts1"`` or ``"expectation"``
     :param model_train_freq: environment steps between two fits (PETS: an episode)
     :param model_updates_per_step: budget of a fit: at most this many gradient steps of the model per environment step since

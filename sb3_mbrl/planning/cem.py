@@ -56,17 +56,18 @@ class CEM(SamplingPlanner):
         elites, elite_values = elites_of(candidates, values, self.n_elites)
         finite = (elite_values > th.finfo(values.dtype).min).float()
         mean, variance = moments(elites, finite)
-        goes_on = (~self._converged_rows(search) & (finite.sum(dim=1) > 0))[:, None, None]
+        goes_on = (~self._converged(search) & (finite.sum(dim=1) > 0))[:, None, None]
         mean = self.momentum * search.mean + (1 - self.momentum) * mean
         variance = self.momentum * search.std**2 + (1 - self.momentum) * variance
         search.mean = th.where(goes_on, mean, search.mean)
         search.std = th.where(goes_on, variance.sqrt(), search.std)
 
-    def _converged_rows(self, search: Search) -> th.Tensor:
+    def _converged(self, search: Search) -> th.Tensor:
+        """Environments whose search is over, (B,) bool."""
         return (search.std**2).amax(dim=(1, 2)) <= self.min_variance
 
     def _has_converged(self, search: Search) -> bool:
-        return bool(self._converged_rows(search).all())
+        return bool(self._converged(search).all())
 
     def _filling(self, mean: th.Tensor, n: int) -> th.Tensor:
         return self._uninformed_mean(len(mean), mean.shape[2], mean.device)[:, :n]

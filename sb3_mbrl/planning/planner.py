@@ -105,14 +105,14 @@ class Planner(ABC):
             started=th.zeros(n_envs, dtype=th.bool, device=device),
         )
 
-    def reset(self, state: PlannerState, rows: th.Tensor) -> PlannerState:
+    def reset(self, state: PlannerState, begins: th.Tensor) -> PlannerState:
         """
-        :param state: of B environments
-        :param rows: where an episode begins, (B,) bool
-        :return: the state with these rows as at the beginning; ``state`` is left as it is
+        :param state: the state of B environments, which is left as it is
+        :param begins: where an episode begins, (B,) bool
+        :return: the state, with that of the beginning of an episode where one begins
         """
         initial = self.initial_state(len(state.mean), state.mean.shape[2], state.mean.device)
-        return PlannerState(*(th.where(_like(rows, old), new, old) for old, new in zip(state, initial, strict=True)))
+        return PlannerState(*(th.where(_like(begins, old), new, old) for old, new in zip(state, initial, strict=True)))
 
     def shift(self, state: PlannerState, executed: th.Tensor) -> PlannerState:
         """
@@ -326,6 +326,6 @@ def moments(sequences: th.Tensor, weights: th.Tensor) -> tuple[th.Tensor, th.Ten
     return mean, (weights * (sequences - mean.unsqueeze(1)) ** 2).sum(dim=1)
 
 
-def _like(rows: th.Tensor, tensor: th.Tensor) -> th.Tensor:
+def _like(mask: th.Tensor, tensor: th.Tensor) -> th.Tensor:
     """A (B,) mask with the dimensions of a (B, ...) tensor."""
-    return rows.reshape(-1, *(1,) * (tensor.ndim - 1))
+    return mask.reshape(-1, *(1,) * (tensor.ndim - 1))

@@ -29,7 +29,7 @@ def policy_proposals(
 
     :param actor: the policy
     :param model: to step
-    :param starts: rows of the model to start from, (B, S)
+    :param starts: states of the model to start from, (B, S)
     :param n: proposals for each environment; the first follows the policy without noise
     :param horizon: H
     :param noise: standard deviation added to actions; the probability of a random one if they are discrete
@@ -37,17 +37,17 @@ def policy_proposals(
     :param generator: source of all noise
     :return: (B, n, H, A)
     """
-    rows = starts.repeat_interleave(n, dim=0)
-    noisy = (th.arange(len(rows), device=rows.device) % n > 0).unsqueeze(1)
+    states = starts.repeat_interleave(n, dim=0)
+    noisy = (th.arange(len(states), device=states.device) % n > 0).unsqueeze(1)
     actions = []
     for _ in range(horizon):
-        action = actor(model.observe(rows))
+        action = actor(model.observe(states))
         action = th.where(noisy, _disturbed(action, noise, isinstance(model.action_space, spaces.Discrete), generator), action)
         actions.append(action)
         for _ in range(action_repeat):
-            rows = model.step(rows, action, generator).next_obs
+            states = model.step(states, action, generator).next_obs
     plans = th.stack(actions, dim=1).reshape(len(starts), n, horizon, -1)
-    return plans.nan_to_num(0.0)  # of a rollout that diverged; the planner scores it anew
+    return plans.nan_to_num(0.0)  # NaN comes from a rollout that diverged; the planner scores the plan again
 
 
 def _disturbed(action: th.Tensor, noise: float, discrete: bool, generator: Generators) -> th.Tensor:

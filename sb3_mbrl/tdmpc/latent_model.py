@@ -16,7 +16,7 @@ from sb3_mbrl.common.random import Generators
 
 class LatentModel(nn.Module):
     """
-    A :class:`~sb3_mbrl.dynamics.DynamicsModel` whose rows are latent states.
+    A :class:`~sb3_mbrl.dynamics.DynamicsModel` that steps latent states.
 
     :param observation_space: of the environment
     :param action_space: of the environment, Box with finite bounds
@@ -129,7 +129,8 @@ class LatentModel(nn.Module):
     def value(self, z: th.Tensor, generator: Generators = None) -> th.Tensor:
         """
         :param z: latent states, (B, Z)
-        :param generator: of the policy's noise and of the choice of critics; equal blocks of rows if there are several
+        :param generator: source of the policy's noise and of the choice of critics; each of several draws for an equal block
+            of states
         :return: of following the policy prior, (B,)
         """
 

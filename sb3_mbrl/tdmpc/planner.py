@@ -81,12 +81,10 @@ class LatentObjective(ModelObjective):
         self.horizon: int | None = None
         """Actions beyond are of no effect: TD-MPC begins with short plans. None: all count."""
 
-    def score_rows(self, starts: th.Tensor, generator: Generators = None) -> Score:
-        returns = super().score_rows(starts, generator)
+    def score_states(self, starts: th.Tensor, generator: Generators = None) -> Score:
+        returns = super().score_states(starts, generator)
 
         def score(actions: th.Tensor) -> th.Tensor:
-            # The plans of an environment in one piece: another one would have other critics
-            self.chunk = max(self._rows_at_a_time(), actions.shape[1])
             return returns(actions[:, :, : self.horizon])
 
         return score
@@ -94,12 +92,14 @@ class LatentObjective(ModelObjective):
     def _step_of_a_plan(self) -> Callable[..., ModelStep]:
         return partial(self.model.step, may_end=bool(self.model.terminates))
 
-    def _rows_at_a_time(self) -> int:
-        # A megabyte of activations: more do not stay in a processor's cache. GPUs are only busy with more
-        return (2**18 if self.model.device.type == "cpu" else 2**26) // self.model.width
+    def _states_at_once(self, n: int) -> int:
+        # A megabyte of activations stays in a processor's cache; a GPU is only busy with more
+        states = (2**18 if self.model.device.type == "cpu" else 2**26) // self.model.width
+        # The plans of an environment stay together, since two pieces would draw different critics
+        return max(states, n)
 
-    def _value_of_the_end(self, rows: th.Tensor, generator: Generators) -> th.Tensor:
-        return self.model.value(rows, generator)
+    def _value_of_the_end(self, states: th.Tensor, generator: Generators) -> th.Tensor:
+        return self.model.value(states, generator)
 
 
 @th.no_grad()

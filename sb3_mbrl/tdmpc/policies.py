@@ -186,8 +186,8 @@ class LatentPolicy(MPCPolicy):
         generators = None if deterministic else self._generators(th.zeros(len(z)), deterministic=False)
         return self.model.act(z, generators, deterministic)
 
-    def _proposals(self, rows: th.Tensor, generators: list[th.Generator]) -> th.Tensor:
-        return prior_proposals(self.model, rows, self.n_proposals, self.planner.horizon, generators)
+    def _proposals(self, states: th.Tensor, generators: list[th.Generator]) -> th.Tensor:
+        return prior_proposals(self.model, states, self.n_proposals, self.planner.horizon, generators)
 
     # BasePolicy's own: what MPCPolicy saves has no networks
     save = BasePolicy.save  # type: ignore[assignment]

@@ -125,7 +125,8 @@ class WorldModel(LatentModel):
 
     def two_q_values(self, z: th.Tensor, action: th.Tensor, generator: Generators = None, target: bool = False) -> th.Tensor:
         """
-        Two of the critics, drawn at random, as in REDQ: one pair for all rows, or one for each generator's block.
+        Two of the critics, drawn at random, as in REDQ: one pair for all states, or one for each generator's block of
+        them.
 
         :param z: latent states, (B, Z)
         :param action: in [-1, 1], (B, A)

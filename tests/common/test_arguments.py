@@ -173,7 +173,7 @@ CONSTRUCTORS = {
         ModelObjective,
         (ModelObjective,),
         {"model": FITTED},
-        lambda objective: objective.score_rows(th.zeros(1, 2)),
+        lambda objective: objective.score_states(th.zeros(1, 2)),
     ),
     **{
         f"{kind}{name}": (cls, (cls,), {**PLANNER, **FEW_SAMPLES.get(name, SAMPLES)}, plans)

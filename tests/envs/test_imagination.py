@@ -120,14 +120,14 @@ def rewards_of(model, **rules):
 
 def test_pessimistic_expected_optimistic(drift_model):
     pessimistic, expected, optimistic = (
-        rewards_of(drift_model, value_mode=mode, kappa=2.0) for mode in ("pessimistic", "expected", "optimistic")
+        rewards_of(drift_model, value_mode=mode, reward_kappa=2.0) for mode in ("pessimistic", "expected", "optimistic")
     )
     assert (pessimistic < expected).all() and (expected < optimistic).all()
 
 
-def test_value_mode_is_kappa_standard_deviations_of_the_reward(scripted):
+def test_value_mode_adds_standard_deviations_of_the_reward(scripted):
     model = scripted(reward_std=0.3)
-    assert imagine(model, value_mode="pessimistic", kappa=2.0).step(push(4)).reward.tolist() == pytest.approx([0.4] * 4)
+    assert imagine(model, value_mode="pessimistic", reward_kappa=2.0).step(push(4)).reward.tolist() == pytest.approx([0.4] * 4)
 
 
 def test_the_penalty_is_the_norm_of_the_disagreement(scripted):
@@ -197,7 +197,7 @@ def test_bounds_of_float64_hold_after_rounding(scripted):
         ({"max_episode_steps": 0}, "max_episode_steps"),
         ({"propagation": "ts2"}, "propagation"),
         ({"value_mode": "hopeful"}, "value_mode"),
-        ({"kappa": -1.0}, "kappa"),
+        ({"reward_kappa": -1.0}, "reward_kappa"),
         ({"uncertainty_penalty": -1.0}, "uncertainty_penalty"),
         ({"max_disagreement": 1.0}, "halt_reward"),
         ({"halt_reward": 1.0}, "max_disagreement"),

@@ -36,13 +36,13 @@ def policy(model):
 
 def calls(policy):
     """How often the policy has planned since."""
-    counted, plain = [], policy.objective.score_rows
+    counted, plain = [], policy.objective.score_states
 
     def score(*args):
         counted.append(len(args[0]))
         return plain(*args)
 
-    policy.objective.score_rows = score
+    policy.objective.score_states = score
     return counted
 
 
@@ -835,7 +835,7 @@ def test_a_planner_of_yours_is_asked_for(model, tmp_path, planner):
 def test_every_argument_survives(model, tmp_path, planner):
     kwargs = {
         **{"action_repeat": 2, "replan_freq": 3, "discount": 0.9, "n_particles": 3, "propagation": "ts1", "kappa": 0.5},
-        **{"value_mode": "optimistic", "disagreement_weight": -0.1, "n_proposals": 2, "proposal_noise": 0.3, "seed": 4},
+        **{"value_mode": "optimistic", "uncertainty_penalty": 0.1, "n_proposals": 2, "proposal_noise": 0.3, "seed": 4},
     }
     policy = cheap(model, planner, **kwargs)
     policy.save(tmp_path / "policy.zip")

@@ -252,7 +252,7 @@ def test_a_reward_and_a_termination_of_yours(make_pets):
     "policy_kwargs",
     [
         {"value_mode": "pessimistic", "kappa": 0.5},
-        {"disagreement_weight": -1.0},
+        {"uncertainty_penalty": 1.0},
         {"action_repeat": 2},
         {"terminal_value": lambda obs: -obs[:, 0].abs()},
         {"actor": lambda obs: -obs[:, :1].clamp(-1, 1), "n_proposals": 3},

@@ -96,12 +96,12 @@ def x_plus_one(obs):
 # ---------------------------------------------------------------- against a plain loop
 
 
-def expected_return(model, obs, plan, member, discount, action_repeat, disagreement_weight, terminal):
+def expected_return(model, obs, plan, member, discount, action_repeat, uncertainty_penalty, terminal):
     """One particle of one sequence, number by number."""
     (x, y), total, t = obs, 0.0, 0
     for a, b in plan:
         for _ in range(action_repeat):
-            reward = x + 2 * y - a + 3 * b + disagreement_weight * math.hypot(x, y)
+            reward = x + 2 * y - a + 3 * b - uncertainty_penalty * math.hypot(x, y)
             x, y = 0.9 * x + a + 0.3 * member, x - 0.5 * y + b
             total += discount**t * reward
             t += 1
@@ -118,13 +118,13 @@ def expected_return(model, obs, plan, member, discount, action_repeat, disagreem
     action_repeat=st.integers(1, 3),
     discount=st.sampled_from([0.0, 0.5, 0.97, 1.0]),
     wall=st.sampled_from([math.inf, 1.0]),
-    disagreement_weight=st.sampled_from([0.0, -2.0, 0.5]),
+    uncertainty_penalty=st.sampled_from([0.0, 2.0, -0.5]),
     terminal=st.booleans(),
     seed=st.integers(0, 100),
 )
 @settings(max_examples=60)
 def test_returns_are_those_of_a_plain_loop(
-    n_envs, n, horizon, n_particles, action_repeat, discount, wall, disagreement_weight, terminal, seed
+    n_envs, n, horizon, n_particles, action_repeat, discount, wall, uncertainty_penalty, terminal, seed
 ):
     model, obs, actions = Line(wall=wall), observations(n_envs, seed), plans(n_envs, n, horizon, seed)
     scored = ModelObjective(
@@ -132,13 +132,13 @@ def test_returns_are_those_of_a_plain_loop(
         discount,
         n_particles,
         action_repeat=action_repeat,
-        disagreement_weight=disagreement_weight,
+        uncertainty_penalty=uncertainty_penalty,
         terminal_value=x_plus_one if terminal else None,
     ).score(obs)(actions)
     assert scored.shape == (n_envs, n)
     for env, sequence in product(range(n_envs), range(n)):
         plan = actions[env, sequence].tolist()
-        settings_ = (discount, action_repeat, disagreement_weight, terminal)
+        settings_ = (discount, action_repeat, uncertainty_penalty, terminal)
         returns = [expected_return(model, obs[env].tolist(), plan, (2, 0, 1)[p % 3], *settings_) for p in range(n_particles)]
         assert scored[env, sequence].item() == pytest.approx(np.mean(returns), rel=1e-5, abs=1e-5)
 
@@ -165,12 +165,12 @@ def test_the_model_is_stepped_once_for_each_step_of_all_sequences_and_particles(
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
-@pytest.mark.parametrize("weight", [0.0, -1.0])
-def test_the_model_is_asked_for_means_and_uncertainty_only_if_wanted(deterministic, weight):
+@pytest.mark.parametrize("penalty", [0.0, 1.0])
+def test_the_model_is_asked_for_means_and_uncertainty_only_if_wanted(deterministic, penalty):
     model = Line()
-    ModelObjective(model, deterministic=deterministic, disagreement_weight=weight).score(observations(1))(plans(1, 2, 3))
+    ModelObjective(model, deterministic=deterministic, uncertainty_penalty=penalty).score(observations(1))(plans(1, 2, 3))
     assert {call["deterministic"] for call in model.calls} == {deterministic}
-    assert {call["uncertainty"] for call in model.calls} == {weight != 0}
+    assert {call["uncertainty"] for call in model.calls} == {penalty != 0}
 
 
 # ---------------------------------------------------------------- rewards and the terminal value
@@ -229,12 +229,12 @@ def test_a_reward_function_takes_the_place_of_the_models_and_is_given_actions_in
 def test_disagreement_of_the_elites_is_priced_by_its_norm_without_the_rewards():
     model, obs, action = ensemble(), observations(3), plans(3, 1, 1)
     score = {
-        weight: ModelObjective(model, deterministic=True, disagreement_weight=weight).score(obs)(action)[:, 0]
-        for weight in (0.0, -2.0)
+        penalty: ModelObjective(model, deterministic=True, uncertainty_penalty=penalty).score(obs)(action)[:, 0]
+        for penalty in (0.0, 2.0)
     }
     means = model.predict(obs, action[:, 0, 0]).mean[:, :, :-1]
     disagreement = means.std(dim=0, correction=0).norm(dim=1)
-    th.testing.assert_close(score[-2.0], score[0.0] - 2 * disagreement)
+    th.testing.assert_close(score[2.0], score[0.0] - 2 * disagreement)
 
 
 # ---------------------------------------------------------------- divergence
@@ -322,9 +322,9 @@ PROPAGATION = [("ts1", 4), ("tsinf", 4), ("expectation", 1)]
 
 @pytest.mark.parametrize(("propagation", "n_particles"), PROPAGATION)
 # of 64 rows at once: all, two environments, or 16 of 40 candidates
-@pytest.mark.parametrize(("chunk", "n"), [(16_384, 6), (64, 6), (64, 40), (64, 80)])
-def test_a_batch_of_environments_is_a_loop_over_them(monkeypatch, propagation, n_particles, chunk, n):
-    monkeypatch.setattr(objective.ModelObjective, "chunk", chunk)
+@pytest.mark.parametrize(("at_once", "n"), [(16_384, 6), (64, 6), (64, 40), (64, 80)])
+def test_a_batch_of_environments_is_a_loop_over_them(monkeypatch, propagation, n_particles, at_once, n):
+    monkeypatch.setattr(objective, "STATES_AT_ONCE", at_once)
     model = ensemble(termination_fn=TerminatesOutside((Bound(0, 1, -2.0, 2.0),)))
     score = ModelObjective(model, 0.9, n_particles, propagation, terminal_value=x_plus_one).score
     obs, actions = observations(5), plans(5, n, 3)
@@ -342,7 +342,7 @@ def test_cutting_in_pieces_bounds_the_rows_and_changes_no_return(monkeypatch, n)
     score = ModelObjective(model, 0.9, 4, terminal_value=x_plus_one).score(obs)
     whole = score(actions)
     model.calls.clear()
-    monkeypatch.setattr(objective.ModelObjective, "chunk", 64)
+    monkeypatch.setattr(objective, "STATES_AT_ONCE", 64)
     assert score(actions).equal(whole)
     assert max(call["rows"] for call in model.calls) <= 64
     assert sum(call["rows"] for call in model.calls) == 3 * 5 * n * 4
@@ -351,14 +351,14 @@ def test_cutting_in_pieces_bounds_the_rows_and_changes_no_return(monkeypatch, n)
 def test_pieces_of_whole_environments_draw_the_noise_of_one_batch(monkeypatch):
     score = ModelObjective(ensemble(), 0.9, 4, "ts1").score
     whole = score(observations(5), generators(5))(plans(5, 6, 3))
-    monkeypatch.setattr(objective.ModelObjective, "chunk", 64)
+    monkeypatch.setattr(objective, "STATES_AT_ONCE", 64)
     th.testing.assert_close(score(observations(5), generators(5))(plans(5, 6, 3)), whole)
 
 
 def test_more_particles_than_rows_at_once_are_stepped_all_the_same(monkeypatch):
     score = ModelObjective(Line(), n_particles=10).score(observations(2))
     whole = score(plans(2, 3, 2))
-    monkeypatch.setattr(objective, "CHUNK", 4)
+    monkeypatch.setattr(objective, "STATES_AT_ONCE", 4)
     th.testing.assert_close(score(plans(2, 3, 2)), whole)
 
 
@@ -389,10 +389,10 @@ def test_the_global_stream_is_used_only_without_generators(propagation):
 
 
 @pytest.mark.parametrize(("propagation", "n_particles"), PROPAGATION)
-@pytest.mark.parametrize("weight", [0.0, -0.5])
-def test_the_gradient_of_a_score_matches_finite_differences(propagation, n_particles, weight):
+@pytest.mark.parametrize("penalty", [0.0, 0.5])
+def test_the_gradient_of_a_score_matches_finite_differences(propagation, n_particles, penalty):
     score = ModelObjective(
-        ensemble(), 0.9, n_particles, propagation, disagreement_weight=weight, terminal_value=x_plus_one
+        ensemble(), 0.9, n_particles, propagation, uncertainty_penalty=penalty, terminal_value=x_plus_one
     ).score
     actions, direction = plans(2, 3, 4).requires_grad_(), th.randn(2, 3, 4, 2, generator=seeded(5))
 

@@ -394,13 +394,13 @@ def test_mppi_of_tdmpc(make):
 
 def test_the_proposals_are_drawn_once_for_all_iterations(make, monkeypatch):
     model, seen = make("tdmpc2"), []
-    score_rows = model.policy.objective.score_rows
+    score_states = model.policy.objective.score_states
 
     def spy(*args):
-        score = score_rows(*args)
+        score = score_states(*args)
         return lambda actions: (seen.append(actions.clone()), score(actions))[1]
 
-    monkeypatch.setattr(model.policy.objective, "score_rows", spy)
+    monkeypatch.setattr(model.policy.objective, "score_states", spy)
     model.predict(np.zeros((1, 2), np.float32))
     assert [actions.shape for actions in seen] == [(1, 12 + 3, 3, 1)] * 2
     assert th.equal(seen[0][:, 12:], seen[1][:, 12:]) and not th.equal(seen[0][:, :12], seen[1][:, :12])
@@ -491,11 +491,11 @@ def test_the_last_value_is_that_of_two_random_critics(make):
 
 def test_all_plans_of_an_environment_are_valued_by_the_same_critics(make, monkeypatch):
     policy = make("tdmpc2").policy
-    monkeypatch.setattr(policy.objective, "_rows_at_a_time", lambda: 10)
+    monkeypatch.setattr(policy.model, "width", 2**18 // 10)  # so wide that ten states fill the cache
     for i, critic in enumerate(policy.model.critics):
         critic[-1].bias.data[50 + 5 * i] = 50.0
     generators = [th.Generator().manual_seed(i) for i in range(10)]
-    values = policy.objective.score_rows(policy.model.start(th.zeros(10, 2)), generators)(th.zeros(10, 40, 3, 1))
+    values = policy.objective.score_states(policy.model.start(th.zeros(10, 2)), generators)(th.zeros(10, 40, 3, 1))
     assert all((row.max() - row.min()) < 1e-3 for row in values) and values[:, 0].std() > 0.1
 
 

@@ -532,7 +532,7 @@ def test_returns_of_plans_of_tdmpc2(tdmpc2):
         z = plain(model.dynamics, join(z, actions[0, :, t]))
         logits.append(plain(model.termination_head, z)[:, 0])
     model.termination_head[-1].bias.data -= th.stack(logits).amax(dim=0).median().item() + 1e-4
-    ours = tdmpc2.policy.objective.score_rows(start, generator(2))(actions)[0]
+    ours = tdmpc2.policy.objective.score_states(start, generator(2))(actions)[0]
     noise = generator(2)
     draws, pair = th.randn(n, A, generator=noise), th.rand(1, 3, generator=noise).topk(2).indices[0].tolist()
     ended_early = 0
@@ -557,7 +557,7 @@ def test_returns_of_plans_of_tdmpc(tdmpc):
     actions = 2 * th.rand(1, n, H, A, generator=generator(1)) - 1
     for horizon in (1, 3):
         tdmpc.policy.objective.horizon = horizon
-        ours = tdmpc.policy.objective.score_rows(start, generator(2))(actions)[0]
+        ours = tdmpc.policy.objective.score_states(start, generator(2))(actions)[0]
         z, total = start.expand(n, -1), 0
         for t in range(horizon):
             both = join(z, actions[0, :, t])
