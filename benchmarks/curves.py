@@ -45,7 +45,8 @@ import sb3_mbrl
 from benchmarks import dm_control
 from sb3_mbrl import MBPO, MBTD3, MBTQC, PETS, TDMPC, TDMPC2, Dyna, MBCrossQ
 from sb3_mbrl.acceleration import sac as sac_updates
-from sb3_mbrl.algorithms.checkpoints import ExactCheckpointCallback, ExactCheckpoints
+from sb3_mbrl.algorithms.checkpoints import ExactCheckpoints
+from sb3_mbrl.callbacks import ExactCheckpointCallback
 from sb3_mbrl.common.files import write_atomically
 from sb3_mbrl.zoo import load_env_kwargs, load_hyperparams
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch as th
 
+from sb3_mbrl.callbacks import ModelDiagnosticsCallback
 from sb3_mbrl.common.collection import collect_trajectories
 from sb3_mbrl.common.trajectories import concatenate, real_transitions
-from sb3_mbrl.diagnostics.callback import ModelDiagnosticsCallback
 from sb3_mbrl.diagnostics.figures import plot_one_step, plot_open_loop, plot_state_distribution
 from sb3_mbrl.diagnostics.one_step import one_step_error
 from sb3_mbrl.diagnostics.open_loop import open_loop_error

@@ -8,7 +8,7 @@ import argparse
 import pathlib
 
 from sb3_mbrl import TDMPC2
-from sb3_mbrl.algorithms.checkpoints import ExactCheckpointCallback
+from sb3_mbrl.callbacks import ExactCheckpointCallback
 
 FOLDER = pathlib.Path("tdmpc2_checkpoint")
 

@@ -30,7 +30,6 @@ from sb3_mbrl.algorithms.checkpoint_folders import (
 from sb3_mbrl.algorithms.env_state import restore_env_state, save_env_state
 from sb3_mbrl.algorithms.replay_files import write_replay_buffer
 from sb3_mbrl.algorithms.saves import AtomicSaves, check_algorithm, name_in_files, saved_as
-from sb3_mbrl.common.arguments import OFF_POLICY, check_arguments, integer
 from sb3_mbrl.common.environments import check_has_env
 from sb3_mbrl.common.files import open_atomically, write_atomically
 from sb3_mbrl.common.replay_buffers import end_trajectories
@@ -40,46 +39,46 @@ SelfExactCheckpoints = TypeVar("SelfExactCheckpoints", bound="ExactCheckpoints")
 
 class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
     """
-    For off-policy algorithms, before the SB3 class in the list of bases: ``class MBPO(ExactCheckpoints, SAC)``.
-    Adds :meth:`save_checkpoint` and :meth:`load_checkpoint`, and makes ``save_replay_buffer`` atomic.
+    Mixin: list it before an off-policy SB3 class. It adds :meth:`save_checkpoint` and :meth:`load_checkpoint`, and makes
+    ``save_replay_buffer`` atomic.
     """
 
     _checkpoint_due: str | pathlib.Path | None = None
     _goes_on = False
 
-    # ---------------------------------------------------------------- for the algorithm to fill in
-
     def _checkpoint_extras(self) -> dict[str, Any]:
-        """State that neither ``save`` nor the replay buffer holds: tensors, numbers and strings, in dicts and lists."""
+        """
+        An algorithm overrides this method to add state of its own.
+
+        :return: state that neither ``save`` nor the replay buffer holds: tensors, numbers and strings, in dicts and lists
+        """
         return {"gsde_noise": {name: _noise_of(gsde) for name, gsde in _gsde_distributions(self.policy).items()}}
 
     def _restore_checkpoint_extras(self, extras: dict[str, Any]) -> None:
         """
-        :param extras: what :meth:`_checkpoint_extras` returned, tensors on the device of the model
+        :param extras: what :meth:`_checkpoint_extras` returned, with tensors on the device of the model
         """
         for name, gsde in _gsde_distributions(self.policy).items():
             vars(gsde).update(extras["gsde_noise"][name])
 
-    # ---------------------------------------------------------------- checkpoints
-
     def save_checkpoint(self, folder: str | pathlib.Path) -> None:
         """
-        Save everything the run consists of: the model, the replay buffer, what is particular to the algorithm,
-        wrappers (``VecNormalize``) and environments in the middle of their episodes, and all random streams. ``N`` steps,
+        Save everything that the run consists of: the model, the replay buffer, state that only this algorithm has, wrappers
+        (``VecNormalize``), environments in the middle of their episodes, and all random streams. ``N`` steps,
         ``save_checkpoint``, :meth:`load_checkpoint` in a new process and ``N`` steps equal ``2N`` steps bit for bit on
         the CPU.
 
-        Call it between two calls of ``learn``, or use :class:`ExactCheckpointCallback`: within a step of the environment,
-        where other callbacks run, the last transition is not in the replay buffer yet. Environments in a
-        ``SubprocVecEnv`` and those with a simulator that Python cannot look into (Box2D) are not stored: they are reset
-        when the checkpoint is loaded. Callbacks and loggers are not part of a checkpoint either.
+        Call it between two calls of ``learn``, or use :class:`~sb3_mbrl.callbacks.ExactCheckpointCallback`. Other callbacks
+        run within a step of the environment, when the last transition is not in the replay buffer yet. Environments in a
+        ``SubprocVecEnv`` and those whose simulator keeps its state out of Python's sight (Box2D) are not stored: they are
+        reset when the checkpoint is loaded. Callbacks and loggers are not part of a checkpoint.
 
-        Atomic: killed at any moment, the folder holds the last complete checkpoint. Older ones are then deleted. Several
-        processes may save to one folder, for instance a job that was queued again while its old self still runs: the
-        checkpoint that was completed last is kept.
+        The save is atomic: if the process is killed, the folder still holds the last complete checkpoint. Older checkpoints
+        are deleted once a new one is complete. Several processes may save to one folder, for instance a job that was queued
+        again before its predecessor ended: the checkpoint that was completed last is kept.
 
-        :param folder: created if needed; other files in it are left alone
-        :raises ValueError: a file is in the place of the folder
+        :param folder: the folder, created if needed; other files in it are left alone
+        :raises ValueError: a file stands where the folder should be
         """
         with new_version(pathlib.Path(folder)) as version:
             self.save(version / "model.zip")
@@ -90,7 +89,7 @@ class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
             env_state = None if self.env is None else save_env_state(self.env)
             write_atomically(version / "environment.pkl", pickle.dumps(env_state))
             write_atomically(version / "random.pkl", pickle.dumps(self._random_state()))
-            # Last, since it tells the sizes and checksums of the others
+            # Written last, because it holds the sizes and checksums of the other files
             manifest = {
                 "format": FORMAT,
                 "algorithm": name_in_files(type(self)),
@@ -112,19 +111,19 @@ class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
         **kwargs: Any,
     ) -> SelfExactCheckpoints:
         """
-        Load the newest complete checkpoint of a folder, even while other processes save to it; go on with ``learn(n,
+        Load the newest complete checkpoint of a folder, even while other processes save to it. To go on, call ``learn(n,
         reset_num_timesteps=False)``. The random streams of this process (Python, NumPy, PyTorch) are set to where they were.
-        It unpickles: load only what you trust.
+        Parts of a checkpoint are pickled: load only what you trust.
 
         :param folder: where :meth:`save_checkpoint` saved
-        :param env: an environment made and wrapped like the one that was saved (untrained ``VecNormalize`` included: its
-            statistics are restored), or its name. None is enough to predict
+        :param env: an environment made and wrapped like the one that was saved, or its name. A new ``VecNormalize`` will do,
+            since its statistics are restored. None is enough to predict
         :param device: Device on which the code should run
-        :param force_reset: start with new episodes instead of in the middle of the saved ones
-        :param kwargs: further arguments of ``load``, among them attributes to change
+        :param force_reset: start new episodes instead of going on with the saved ones
+        :param kwargs: further arguments of ``load``, such as attributes to change
         :return: the algorithm
-        :raises ValueError: no checkpoint there; it is damaged, or of another algorithm; ``env`` has other spaces, another
-            number of environments or other wrappers
+        :raises ValueError: there is no checkpoint, it is damaged, or another algorithm saved it; or ``env`` has other spaces,
+            another number of environments or other wrappers
         """
         with newest_version(pathlib.Path(folder)) as (manifest, files):
             check_algorithm(cls, manifest["algorithm"], folder)
@@ -141,7 +140,7 @@ class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
             model._restore_checkpoint_extras(extras)
             if model.env is not None:
                 model._restore_env(unpickle(files["environment.pkl"]), force_reset)
-            # Last: everything above may draw, and SB3's load seeds all streams anew
+            # Restored last, because everything above may draw, and SB3's load seeds all streams anew
             model._restore_random_state(unpickle(files["random.pkl"]))
             model._goes_on = True
             return model
@@ -153,12 +152,12 @@ class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
 
     def _restore_env(self, state: dict[str, Any] | None, force_reset: bool) -> None:
         assert self.env is not None
-        # As at construction, where the algorithm and the environment share them (and their generators)
+        # The algorithm and the environment share their spaces, with their generators, as they do after construction
         self.action_space, self.observation_space = self.env.action_space, self.env.observation_space
         if state is not None and restore_env_state(self.env, state, tasks=not force_reset):
             return
-        self._last_obs = None  # SB3's sign that learn() has to reset
-        if self.seed is not None:  # or the run would see its first episodes again
+        self._last_obs = None  # tells SB3's learn() to reset the environment
+        if self.seed is not None:  # with the seed itself the run would see its first episodes again
             self.env.seed(self.seed + self.num_timesteps)
 
     def _random_state(self) -> dict[str, Any]:
@@ -181,7 +180,7 @@ class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
         self.observation_space._np_random = state["observation_space"]
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
-        # After the updates and before gSDE draws its noise: here a run can be cut without a trace
+        # Between the updates and the next noise of gSDE, a run can be cut and resumed without a trace
         if self._checkpoint_due is not None:
             self.save_checkpoint(self._checkpoint_due)
         rollout = None
@@ -190,8 +189,8 @@ class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
             return rollout
         finally:
             if rollout is None or not rollout.continue_training:
-                # A callback, an exception or Ctrl-C stopped before the last transition was stored: what the environments
-                # return next is not the successor of _last_obs, so the next learn() starts new episodes
+                # A callback, an exception or Ctrl-C stopped the rollout before its last transition was stored. The next
+                # observation does not follow _last_obs, so the next learn() has to start new episodes
                 self._last_obs = None
 
     def _setup_learn(
@@ -205,11 +204,11 @@ class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
         check_has_env(self)
         keep_noise = self._goes_on and not reset_num_timesteps and self.num_timesteps > 0
         self._fit_to_environments()
-        if reset_num_timesteps or self._last_obs is None:  # SB3 will reset the environments, even within an episode
+        if reset_num_timesteps or self._last_obs is None:  # SB3 will reset the environments within their episodes
             end_trajectories(self.replay_buffer)
         action_noise = deepcopy(self.action_noise)
         start = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        if keep_noise:  # SB3 resets it at each learn(); the run that goes on would not have
+        if keep_noise:  # SB3 resets it in each learn(), which a run in one piece would not have done
             self.action_noise = action_noise
         self._goes_on = False
         return start
@@ -230,7 +229,7 @@ class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
             )
         self.action_noise = noise_for(self.action_noise, n_envs)
         if self._last_episode_starts is not None and len(self._last_episode_starts) != n_envs:
-            self._last_obs = None  # it is that of the other environments
+            self._last_obs = None  # it belongs to the other environments
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """
@@ -248,69 +247,23 @@ class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
         return [*super()._excluded_save_params(), "_checkpoint_due", "_goes_on"]
 
 
-class ExactCheckpointCallback(BaseCallback):
-    """
-    Saves a checkpoint from which the run goes on bit for bit, where a rollout and its updates are complete. Each replaces
-    the one before. After a crash of a run of ``n`` steps::
-
-        model = MBPO.load_checkpoint("folder", env=env)
-        model.learn(n - model.num_timesteps, callback, reset_num_timesteps=False)
-
-    :param save_freq: environment steps between two checkpoints (at least; rollouts are not cut)
-    :param folder: where they go
-    :param verbose: Verbosity level: 0 for no output, 2 for a line per checkpoint
-    """
-
-    model: ExactCheckpoints
-
-    def __init__(self, save_freq: int, folder: str | pathlib.Path, verbose: int = 0):
-        check_arguments(locals(), {"save_freq": integer(1), "verbose": OFF_POLICY["verbose"]})
-        super().__init__(verbose)
-        self.save_freq = save_freq
-        self.folder = folder
-        self._last_save = 0
-
-    def _init_callback(self) -> None:
-        if not isinstance(self.model, ExactCheckpoints):
-            raise ValueError(
-                f"{type(self.model).__name__} has no save_checkpoint; use stable_baselines3.common.callbacks."
-                "CheckpointCallback."
-            )
-
-    def _on_training_start(self) -> None:
-        self._last_save = self.model.num_timesteps
-
-    def _on_step(self) -> bool:
-        if self.num_timesteps - self._last_save >= self.save_freq:
-            # Not now: the transition of this step is stored after the callbacks
-            self.model._checkpoint_due = self.folder
-            self._last_save = self.num_timesteps
-            if self.verbose >= 2:
-                print(f"Checkpoint at step {self.num_timesteps} in {self.folder}")
-        return True
-
-    def _on_training_end(self) -> None:
-        if self.model._checkpoint_due is not None:
-            self.model.save_checkpoint(self.model._checkpoint_due)
-
-
 def _gsde_distributions(policy: th.nn.Module) -> dict[str, StateDependentNoiseDistribution]:
-    """The gSDE distributions of a policy, by the name of the module that holds them: the actor, or the policy itself."""
+    """The gSDE distributions of a policy, by the name of the module that holds each: the actor, or the policy itself."""
     distributions = {name: getattr(module, "action_dist", None) for name, module in policy.named_modules()}
     return {name: each for name, each in distributions.items() if isinstance(each, StateDependentNoiseDistribution)}
 
 
 def _noise_of(gsde: StateDependentNoiseDistribution) -> dict[str, th.Tensor]:
-    """The noise matrices. They are not parameters, and SB3 draws new ones when it loads."""
+    """The noise matrices, which are no parameters: SB3 draws new ones when it loads."""
     return {name: getattr(gsde, name).detach() for name in ("exploration_mat", "exploration_matrices")}
 
 
 def noise_for(action_noise: ActionNoise | None, n_envs: int) -> ActionNoise | None:
     """
-    :param action_noise: of a run with any number of environments
+    :param action_noise: noise that was used with any number of environments
     :param n_envs: number of environments to whose actions it will be added
-    :return: the same; if it was vectorized for another number of environments, the noise of a single one, which SB3 vectorizes
-        again in ``learn``
+    :return: the same noise; if it was vectorized for another number of environments, the noise of a single one, which SB3
+        vectorizes again in ``learn``
     """
     if isinstance(action_noise, VectorizedActionNoise) and action_noise.n_envs != n_envs:
         return action_noise.base_noise
@@ -319,8 +272,8 @@ def noise_for(action_noise: ActionNoise | None, n_envs: int) -> ActionNoise | No
 
 def restore_generator(generator: th.Generator, state: th.Tensor) -> None:
     """
-    :param generator: set to ``state``; left as it is if that comes from another kind of device
-    :param state: of :meth:`torch.Generator.get_state`
+    :param generator: the generator that is set to ``state``, unless that comes from another kind of device
+    :param state: the return value of :meth:`torch.Generator.get_state`
     """
     if state.numel() == generator.get_state().numel():
         generator.set_state(state.cpu())

@@ -25,8 +25,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_mbrl.algorithms import checkpoint_folders, checkpoints
-from sb3_mbrl.algorithms.checkpoints import ExactCheckpointCallback, ExactCheckpoints
+from sb3_mbrl.algorithms.checkpoints import ExactCheckpoints
 from sb3_mbrl.algorithms.replay_files import write_replay_buffer
+from sb3_mbrl.callbacks import ExactCheckpointCallback
 
 
 class ExactSAC(ExactCheckpoints, SAC):

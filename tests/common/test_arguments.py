@@ -29,10 +29,9 @@ from sb3_mbrl import (
     MBCrossQ,
     MPCPolicy,
 )
-from sb3_mbrl.algorithms.checkpoints import ExactCheckpointCallback
+from sb3_mbrl.callbacks import ExactCheckpointCallback, ModelDiagnosticsCallback
 from sb3_mbrl.common.arguments import BOOLEAN, OFF_POLICY, check_arguments, integer, list_of, number
 from sb3_mbrl.common.sequences import SequenceReplayBuffer
-from sb3_mbrl.diagnostics.callback import ModelDiagnosticsCallback
 from sb3_mbrl.dynamics import AdaptiveRolloutLength, LearnedTermination, ProbabilisticEnsemble, SimulatorModel
 from sb3_mbrl.dynamics.fitting import fit
 from sb3_mbrl.envs import ImaginationRules, collect

@@ -12,7 +12,7 @@ from stable_baselines3.common.logger import HumanOutputFormat, JSONOutputFormat,
 from stable_baselines3.common.vec_env import VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sb3_mbrl.diagnostics.callback import ModelDiagnosticsCallback
+from sb3_mbrl.callbacks import ModelDiagnosticsCallback
 from sb3_mbrl.mbpo import MBPO
 
 

@@ -13,7 +13,7 @@ from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
-from sb3_mbrl.algorithms.checkpoints import ExactCheckpointCallback
+from sb3_mbrl.callbacks import ExactCheckpointCallback
 from sb3_mbrl.dynamics import AdaptiveRolloutLength
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination
 from sb3_mbrl.mbpo import MBPO

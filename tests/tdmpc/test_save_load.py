@@ -13,7 +13,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_mbrl import TDMPC, TDMPC2
-from sb3_mbrl.algorithms.checkpoints import ExactCheckpointCallback
+from sb3_mbrl.callbacks import ExactCheckpointCallback
 
 OBS = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
 
