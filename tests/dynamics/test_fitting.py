@@ -366,14 +366,6 @@ def test_no_data_are_refused():
         ensemble().fit(transitions()[:0], seeded())
 
 
-def test_terminations_that_nothing_predicts_are_refused_with_the_remedy():
-    data = dataclasses.replace(transitions(), terminated=th.arange(200) < 3)
-    with pytest.raises(ValueError, match="3 of 200 transitions terminated.*termination_fn='learned', or a function"):
-        ensemble().fit(data, seeded())
-    with pytest.warns(UserWarning, match=r"disagrees with \d+ of 200 real transitions"):  # it may well miss all of the 3
-        ensemble(termination_fn=lambda obs, action, next_obs: obs[:, 0] > 0).fit(data, seeded(), max_epochs=1)
-
-
 @pytest.mark.parametrize("warm", [False, True])
 def test_a_fit_that_diverges_is_an_error_and_no_fitted_model(warm):
     model = ensemble()

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from sb3_mbrl.common.types import Transitions
-from sb3_mbrl.diagnostics.statistics import termination_scores
-from sb3_mbrl.dynamics.learned_termination import LearnedTermination, _stratified_split
+from sb3_mbrl.dynamics.learned_termination import LearnedTermination
 from sb3_mbrl.tasks.termination import _described_entry_point, known_termination
 from sb3_mbrl.tasks.termination_rules import (
     Bound,
@@ -24,11 +23,6 @@ from sb3_mbrl.tasks.termination_rules import (
     termination_from_json,
     termination_to_json,
 )
-
-
-def scores_of(fn, rows):
-    return termination_scores(fn(rows.observations, rows.actions, rows.next_observations), rows.terminated)
-
 
 KEEP_POSITIONS = {"exclude_current_positions_from_observation": False}
 NEVER_UNHEALTHY = {"terminate_when_unhealthy": False}
@@ -98,11 +92,6 @@ def collect(env, n_steps, policy=None):
     obs, actions, next_obs, rewards, terminated = (np.array(column) for column in zip(*rows, strict=True))
     floats = (th.as_tensor(array, dtype=th.float32) for array in (obs, actions, next_obs, rewards))
     return Transitions(*floats, th.as_tensor(terminated, dtype=th.bool))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Known tasks
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 # float32 rounding could flip a step that ends within 1e-7 of a bound; with these seeds none does
@@ -223,11 +212,6 @@ def test_what_is_not_finite_has_ended(fn, bad, dtype):
     assert terminated.tolist() == [True] * 5 + [False]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Which environments are known
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def test_unknown_task_is_none():
     assert known_termination(DummyVecEnv([lambda: gym.make("FrozenLake-v1")])) is None
 
@@ -338,10 +322,6 @@ def test_other_processes_answer_like_this_one():
         env.close()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Storing and checking
-# ---------------------------------------------------------------------------------------------------------------------
-
 ends = st.floats(allow_nan=False)
 lows, highs = ends.filter(lambda end: end < math.inf), ends.filter(lambda end: end > -math.inf)
 bounds = st.builds(Bound, st.integers(0, 9), st.none() | st.integers(10, 20), lows, highs, st.booleans())
@@ -386,161 +366,6 @@ def test_unknown_kind_is_an_error():
 def test_a_description_of_anything_else_is_an_error(data):
     with pytest.raises(ValueError, match="Unknown termination kind|The description of the termination|A bound has"):
         termination_from_json(data)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Learning
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def synthetic(n, seed=0, limit=0.2):
-    """Like InvertedPendulum: ends when the second entry leaves ±0.2, for 3 % of the steps."""
-    generator = th.Generator().manual_seed(seed)
-    obs = th.randn(n, 4, generator=generator)
-    actions = th.rand(n, 1, generator=generator) * 2 - 1
-    next_obs = obs + 0.1 * th.randn(n, 4, generator=generator)
-    next_obs[:, 1] = 0.2 / 2.17 * th.randn(n, generator=generator)
-    return Transitions(obs, actions, next_obs, th.zeros(n), next_obs[:, 1].abs() > limit)
-
-
-@pytest.fixture(scope="module")
-def fitted():
-    head = LearnedTermination(4, 1, generator=th.Generator().manual_seed(0))
-    head.fit(synthetic(10_000), generator=th.Generator().manual_seed(1))
-    return head
-
-
-def test_learns_rare_terminations(fitted):
-    scores = scores_of(fitted, synthetic(20_000, seed=1))
-    assert scores["precision"] > 0.9
-    assert scores["recall"] > 0.9
-
-
-def test_refit_is_cheap_and_does_not_hurt(fitted):
-    head = LearnedTermination(4, 1)
-    head.load_state_dict(fitted.state_dict())
-    result = head.fit(synthetic(10_000), max_epochs=10)
-    assert result["epochs"] <= 10
-    assert result["precision"] > 0.9
-    assert result["recall"] > 0.9
-
-
-def test_fit_is_deterministic_and_leaves_the_global_stream_alone():
-    before = th.get_rng_state()
-    weights = []
-    for _ in range(2):
-        head = LearnedTermination(4, 1, (32,), generator=th.Generator().manual_seed(3))
-        head.fit(synthetic(1000), generator=th.Generator().manual_seed(4), max_epochs=3)
-        weights.append(head.state_dict())
-    assert all(th.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    assert th.equal(before, th.get_rng_state())
-
-
-def test_generator_draws_the_initial_weights():
-    first, same, other = (LearnedTermination(4, 1, (8,), generator=th.Generator().manual_seed(s)) for s in (0, 0, 1))
-    assert th.equal(first.network[0].weight, same.network[0].weight)
-    assert not th.equal(first.network[0].weight, other.network[0].weight)
-
-
-def test_probability_is_differentiable_and_agrees_with_forward(fitted):
-    batch = synthetic(100, seed=2)
-    next_obs = batch.next_observations.clone().requires_grad_()
-    probability = fitted.probability(batch.observations, batch.actions, next_obs)
-    probability.sum().backward()
-    assert next_obs.grad.abs().sum() > 0
-    assert th.equal(fitted(batch.observations, batch.actions, next_obs), probability > 0.5)
-
-
-def test_learned_head_ends_what_is_not_finite(fitted):
-    batch = synthetic(3, seed=2, limit=1.0)
-    next_obs = th.zeros(3, 4)
-    next_obs[0, 0] = math.nan
-    next_obs[1, 3] = math.inf
-    assert fitted(batch.observations, batch.actions, next_obs).tolist() == [True, True, False]
-
-
-@pytest.mark.parametrize("n", [1, 6, 500])
-def test_predicts_never_until_a_termination_was_seen(n):
-    head = LearnedTermination(4, 1, (32,))
-    transitions = synthetic(n, limit=100.0)
-    assert not head(transitions.observations, transitions.actions, transitions.next_observations).any()
-    head.fit(transitions)
-    far = transitions.next_observations * 100
-    assert not head(transitions.observations, transitions.actions, far).any()
-
-
-@given(st.lists(st.booleans(), min_size=1, max_size=6), st.integers(0, 3))
-@settings(max_examples=25, deadline=None)
-def test_tiny_data_fits(terminated, seed):
-    rows = synthetic(len(terminated), seed=seed)
-    data = Transitions(rows.observations, rows.actions, rows.next_observations, rows.rewards, th.tensor(terminated))
-    head = LearnedTermination(4, 1, (16,))
-    result = head.fit(data)
-    assert all(math.isfinite(result[name]) for name in ("epochs", "loss"))
-    assert math.isnan(result["recall"]) == (not any(terminated))
-    assert all(value.isfinite().all() for value in head.state_dict().values())
-
-
-def test_what_was_learnt_stays_when_new_data_has_no_terminations(fitted):
-    head = LearnedTermination(4, 1)
-    head.load_state_dict(fitted.state_dict())
-    assert head.fit(synthetic(100, limit=100.0))["epochs"] == 0
-    assert all(th.equal(value, fitted.state_dict()[name]) for name, value in head.state_dict().items())
-
-
-def test_first_terminations_are_learnt_without_a_holdout():
-    rows = synthetic(1000, limit=0.28)
-    assert 0 < rows.terminated.sum() < 5
-    head = LearnedTermination(4, 1, (64, 64))
-    head.fit(rows)
-    assert scores_of(head, rows)["recall"] > 0.9
-
-
-def test_constant_inputs_do_not_blow_up():
-    rows = synthetic(500)
-    rows.observations[:, 0] = 1000.0
-    head = LearnedTermination(4, 1, (32,))
-    head.fit(rows, max_epochs=2)
-    assert head.std[0] == 1.0
-
-
-def test_fit_of_nan_names_cause_and_remedy():
-    rows = synthetic(10)
-    rows.next_observations[3, 1] = math.nan
-    with pytest.raises(ValueError, match=r"`next_observations` holds NaN.*first: row 3.*Fix it there"):
-        LearnedTermination(4, 1, (8,)).fit(rows)
-
-
-def test_fit_of_nothing_is_an_error():
-    with pytest.raises(ValueError, match="no transitions"):
-        LearnedTermination(4, 1, (8,)).fit(synthetic(4)[:0])
-
-
-def test_rows_held_out_stay_held_out_while_data_grows():
-    labels = synthetic(2000).terminated
-    _, before = _stratified_split(labels[:1000])
-    train, after = _stratified_split(labels)
-    assert set(before.tolist()) <= set(after.tolist())
-    assert sorted(train.tolist() + after.tolist()) == list(range(2000))
-    assert labels[after].sum() == labels.sum() // 5
-
-
-def test_state_dict_holds_floats_and_continues_exactly(fitted):
-    state = fitted.state_dict()
-    assert all(value.is_floating_point() for value in state.values())
-    other = LearnedTermination(4, 1)
-    other.load_state_dict(state)
-    batch = synthetic(100, seed=5)
-    arguments = (batch.observations, batch.actions, batch.next_observations)
-    assert th.equal(other.probability(*arguments), fitted.probability(*arguments))
-
-
-def test_optimiser_state_survives_a_refit():
-    head = LearnedTermination(4, 1, (8,))
-    head.fit(synthetic(200), max_epochs=1)
-    steps = head.optimizer.state_dict()["state"][0]["step"].item()
-    head.fit(synthetic(200), max_epochs=1)
-    assert head.optimizer.state_dict()["state"][0]["step"].item() > steps > 0
 
 
 def test_spec_with_a_class_as_entry_point_is_described(register_temporarily):
