@@ -182,31 +182,36 @@ class ProbabilisticEnsemble(nn.Module):
         self.action_dim = action_dim(action_space)
         self.output_dim = self.observation_dim + 1  # the change of the observation, then the reward
 
-        shapes = weight_shapes(self.observation_dim, self.action_dim, ensemble_size, net_arch, probabilistic)
-        self.input_normalizer = Normalizer(self.observation_dim + self.action_dim)
-        self.target_normalizer = Normalizer(self.output_dim)
-        self.weights = nn.ParameterList(initial_weight(*shape, generator) for shape in shapes)
-        self.biases = nn.ParameterList(nn.Parameter(th.zeros(members, 1, n_out)) for members, _, n_out in shapes)
-        self.max_logvar = nn.Parameter(th.full((self.output_dim,), 0.5), requires_grad=learn_logvar_bounds)
-        self.min_logvar = nn.Parameter(th.full((self.output_dim,), -10.0), requires_grad=learn_logvar_bounds)
-        # The elites follow from these errors; as a float buffer they are saved with the weights
-        self.register_buffer("holdout_mse", th.full((ensemble_size,), float("inf")))
+        self._build_networks(generator)
         low, high = action_bounds(action_space)
         self.register_buffer("action_low", low, persistent=False)
         self.register_buffer("action_high", high, persistent=False)
         self.to(get_device(device))
+        self.optimizer = self._make_optimizer()
 
+        probe(observation_space, action_space, self.device, reward_fn=reward_fn, termination_fn=termination_fn)
+        self._once = Once()  # a user reads once that a function disagrees with the data
+
+    def _build_networks(self, generator: th.Generator | None) -> None:
+        shapes = weight_shapes(self.observation_dim, self.action_dim, self.ensemble_size, self.net_arch, self.probabilistic)
+        self.input_normalizer = Normalizer(self.observation_dim + self.action_dim)
+        self.target_normalizer = Normalizer(self.output_dim)
+        self.weights = nn.ParameterList(initial_weight(*shape, generator) for shape in shapes)
+        self.biases = nn.ParameterList(nn.Parameter(th.zeros(members, 1, n_out)) for members, _, n_out in shapes)
+        self.max_logvar = nn.Parameter(th.full((self.output_dim,), 0.5), requires_grad=self.learn_logvar_bounds)
+        self.min_logvar = nn.Parameter(th.full((self.output_dim,), -10.0), requires_grad=self.learn_logvar_bounds)
+        # These errors rank the members; as a float buffer they are saved with the weights
+        self.register_buffer("holdout_mse", th.full((self.ensemble_size,), float("inf")))
+
+    def _make_optimizer(self) -> th.optim.Adam:
+        """Adam whose own (coupled) weight decay is the paper's 0.5 * decay * ||W||^2 added to the loss; AdamW's is not."""
         groups: list[dict[str, Any]] = [
             {"params": [weight], "weight_decay": decay} for weight, decay in zip(self.weights, self.weight_decay, strict=True)
         ]
         groups.append({"params": list(self.biases)})
-        if probabilistic and learn_logvar_bounds:
+        if self.probabilistic and self.learn_logvar_bounds:
             groups.append({"params": [self.max_logvar, self.min_logvar]})
-        probe(observation_space, action_space, self.device, reward_fn=reward_fn, termination_fn=termination_fn)
-        self._once = Once()  # a user reads once that a function disagrees with the data
-
-        # Adam with its own (coupled) weight decay is the paper's 0.5 * decay * ||W||^2 added to the loss; AdamW is not
-        self.optimizer = th.optim.Adam(groups, lr=learning_rate, fused=True)
+        return th.optim.Adam(groups, lr=self.learning_rate, fused=True)
 
     def __repr__(self) -> str:
         """The sizes and the last fit, instead of all modules and parameters."""
@@ -376,7 +381,7 @@ class ProbabilisticEnsemble(nn.Module):
         """
         inputs = th.cat([transitions.observations, transitions.actions], dim=-1)
         change = transitions.next_observations - transitions.observations
-        if self.reward_fn is not None:  # known: its column is constant, and weighs on no error
+        if self.reward_fn is not None:  # a known reward is not learned: a constant column has no error
             return inputs, F.pad(change, (0, 1))
         return inputs, th.cat([change, transitions.rewards.unsqueeze(-1)], dim=-1)
 
@@ -385,9 +390,9 @@ class ProbabilisticEnsemble(nn.Module):
         Train on all of ``transitions`` (weights, optimiser and normaliser are kept between calls) and choose
         the elites anew. See :func:`sb3_mbrl.dynamics.fitting.fit` for the arguments.
 
-        A ``reward_fn`` and a ``termination_fn`` are compared with the transitions. A warning, once for each function, tells of
-        a termination that the transitions contradict, and of a reward in another scale. A reward that differs otherwise may be
-        intended: it is only noted in the report.
+        A ``reward_fn`` and a ``termination_fn`` are compared with the transitions. A warning, once for each function, says
+        that the transitions contradict a termination, or that a reward has another scale. A reward that differs in another
+        way may be intended, so it is only noted in the report.
 
         :param transitions: every real transition so far
         :param generator: source of the holdout split, the bootstrap and the shuffling
@@ -506,26 +511,16 @@ class ProbabilisticEnsemble(nn.Module):
             all elites
         :return: next observation, reward and termination of each row
         """
-        if isinstance(members, str) and members not in ("random", "expectation"):
-            raise ValueError(f"members must be 'random', 'expectation' or a tensor of members, got {members!r}.")
-        if isinstance(members, th.Tensor) and members.shape != obs.shape[:1]:
-            raise ValueError(f"members must have shape ({len(obs)},), one for each row, got {tuple(members.shape)}.")
-        expectation = isinstance(members, str) and members == "expectation"
-        if isinstance(members, str) and not expectation:
+        _check_members(members, len(obs))
+        if isinstance(members, str) and members == "random":
             members = self.sample_members(len(obs), generator)
         action = executed(action, self.action_space, self.action_low, self.action_high)
-
-        prediction = self.predict(obs, action) if uncertainty or expectation else None
-        if expectation:
+        prediction = self.predict(obs, action) if uncertainty or not isinstance(members, th.Tensor) else None
+        if isinstance(members, th.Tensor):
+            output = self._sample(obs, action, members, generator, deterministic)
+        else:
             assert prediction is not None
             output = prediction.mean.mean(dim=0)
-        else:
-            assert isinstance(members, th.Tensor)
-            head = self._forward_rows(self.input_normalizer(th.cat([obs, action], dim=-1)), members)
-            mean = head[:, : self.output_dim]
-            if self.probabilistic and not deterministic:
-                mean = mean + self._std(head) * randn(mean.shape, generator, mean.device)
-            output = self._to_raw(mean, obs)
 
         next_obs, reward = output[:, :-1], output[:, -1]
         if self.reward_fn is not None:
@@ -535,6 +530,16 @@ class ProbabilisticEnsemble(nn.Module):
             return ModelStep(next_obs, reward, terminated)
         assert prediction is not None
         return ModelStep(next_obs, reward, terminated, prediction.epistemic_std, prediction.aleatoric_std)
+
+    def _sample(
+        self, obs: th.Tensor, action: th.Tensor, members: th.Tensor, generator: Generators, deterministic: bool
+    ) -> th.Tensor:
+        """Next observation and reward of each row by one member, (B, O + 1); the mean if ``deterministic``."""
+        head = self._forward_rows(self.input_normalizer(th.cat([obs, action], dim=-1)), members)
+        mean = head[:, : self.output_dim]
+        if self.probabilistic and not deterministic:
+            mean = mean + self._std(head) * randn(mean.shape, generator, mean.device)
+        return self._to_raw(mean, obs)
 
     def _to_raw(self, output: th.Tensor, obs: th.Tensor) -> th.Tensor:
         """Normalised change and reward -> raw next observation and reward."""
@@ -572,3 +577,10 @@ class ProbabilisticEnsemble(nn.Module):
         :raises ValueError: the file is damaged or not such a model, or a function is missing
         """
         return load_model(cls, path, device, reward_fn, termination_fn)
+
+
+def _check_members(members: Members, n_rows: int) -> None:
+    if isinstance(members, str) and members not in ("random", "expectation"):
+        raise ValueError(f"members must be 'random', 'expectation' or a tensor of members, got {members!r}.")
+    if isinstance(members, th.Tensor) and members.shape != (n_rows,):
+        raise ValueError(f"members must have shape ({n_rows},), one for each row, got {tuple(members.shape)}.")
