@@ -1,4 +1,4 @@
-"""What algorithms share that plan their actions."""
+"""What all algorithms share that plan their actions."""
 
 import io
 import pathlib
@@ -17,8 +17,8 @@ SelfActsByPlanning = TypeVar("SelfActsByPlanning", bound="ActsByPlanning")
 
 class ActsByPlanning(MakesItsPolicy):
     """
-    Before an off-policy algorithm of SB3 in the list of bases: its policy is an :class:`MPCPolicy`, whose plans go on from one
-    step of the training environments to the next.
+    Mixin: list it before an off-policy SB3 class. Its policy is an :class:`MPCPolicy`, whose plans go on from one step of the
+    training environments to the next.
     """
 
     policy: MPCPolicy
@@ -26,14 +26,14 @@ class ActsByPlanning(MakesItsPolicy):
 
     def set_random_seed(self, seed: int | None = None) -> None:
         super().set_random_seed(seed)
-        if seed is not None and hasattr(self, "policy"):  # SB3 sets the seeds before there is one
+        if seed is not None and hasattr(self, "policy"):  # SB3 sets the seeds before it makes the policy
             self.policy.generator.manual_seed(seed)
 
     def _planned_actions(self) -> np.ndarray:
         """
-        :return: for the training environments, in their scale, (n_envs, \\*action_space.shape)
+        :return: actions for the training environments, in their scale, (n_envs, \\*action_space.shape)
         """
-        if np.all(self._last_episode_starts):  # type: ignore[arg-type]  # perhaps of other environments: no plan goes on
+        if np.all(self._last_episode_starts):  # type: ignore[arg-type]  # these may be other environments
             self._planner_state = None
         assert self._last_obs is not None and not isinstance(self._last_obs, tuple)
         with self._timed("planning"):
@@ -50,8 +50,6 @@ class ActsByPlanning(MakesItsPolicy):
             self.logger.record_mean("planner/std", plan.std[:, 0].mean().item())
             self.logger.record_mean("planner/n_iterations", plan.n_iterations)
 
-    # ---------------------------------------------------------------- save and load
-
     @classmethod
     def load(
         cls: type[SelfActsByPlanning],
@@ -64,7 +62,7 @@ class ActsByPlanning(MakesItsPolicy):
         **kwargs: Any,
     ) -> SelfActsByPlanning:
         if kwargs.keys() & {"planner", "horizon", "planner_kwargs"}:
-            kwargs["_planner_state"] = None  # of a plan that this planner did not make
+            kwargs["_planner_state"] = None  # another planner made that plan
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def _checkpoint_extras(self) -> dict[str, Any]:

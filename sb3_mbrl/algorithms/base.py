@@ -1,4 +1,4 @@
-"""What our off-policy algorithms share, whatever kind of model they learn."""
+"""What all off-policy algorithms of this package share, whatever kind of model they learn."""
 
 import math
 import time
@@ -22,47 +22,43 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TrainFr
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mbrl.algorithms.checkpoints import ExactCheckpoints, restore_generator
+from sb3_mbrl.algorithms.finiteness import check_reset, check_step
 from sb3_mbrl.algorithms.forecast import Forecast
 from sb3_mbrl.common.actions import for_sb3, from_environment, from_sb3
 from sb3_mbrl.common.arguments import OFF_POLICY, Rule, plain_arguments
 from sb3_mbrl.common.environments import accepted_environment, check_constructed_with_env, check_normalization
 from sb3_mbrl.common.progress import ModelProgressBarCallback
 from sb3_mbrl.common.replay_buffers import check_stored_actions, keep_scaled_actions, whole_rows
-from sb3_mbrl.common.types import LARGEST
 
 ROUND = 100
 """Environment steps over which the pace of training is measured, where no fits divide it into rounds."""
-
-BEYOND = f"NaN, infinite or larger than {LARGEST:.0e}"
 
 SelfModelBasedAlgorithm = TypeVar("SelfModelBasedAlgorithm", bound="ModelBasedAlgorithm")
 
 
 class ModelBasedAlgorithm(ExactCheckpoints):
     """
-    Before an off-policy algorithm of SB3 in the list of bases: a random stream for the model, and a watch over what the
-    environment returns and where the time goes.
+    Mixin: list it before an off-policy SB3 class. It checks arguments and what the environment returns, gives the model a
+    random stream of its own, and shows where the time goes.
     """
 
     _generator: th.Generator | None = None
     _progress_bar: ModelProgressBarCallback | None = None
     _seconds: Mapping[str, float] = MappingProxyType({})
-    """Spent in each phase."""
+    """Seconds spent in each phase so far, such as ``"fitting"``."""
 
     _accepted: ClassVar[dict[str, Rule]] = OFF_POLICY
     """Rules for the arguments, each of which is stored under its own name."""
 
     def __init__(self, *args: Any, **kwargs: Any):
-        # Checked before SB3 calculates with them
+        # Checked here, before SB3 calculates with the arguments
         super().__init__(*args, **{**kwargs, **plain_arguments(kwargs, self._accepted)})
-
-    # ---------------------------------------------------------------- setup
 
     def _check_common_arguments(self) -> None:
         """
-        Call this first in ``_setup_model``: ``load`` sets attributes without passing them to the constructor.
+        Call this first in ``_setup_model``, since ``load`` sets attributes without calling the constructor with them.
 
-        :raises ValueError: there is no environment, the policy is no policy, or an argument is not what :attr:`_accepted` says
+        :raises ValueError: there is no environment, the policy is no policy, or a rule of :attr:`_accepted` is broken
         """
         check_constructed_with_env(self)
         if not (isinstance(self.policy_class, type) and issubclass(self.policy_class, BasePolicy)):
@@ -87,7 +83,7 @@ class ModelBasedAlgorithm(ExactCheckpoints):
 
     @classmethod
     def _wrap_env(cls, env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:  # type: ignore[override]
-        # Every environment passes through here, at construction, set_env and load: an unsupported one is refused first
+        # Every environment passes through here, at construction, in set_env and in load, and is refused before SB3 uses it
         env = accepted_environment(env)
         cls._check_spaces(env.observation_space, env.action_space)
         wrapped = OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
@@ -96,11 +92,11 @@ class ModelBasedAlgorithm(ExactCheckpoints):
 
     @staticmethod
     def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
-        """:raises ValueError: spaces that the algorithm does not support"""
+        """:raises ValueError: the algorithm does not support these spaces"""
 
     def set_random_seed(self, seed: int | None = None) -> None:
         super().set_random_seed(seed)
-        # The model's own stream: neither fits nor rollouts disturb the algorithm's
+        # The model draws from its own stream, so that neither fits nor rollouts change what the algorithm draws
         self._generator = th.Generator(device=self.device)
         if seed is None:
             self._generator.seed()
@@ -112,8 +108,6 @@ class ModelBasedAlgorithm(ExactCheckpoints):
         assert self.replay_buffer is not None
         keep_scaled_actions(self.replay_buffer)
 
-    # ---------------------------------------------------------------- acting
-
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -121,9 +115,9 @@ class ModelBasedAlgorithm(ExactCheckpoints):
 
     def _with_noise(self, actions: np.ndarray, action_noise: ActionNoise | None) -> tuple[np.ndarray, np.ndarray]:
         """
-        :param actions: of a policy, in the environment's scale
-        :param action_noise: added to Box actions in [-1, 1]
-        :return: what is executed, and what is stored: scaled to [-1, 1]
+        :param actions: actions of a policy, in the environment's scale
+        :param action_noise: noise that is added to Box actions in [-1, 1]
+        :return: the actions that are executed, and those that are stored, scaled to [-1, 1]
         """
         if not isinstance(self.action_space, spaces.Box):
             return actions, actions
@@ -133,13 +127,11 @@ class ModelBasedAlgorithm(ExactCheckpoints):
         return self._executed(self.policy.unscale_action(scaled), scaled)
 
     def _executed(self, actions: np.ndarray, scaled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """If actions are rounded for the environment, the rounded ones are stored: the model has to learn what they do."""
+        """Where the environment rounds actions, the rounded ones are stored, since the model has to learn what they do."""
         if not isinstance(self.action_space, spaces.Box) or for_sb3(self.action_space) is self.action_space:
             return actions, scaled
         actions = from_sb3(actions, self.action_space)
         return actions, from_environment(actions, self.action_space)
-
-    # ---------------------------------------------------------------- what the environment returns
 
     def _store_transition(
         self,
@@ -150,37 +142,10 @@ class ModelBasedAlgorithm(ExactCheckpoints):
         dones: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        self._check_finite(new_obs, reward, dones, infos)
+        check_step(self, new_obs, reward, dones, infos)
         with whole_rows(replay_buffer):
             super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
-        self._last_episode_starts = dones  # for policies with a state
-
-    def _check_finite(
-        self, obs: np.ndarray | dict[str, np.ndarray], reward: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]
-    ) -> None:
-        normalized = self._vec_normalize_env is not None
-        if self._vec_normalize_env is not None:  # what is stored; normalised observations hide infinity behind a clip
-            obs = self._vec_normalize_env.get_original_obs()
-            reward = self._vec_normalize_env.get_original_reward()
-        last = _finite_rows(obs, self.n_envs)
-        for i in np.flatnonzero(dones):
-            if "terminal_observation" in infos[i]:
-                last[i] = _finite_rows(infos[i]["terminal_observation"], 1)[0]
-        checked = {
-            "an observation": _finite_rows(obs, self.n_envs),
-            "a last observation": last,
-            "a reward": _finite_rows(reward, self.n_envs),
-        }
-        for name, finite in checked.items():
-            if not finite.all():
-                raise ValueError(
-                    f"Environment {int(np.argmin(finite))} returned {name} that is {BEYOND} at step "
-                    f"{self.num_timesteps}. It was not stored; the model and the replay buffer are intact. Fix the "
-                    "environment (stable_baselines3.common.vec_env.VecCheckNan helps to find the cause)"
-                    + (", and load the statistics of VecNormalize anew: they have seen it." if normalized else ".")
-                )
-
-    # ---------------------------------------------------------------- learn
+        self._last_episode_starts = dones  # told to policies that have a state
 
     def learn(
         self: SelfModelBasedAlgorithm,
@@ -205,15 +170,12 @@ class ModelBasedAlgorithm(ExactCheckpoints):
         assert self.replay_buffer is not None
         check_stored_actions(self.replay_buffer)
         start = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        assert not isinstance(self._last_obs, tuple) and self._last_obs is not None
-        if not _finite_rows(self._last_obs, self.n_envs).all():
-            self._last_obs = None
-            raise ValueError(f"The environment was reset to an observation that is {BEYOND}. Fix its reset().")
+        check_reset(self)
         self._warn_if_too_short(start[0])
         return start
 
     def _warn_if_too_short(self: Any, total_timesteps: int) -> None:
-        """Warn if the run ends before training begins: up to ``learning_starts``, SB3's algorithms only act at random."""
+        """Warn if the run ends before training begins, since SB3's algorithms act at random up to ``learning_starts``."""
         n_rollouts = math.ceil((total_timesteps - self.num_timesteps) / self._steps_per_rollout)
         last = self.num_timesteps + n_rollouts * self._steps_per_rollout
         if last <= self.learning_starts:
@@ -254,11 +216,9 @@ class ModelBasedAlgorithm(ExactCheckpoints):
         """
         return 1.0
 
-    # ---------------------------------------------------------------- monitoring
-
     @contextmanager
     def _timed(self, phase: str, description: str = "") -> Iterator[None]:
-        """Adds to the seconds of a phase, and says in the progress bar what takes them."""
+        """Add the time spent in the context to a phase, and say in the progress bar what is being done."""
         start = time.perf_counter()
         if description:
             self._describe(description)
@@ -276,14 +236,12 @@ class ModelBasedAlgorithm(ExactCheckpoints):
             self._progress_bar.describe(text)
 
     def _log(self, values: dict[str, float]) -> None:
-        """TensorBoard gets every fit, at its own step; the table, which SB3 prints every few episodes, the latest one."""
+        """Log to TensorBoard at once, at this step, and to the table, which SB3 prints every few episodes."""
         for key, value in values.items():
             self.logger.record(key, value, exclude="tensorboard")
         for output in self.logger.output_formats:
             if isinstance(output, TensorBoardOutputFormat):
                 output.write(values, dict.fromkeys(values, ()), self.num_timesteps)
-
-    # ---------------------------------------------------------------- save and load
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_generator", "_progress_bar"]
@@ -317,9 +275,3 @@ class MakesItsPolicy(ModelBasedAlgorithm):
         :param policy_kwargs: the user's further arguments of the policy
         :return: the policy
         """
-
-
-def _finite_rows(obs: np.ndarray | dict[str, np.ndarray], n_envs: int) -> np.ndarray:
-    """Whether all entries of an observation or a reward are finite and at most ``LARGEST``, (n_envs,) bool."""
-    parts = obs.values() if isinstance(obs, dict) else [obs]
-    return np.all([(np.abs(part) <= LARGEST).reshape(n_envs, -1).all(axis=1) for part in parts], axis=0)

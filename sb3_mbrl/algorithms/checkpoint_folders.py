@@ -1,4 +1,4 @@
-"""Folders of checkpoints: a new one takes the place of the older ones once it is complete."""
+"""Folders of checkpoints: a new checkpoint replaces the older ones once it is complete."""
 
 import io
 import json
@@ -14,14 +14,13 @@ from sb3_mbrl.common.files import make_folder, new_folder, sync_folder
 
 FORMAT = "sb3_mbrl.checkpoint.1"
 
-
 FILES = ("model.zip", "replay_buffer.pkl", "extras.pth", "environment.pkl", "random.pkl")
 """Files that every checkpoint holds, beside its manifest."""
 
 
 @contextmanager
 def new_version(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A new folder for the files of a checkpoint, which takes the place of the older versions once it is complete."""
+    """A context with a new folder for the files of a checkpoint. At its end the new version replaces the older ones."""
     make_folder(folder)
     with new_folder(folder) as work:
         complete = work / "complete"
@@ -30,11 +29,11 @@ def new_version(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         sync_folder(complete)
         number = _add_version(folder, complete)
         sync_folder(folder)
-        # Older versions are deleted, and only those: no process that saves here deletes a newer version of another. They are
-        # moved away first, since a process that loads must not find half a version
+        # Only older versions are deleted, so that no process deletes a newer version of another one. They are moved away
+        # first, so that a process that loads never finds half a version
         for older, version in _versions(folder).items():
             if older < number:
-                with suppress(OSError):  # another process was first
+                with suppress(OSError):  # another process has moved it already
                     version.rename(work / version.name)
 
 
@@ -53,7 +52,8 @@ def _add_version(folder: pathlib.Path, complete: pathlib.Path) -> int:
 
 
 def _versions(folder: pathlib.Path) -> dict[int, pathlib.Path]:
-    # Not path.is_dir(): a version that another process removes at this moment must not look as if it had never been there
+    """The folders of all versions, by their number."""
+    # Not path.is_dir(), which is also False for a version that another process is removing at this moment
     folders = (path for path in folder.iterdir() if re.fullmatch(r"checkpoint-\d{8,}", path.name) and not path.is_file())
     return {int(path.name.removeprefix("checkpoint-")): path for path in folders}
 
@@ -61,9 +61,10 @@ def _versions(folder: pathlib.Path) -> dict[int, pathlib.Path]:
 @contextmanager
 def newest_version(folder: pathlib.Path) -> Iterator[tuple[dict[str, Any], dict[str, io.BufferedReader]]]:
     """
-    The manifest of the newest checkpoint, and its other files. They are open, so that they can be read to the end even if a
-    newer version takes their place.
+    A context with the manifest of the newest checkpoint and its other files. The files are open, so that they can be read to
+    the end even if a newer version replaces this one.
 
+    :param folder: the folder that was given to ``save_checkpoint``
     :raises ValueError: there is no checkpoint, or it is not as it was saved
     """
     with ExitStack() as stack:
@@ -83,6 +84,7 @@ def newest_version(folder: pathlib.Path) -> Iterator[tuple[dict[str, Any], dict[
 
 
 def _open_newest(folder: pathlib.Path, stack: ExitStack) -> tuple[pathlib.Path, dict[str, io.BufferedReader]]:
+    """The folder of the newest version and its open files, however often another process replaces the newest version."""
     while True:
         versions = _versions(folder) if folder.is_dir() else {}
         if len(versions) == 0:
@@ -103,7 +105,7 @@ def _damaged(version: pathlib.Path, error: Exception) -> ValueError:
 
 
 def fingerprint(file: io.BufferedReader | pathlib.Path) -> dict[str, int]:
-    """Size and checksum of a file, given open or by its path. An open one is at its beginning afterwards."""
+    """Size and checksum of a file, given open or by its path. An open file is rewound."""
     if isinstance(file, pathlib.Path):
         with open(file, "rb") as opened:
             return fingerprint(opened)
@@ -115,10 +117,12 @@ def fingerprint(file: io.BufferedReader | pathlib.Path) -> dict[str, int]:
 
 
 def checksum_of_json(data: dict[str, Any]) -> int:
+    """The checksum of what ``json.dumps`` writes, with sorted keys."""
     return zlib.crc32(json.dumps(data, sort_keys=True).encode())
 
 
 def unpickle(file: io.BufferedReader) -> Any:
+    """:raises ValueError: the file holds an object of a class that cannot be imported"""
     try:
         return pickle.load(file)
     except (AttributeError, ImportError) as error:

@@ -9,11 +9,11 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
-# How an environment was made, rather than where it stands; the new process decides on these
+# These attributes tell how an environment was made, rather than where it stands: the new process decides on them
 _NOT_STATE = frozenset(
     {"spec", "_cached_spec", "metadata", "_metadata", "render_mode", "class_attributes", "t_start", "results_writer"}
 )
-# Windows, locks and logs do not move the task: an environment that holds one keeps its own
+# Objects of these modules (windows, locks, logs) do not move the task: an environment keeps its own
 _NOT_STATE_TYPES = (
     "OpenGL",
     "_io",
@@ -29,15 +29,15 @@ _NOT_STATE_TYPES = (
 
 def save_env_state(env: VecEnv) -> dict[str, Any]:
     """
-    Everything that can be pickled of each layer, from the outermost ``VecEnvWrapper`` (``VecNormalize`` with its
+    Collect all attributes that can be pickled of each layer, from the outermost ``VecEnvWrapper`` (``VecNormalize`` with its
     statistics) down to the tasks themselves, with their generators, clocks and MuJoCo simulations. Renderers, open files
     and functions are left out.
 
-    The tasks can be reached in a ``DummyVecEnv``, if they consist of Python objects, arrays and MuJoCo. Those of a
+    Tasks in a ``DummyVecEnv`` can be stored if they consist of Python objects, arrays and MuJoCo. Those in a
     ``SubprocVecEnv``, and those that keep their state in another simulator (Box2D), cannot.
 
     :param env: any vectorised environment
-    :return: state for :func:`restore_env_state`: ``wrappers``, and ``envs``, which is None if the tasks cannot be reached
+    :return: state for :func:`restore_env_state`: ``wrappers``, and ``envs``, which is None if the tasks cannot be stored
     """
     wrappers, inner = _split(env)
     layers = [*wrappers, *inner]
@@ -49,12 +49,12 @@ def save_env_state(env: VecEnv) -> dict[str, Any]:
 
 def restore_env_state(env: VecEnv, state: dict[str, Any], tasks: bool = True) -> bool:
     """
-    Put back what :func:`save_env_state` found, in place.
+    Restore in place what :func:`save_env_state` collected.
 
     :param env: an environment made like the one that was saved
     :param state: what was saved
     :param tasks: False leaves the tasks alone and restores the wrappers of the ``VecEnv`` only
-    :return: whether the tasks stand where they stood; otherwise they have to be reset
+    :return: whether the tasks were restored; otherwise they have to be reset
     :raises ValueError: the environment is wrapped in another way, or simulates another model
     """
     wrappers, inner = _split(env)
@@ -72,7 +72,7 @@ def restore_env_state(env: VecEnv, state: dict[str, Any], tasks: bool = True) ->
 
 
 def _split(env: VecEnv) -> tuple[list[Any], list[Any]]:
-    """The wrappers of a VecEnv from the outside in; then the VecEnv itself and, where they can be reached, its tasks."""
+    """The wrappers of a VecEnv from the outside in; then the VecEnv itself and its tasks, if they are in this process."""
     wrappers: list[Any] = []
     while isinstance(env, VecEnvWrapper):
         wrappers.append(env)
@@ -97,11 +97,8 @@ def _check_classes(layers: list[Any], saved: list[str], advice: str) -> None:
         )
 
 
-# ---------------------------------------------------------------- attributes
-
-
 class _Pickler(pickle.Pickler):
-    """Refers to layers and MuJoCo objects by their place, so that what points at them points at the live ones again."""
+    """Stores layers and MuJoCo objects as their place, so that references to them lead to the live ones again."""
 
     def __init__(self, file: io.BytesIO, places: dict[Any, Any]):
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
@@ -125,7 +122,7 @@ def _places(layers: list[Any]) -> dict[Any, Any]:
 
 
 def _pickle(thing: Any, places: dict[Any, Any]) -> bytes | None:
-    """None if the thing cannot be pickled."""
+    """The pickled object; None if it cannot be pickled."""
     file = io.BytesIO()
     try:
         _Pickler(file, places).dump(thing)
@@ -147,7 +144,7 @@ def _dump(subset: list[Any], layers: list[Any]) -> bytes | None:
                 attributes[-1][name] = value
             elif _is_task(layer) and not _is_harmless(value):
                 return None
-    # In one piece: what two attributes share, they share again
+    # Pickled in one piece, so that attributes that share an object share it again
     return _pickle(attributes, places)
 
 
@@ -165,7 +162,7 @@ def _load(subset: list[Any], layers: list[Any], dump: bytes) -> None:
         for name, value in attributes.items():
             present = vars(layer).get(name)
             if isinstance(value, gym.Space) and isinstance(present, gym.Space):
-                vars(present).update(vars(value))  # in place: VecEnv and task share their spaces
+                vars(present).update(vars(value))  # in place, because VecEnv and task share their spaces
             else:
                 vars(layer)[name] = value
 
@@ -178,11 +175,8 @@ def _dump_envs(inner: list[Any], layers: list[Any]) -> dict[str, Any] | None:
     return {"classes": _names(inner), "attributes": attributes, "mujoco": simulations}
 
 
-# ---------------------------------------------------------------- MuJoCo
-
-
 def _mujoco_objects(layers: list[Any]) -> dict[tuple[int, str], Any]:
-    """Models and simulations, by the layer and the attribute that hold them; without importing MuJoCo for it."""
+    """Models and simulations, by the layer and the attribute that hold them. MuJoCo is not imported for that."""
     return {
         (index, name): value
         for index, layer in enumerate(layers)
@@ -193,9 +187,9 @@ def _mujoco_objects(layers: list[Any]) -> dict[tuple[int, str], Any]:
 
 def _copy_simulation(target: Any, source: Any) -> None:
     """
-    All of an ``MjData`` and the ``MjModel`` it came with, which a task may have randomised. ``mj_setState`` would not do:
-    Ant and Humanoid reward a difference of positions that MuJoCo computed in the step before and that are no part of
-    its integration state.
+    Copy a whole ``MjData`` and its ``MjModel``, which a task may have randomised. ``mj_setState`` is not enough: Ant and
+    Humanoid reward a difference of positions which MuJoCo computed in the step before, and which are no part of its
+    integration state.
     """
     import mujoco
 

@@ -1,4 +1,4 @@
-"""What algorithms share that learn a model of their environment: when it is fitted, to what, and what is shown of it."""
+"""What all algorithms share that learn a model of their environment: when it is fitted, to what, and what is shown."""
 
 import inspect
 from collections.abc import Mapping
@@ -28,9 +28,9 @@ MIN_FIT_TRANSITIONS = 32
 
 class LearnsDynamics(ModelBasedAlgorithm):
     """
-    For off-policy algorithms that fit an ensemble to their replay buffer, before the SB3 class in the list of bases:
-    ``class MBPO(LearnsDynamics, SAC)``. The algorithm calls :meth:`_store_dynamics_arguments` in its ``__init__``,
-    :meth:`_setup_dynamics` in ``_setup_model``, and in ``train``, where :meth:`_fit_is_due`, :meth:`_fit_dynamics`.
+    Mixin for algorithms that fit an ensemble to their replay buffer: list it before an off-policy SB3 class. Call
+    :meth:`_store_dynamics_arguments` in ``__init__``, :meth:`_setup_dynamics` in ``_setup_model``, and in ``train``
+    :meth:`_fit_dynamics` whenever :meth:`_fit_is_due`.
     """
 
     _accepted: ClassVar[dict[str, Rule]] = {
@@ -57,18 +57,16 @@ class LearnsDynamics(ModelBasedAlgorithm):
         self.dynamics_kwargs = dict(dynamics_kwargs or {})
         self.fit_kwargs = dict(fit_kwargs or {})
 
-        # What "auto" found, so that a model loaded without an environment has the same termination
+        # The rule that "auto" found is kept, so that a model loaded without an environment has the same termination
         self._auto_termination: dict[str, Any] | str | None = None
         self._last_fit_timestep: int | None = None
         self._n_fitted = 0  # transitions of the last fit
-
-    # ---------------------------------------------------------------- setup
 
     def _setup_dynamics(self, **arguments: Any) -> None:
         """
         Build the ensemble.
 
-        :param arguments: for it, that follow from the algorithm's own
+        :param arguments: arguments of the ensemble that follow from the algorithm's own
         """
         assert self._generator is not None
         self.dynamics = ProbabilisticEnsemble(
@@ -86,7 +84,7 @@ class LearnsDynamics(ModelBasedAlgorithm):
     def _check_dynamics_arguments(self, *set_by_the_algorithm: str) -> None:
         """
         :param set_by_the_algorithm: arguments of the ensemble and its fit that follow from the algorithm's own
-        :raises ValueError: saying what is accepted
+        :raises ValueError: an argument is not supported
         """
         check_termination_fn(self.termination_fn)
         own = {"observation_space", "action_space", "reward_fn", "termination_fn", "device", "generator"}
@@ -127,11 +125,11 @@ class LearnsDynamics(ModelBasedAlgorithm):
             self._find_termination()
             if isinstance(self._auto_termination, dict):
                 return termination_from_json(self._auto_termination)
-        # No environment to ask: above, "auto" found nothing there
+        # "auto" has already asked the environment, and found no rule there
         return make_termination(self.termination_fn, None, self.observation_space, self.action_space, self._generator)
 
     def _find_termination(self) -> None:
-        """What ``"auto"`` means here. A learned head stays one, since it is among the saved parameters."""
+        """Decide what ``"auto"`` means. A learned head is kept, since it is among the saved parameters."""
         known = known_termination(self.env) if self.env is not None else None
         if known is not None and self._auto_termination != "learned":
             self._auto_termination = termination_to_json(known)
@@ -146,34 +144,32 @@ class LearnsDynamics(ModelBasedAlgorithm):
         if isinstance(self._auto_termination, dict):
             self.dynamics.termination_fn = termination_from_json(self._auto_termination)
 
-    # ---------------------------------------------------------------- fitting
-
     def _fit_is_due(self) -> bool:
         assert self.replay_buffer is not None
         if self.replay_buffer.size() * self.n_envs < MIN_FIT_TRANSITIONS:
             return False
-        # A stored clock, not a modulo: num_timesteps jumps by the number of environments
+        # Not num_timesteps modulo an interval, because num_timesteps grows by the number of environments
         return self._steps_since_fit() >= self.model_train_freq
 
     def _steps_since_fit(self) -> int:
-        """Environment steps since the last fit; an interval if there was none."""
+        """Environment steps since the last fit; ``model_train_freq`` if there was none."""
         if self._last_fit_timestep is None:
             return self.model_train_freq
         return self.num_timesteps - self._last_fit_timestep
 
     def _fit_dynamics(self, transitions: Transitions, **arguments: Any) -> FitReport | None:
         """
-        :param transitions: all there are
-        :param arguments: of the fit, that follow from the algorithm's own
-        :return: what the fit did; None if it was skipped
+        :param transitions: all real transitions
+        :param arguments: arguments of the fit that follow from the algorithm's own
+        :return: the errors and the cost of the fit; None if it was skipped
         """
         assert self.replay_buffer is not None
         if len(transitions) < self._n_fitted / 2 and not self.replay_buffer.full:
-            # Loaded without its replay buffer: a refit on the few new transitions would forget the rest
+            # The replay buffer was not restored: a refit to the few new transitions would forget the others
             if self.verbose >= 1:
                 print(
-                    f"Model not refitted at step {self.num_timesteps}: it knows {self._n_fitted} transitions, of which the "
-                    f"replay buffer has {len(transitions)}. load_replay_buffer brings back what was saved of it."
+                    f"Model not refitted at step {self.num_timesteps}: it was fitted to {self._n_fitted} transitions, and the "
+                    f"replay buffer holds {len(transitions)}. Restore a saved replay buffer with load_replay_buffer."
                 )
             return None
         self._n_fitted = len(transitions)
@@ -187,8 +183,6 @@ class LearnsDynamics(ModelBasedAlgorithm):
         self._log_fit(report)
         return report
 
-    # ---------------------------------------------------------------- learn and monitoring
-
     def _setup_learn(
         self,
         total_timesteps: int,
@@ -198,14 +192,14 @@ class LearnsDynamics(ModelBasedAlgorithm):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         if reset_num_timesteps:
-            self._last_fit_timestep = None  # num_timesteps starts again at 0
+            self._last_fit_timestep = None  # num_timesteps starts at 0 again
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def _forecast(self) -> Forecast:
         return Forecast("fitting", self.model_train_freq)
 
     def _watch_epochs(self) -> EpochCallback:
-        """A callback that shows the epochs of one fit, in the progress bar or by a line every half minute."""
+        """Returns a callback that shows the epochs of one fit, in the progress bar or in a line every half minute."""
         return epoch_shown_by(EveryHalfMinute() if self.verbose >= 1 and self._progress_bar is None else self._describe)
 
     def _log_fit(self, report: FitReport) -> None:
@@ -213,8 +207,6 @@ class LearnsDynamics(ModelBasedAlgorithm):
         self._log({f"dynamics/{name}": value for name, value in report.scalars().items()})
         if self.verbose >= 1:
             print(f"Model fitted at step {self.num_timesteps}: {report.in_words()}")
-
-    # ---------------------------------------------------------------- save and load
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "dynamics"]

@@ -11,7 +11,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 
 
 class _ReplayBufferPickler(pickle.Pickler):
-    """Leaves out the rows that were never written, whatever else a subclass holds."""
+    """Leaves out the rows that were never written, of every array that has one row for each step."""
 
     def __init__(self, file: Any, replay_buffer: ReplayBuffer):
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
@@ -27,14 +27,14 @@ class _ReplayBufferPickler(pickle.Pickler):
 
 
 def _with_empty_rows(filled: np.ndarray, n_rows: int) -> np.ndarray:
-    array = np.zeros((n_rows, *filled.shape[1:]), dtype=filled.dtype)  # takes no memory before it is written
+    array = np.zeros((n_rows, *filled.shape[1:]), dtype=filled.dtype)  # zeros take no memory until they are written
     array[: len(filled)] = filled
     return array
 
 
 def pickle_replay_buffer(replay_buffer: ReplayBuffer) -> bytes:
     """
-    :param replay_buffer: to be stored
+    :param replay_buffer: the replay buffer
     :return: its pickle, without the rows that were never written
     """
     content = io.BytesIO()
@@ -43,7 +43,10 @@ def pickle_replay_buffer(replay_buffer: ReplayBuffer) -> bytes:
 
 
 def write_replay_buffer(path: pathlib.Path, replay_buffer: ReplayBuffer | None) -> None:
-    """Not atomic, as the folder of a checkpoint is only renamed when complete; it needs no second copy in memory."""
+    """
+    Write to the file directly, without a second copy in memory. The write need not be atomic, because the folder of a
+    checkpoint gets its name only when it is complete.
+    """
     with open(path, "wb") as file:
         if replay_buffer is None:
             pickle.dump(None, file)

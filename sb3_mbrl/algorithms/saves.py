@@ -1,4 +1,4 @@
-"""Saves that are either complete or absent, and that only the algorithm that made them loads."""
+"""Saves that are either complete or absent, and that only the algorithm that made them can load."""
 
 import io
 import pathlib
@@ -18,12 +18,12 @@ from sb3_mbrl.common.tensors import check_optimizer_state, check_optimizers
 SelfAtomicSaves = TypeVar("SelfAtomicSaves", bound="AtomicSaves")
 
 _ALGORITHM_ENTRY = "_sb3_mbrl_algorithm"
-"""Entry of a saved zip that names the algorithm; Stable-Baselines3 passes over it."""
+"""Entry of a saved zip that names the algorithm; Stable-Baselines3 ignores it."""
 
 
 class AtomicSaves(BaseAlgorithm):
     """
-    Mixin: list it before the SB3 class. It makes ``save`` atomic, and lets ``load`` and ``set_parameters`` refuse what another
+    Mixin: list it before the SB3 class. It makes ``save`` atomic. With it ``load`` and ``set_parameters`` refuse what another
     algorithm has saved or what does not fit, with a clear message.
     """
 
@@ -40,8 +40,8 @@ class AtomicSaves(BaseAlgorithm):
         include: Iterable[str] | None = None,
     ) -> None:
         """
-        Save all the attributes of the object and the model parameters in a zip-file, as SB3 does; atomic where ``path`` is
-        a path.
+        Save all the attributes of the object and the model parameters in a zip-file, as SB3 does. If ``path`` is a path, the
+        save is atomic.
 
         :param path: path to the file where the rl agent should be saved
         :param exclude: name of parameters that should be excluded in addition to the default ones
@@ -87,7 +87,7 @@ class AtomicSaves(BaseAlgorithm):
         try:
             model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         except (KeyError, RuntimeError) as error:
-            # SB3 takes a mismatch of the names of state dicts for an old DQN, and stumbles over that
+            # SB3 takes other names of state dicts for those of an old DQN, and then fails on "policy.optimizer"
             stumbled = error.args == ("policy.optimizer",)
             if not stumbled and "in loading state_dict" not in str(error):
                 raise
@@ -95,7 +95,7 @@ class AtomicSaves(BaseAlgorithm):
                 f"{name} does not fit the arguments that it is loaded with, or another version of {cls.__name__} saved "
                 f"it: {error.__context__ if stumbled else error}"
             ) from error
-        check_optimizers(model)  # again: SB3 restores some parameters, like SAC's entropy coefficient, after set_parameters
+        check_optimizers(model)  # after set_parameters SB3 restores more parameters, such as SAC's entropy coefficient
         return model
 
     def set_parameters(
@@ -105,8 +105,8 @@ class AtomicSaves(BaseAlgorithm):
         device: th.device | str = "auto",
     ) -> None:
         """
-        Load parameters from a given zip-file or a nested dictionary, as SB3 does. Before that, the states of
-        optimizers are compared with their parameters.
+        Load parameters from a given zip-file or a nested dictionary, as SB3 does. First the states of optimizers are compared
+        with their parameters.
 
         :param load_path_or_dict: location of the saved data (path or file-like, see ``save``), or a nested dictionary of state
             dicts (see ``get_parameters``)
@@ -124,9 +124,6 @@ class AtomicSaves(BaseAlgorithm):
         super().set_parameters(params, exact_match, device)
 
 
-# ---------------------------------------------------------------- which algorithm
-
-
 def name_in_files(cls: type[AtomicSaves]) -> str:
     """The name by which files know an algorithm."""
     return cls.algorithm_name or cls.__name__
@@ -139,7 +136,7 @@ def _algorithm_in_zip(path: str | pathlib.Path | io.BufferedIOBase) -> str:
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
-            # The .pth files inside are zips too: if the file is cut short, one of them can pass for the whole
+            # The .pth files inside are zips too, and if the file is cut short, zipfile may take one of them for the whole
             if "_stable_baselines3_version" not in names or archive.testzip() is not None:
                 raise zipfile.BadZipFile
             known = _ALGORITHM_ENTRY in names
@@ -161,7 +158,7 @@ def saved_as(path: str | pathlib.Path, suffix: str) -> pathlib.Path:
     """
     :param path: where something is to be saved
     :param suffix: suffix of the file, if ``path`` has none
-    :return: where Stable-Baselines3 would save it; the same warnings are given
+    :return: where Stable-Baselines3 would save it, with the warnings that it would give
     """
     path = pathlib.Path(path)
     if path.suffix == "":

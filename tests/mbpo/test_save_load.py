@@ -330,7 +330,7 @@ class TestReplayBuffer:
         loaded = MBPO.load(saved(trained, tmp_path), env=trained.get_env(), learning_starts=100, verbose=1)
         before = deepcopy(loaded.dynamics.state_dict())
         loaded.learn(40, reset_num_timesteps=False)
-        assert "Model not refitted at step 142: it knows 91 transitions, of which the replay buffer has 32" in (
+        assert "Model not refitted at step 142: it was fitted to 91 transitions, and the replay buffer holds 32" in (
             capsys.readouterr().out
         )
         assert_equal_states(before, loaded.dynamics.state_dict())
