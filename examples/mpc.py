@@ -17,15 +17,16 @@ def spin(obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--timesteps", type=int, default=2_000)
+    parser.add_argument("--episodes", type=int, default=4, help="for each mean, side by side")
     args = parser.parse_args()
 
     model = MBPO("MlpPolicy", "Pendulum-v1", learning_starts=500, gradient_steps=5, seed=0)
     model.learn(args.timesteps, progress_bar=True)
-    env = make_vec_env("Pendulum-v1", n_envs=4, seed=1)
-    print("MBPO's policy:", evaluate_policy(model, env, n_eval_episodes=4))
+    env = make_vec_env("Pendulum-v1", n_envs=args.episodes, seed=1)
+    print("MBPO's policy:", evaluate_policy(model, env, n_eval_episodes=args.episodes))
 
     planned = MPCPolicy(model, planner="icem", horizon=10, discount=model.gamma, actor=model, terminal_value=model)
-    print("a plan of 10 steps that ends in its critic:", evaluate_policy(planned, env, n_eval_episodes=4))
+    print("a plan of 10 steps that ends in its critic:", evaluate_policy(planned, env, n_eval_episodes=args.episodes))
 
     spinning = MPCPolicy(model, planner="icem", horizon=10, reward_fn=spin)
     obs, state = env.reset(), None
