@@ -26,8 +26,7 @@ def collect_trajectories(
     device: th.device | str = "cpu",
 ) -> list[Transitions]:
     """
-    Let a policy act in an environment, which is reset first (take another than the one in which training will go on);
-    what it sees is new to the model.
+    Let a policy act in an environment, which is reset first. Do not pass an environment in which training will go on.
 
     :param env: vectorised environment; the statistics of a ``VecNormalize`` are used and not updated
     :param predict: ``model.predict`` of an SB3 algorithm or policy, or a function with its arguments:
@@ -78,7 +77,7 @@ def _play(
         new_raw_obs = obs if normalize is None else normalize.get_original_obs()
         next_obs = np.array(new_raw_obs)
         for i in np.flatnonzero(dones):
-            # The VecEnv has been reset already: its observation belongs to the next episode
+            # The VecEnv has been reset already, so the returned observation belongs to the next episode
             last = infos[i]["terminal_observation"]
             next_obs[i] = last if normalize is None else normalize.unnormalize_obs(last)
         timeouts = np.array([info.get("TimeLimit.truncated", False) for info in infos])

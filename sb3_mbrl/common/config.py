@@ -1,4 +1,4 @@
-"""Checks of configurations that come from a file, before anything is made from them."""
+"""Checks of configurations from files, before any object is made from them."""
 
 import json
 import sys
@@ -7,17 +7,17 @@ from typing import Any
 
 Kind = type | Set[str] | list["Kind"] | tuple["Kind", None] | Mapping[str, "Kind"]
 """
-What a value should be: ``int``, ``float`` (finite, integers too), ``bool``, ``str`` or ``dict``; one of a set of names;
-``[kind]``, a list; ``(kind, None)``, which may be null; or a mapping with these keys and no others.
+The kind that a value must be of: ``int``, ``float`` (finite; an integer will do), ``bool``, ``str`` or ``dict``; a set, for
+one of these names; ``[kind]``, for a list; ``(kind, None)``, for a value that may be null; a mapping, for exactly these keys.
 """
 _WORDS = {int: "an integer", float: "a finite number", bool: "true or false", str: "a text", dict: "a mapping"}
 
 
 def read_json(text: str | bytes, source: str) -> dict[str, Any]:
     """
-    :param text: from a file
+    :param text: the content of a file
     :param source: the file, for the message
-    :return: what it holds
+    :return: the mapping that it holds
     :raises ValueError: it is not JSON, or not a mapping
     """
     try:
@@ -30,8 +30,8 @@ def read_json(text: str | bytes, source: str) -> dict[str, Any]:
 
 def check_config(value: Any, kind: Kind, source: str, name: str = "its configuration") -> None:
     """
-    :param value: from a file
-    :param kind: what it should be
+    :param value: a value from a file
+    :param kind: the kind that it must be of
     :param source: the file, for the message
     :param name: name of the value, for the message
     :raises ValueError: the value is of another kind
@@ -51,12 +51,12 @@ def check_config(value: Any, kind: Kind, source: str, name: str = "its configura
     elif isinstance(kind, Set):
         _require(isinstance(value, str) and value in kind, value, f"one of {sorted(kind)}", source, name)
     else:
-        fits = type(value) is kind
+        right = type(value) is kind
         if kind is float:
-            fits = type(value) in (int, float) and abs(value) <= sys.float_info.max
-        _require(fits, value, _WORDS[kind], source, name)
+            right = type(value) in (int, float) and abs(value) <= sys.float_info.max
+        _require(right, value, _WORDS[kind], source, name)
 
 
-def _require(fits: bool, value: Any, expected: str, source: str, name: str) -> None:
-    if not fits:
+def _require(condition: bool, value: Any, expected: str, source: str, name: str) -> None:
+    if not condition:
         raise ValueError(f"{source} is damaged: {name} must be {expected}, got {repr(value)[:200]}.")

@@ -1,4 +1,4 @@
-"""Spaces that models of observations have, and spaces in files."""
+"""The spaces that learned dynamics support, and spaces in files."""
 
 from typing import Any
 
@@ -22,22 +22,34 @@ _DISCRETE: dict[str, Kind] = {
     "dtype": {np.dtype(code).name for code in np.typecodes["AllInteger"]},
 }
 
+_ADVICE = {
+    spaces.Dict: "Flatten it with gymnasium.wrappers.FlattenObservation, or train TDMPC2('MultiInputPolicy', env).",
+    spaces.Discrete: "Learned dynamics need a continuous observation; DynaQ takes Discrete ones, with Discrete actions.",
+    spaces.MultiDiscrete: "Learned dynamics need a continuous observation.",
+    spaces.MultiBinary: "Learned dynamics need a continuous observation.",
+}
+
 
 def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
     """
-    :raises ValueError: the observation is not a flat Box of numbers, or the action neither a Box with finite bounds nor
+    :param observation_space: of the environment
+    :param action_space: of the environment
+    :raises ValueError: the observation is not a flat Box of floats, or the action neither a Box with finite bounds nor
         Discrete
     """
-    advice = {
-        spaces.Dict: "Flatten it with gymnasium.wrappers.FlattenObservation, or train TDMPC2('MultiInputPolicy', env).",
-        spaces.Discrete: "Learned dynamics need a continuous observation; DynaQ takes Discrete ones, with Discrete actions.",
-        spaces.MultiDiscrete: "Learned dynamics need a continuous observation.",
-        spaces.MultiBinary: "Learned dynamics need a continuous observation.",
-    }
+    _check_observation_space(observation_space)
+    if isinstance(action_space, spaces.Discrete):
+        return
+    if not isinstance(action_space, spaces.Box):
+        raise ValueError(f"Learned dynamics support Discrete or Box actions, got {action_space}.")
+    check_bounds(action_space)
+
+
+def _check_observation_space(observation_space: spaces.Space) -> None:
     if not isinstance(observation_space, spaces.Box):
         raise ValueError(
             f"Learned dynamics support flat Box observations, got {observation_space}. "
-            + advice.get(type(observation_space), "Wrap the environment so that it returns a flat Box.")
+            + _ADVICE.get(type(observation_space), "Wrap the environment so that it returns a flat Box.")
         )
     if len(observation_space.shape) != 1 or not np.issubdtype(observation_space.dtype, np.floating):  # type: ignore[arg-type]
         raise ValueError(
@@ -46,14 +58,13 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) ->
             "Wrap the environment with gymnasium.wrappers.FlattenObservation or with a feature extractor of yours, or train "
             "TDMPC2('CnnPolicy', env) on images."
         )
-    if isinstance(action_space, spaces.Discrete):
-        return
-    if not isinstance(action_space, spaces.Box):
-        raise ValueError(f"Learned dynamics support Discrete or Box actions, got {action_space}.")
-    check_bounds(action_space)
 
 
 def space_to_json(space: spaces.Space) -> dict[str, Any]:
+    """
+    :param space: a Box or Discrete
+    :return: its description in JSON types
+    """
     if isinstance(space, spaces.Discrete):
         return {"n": int(space.n), "start": int(space.start), "dtype": str(np.dtype(space.dtype))}
     assert isinstance(space, spaces.Box)
@@ -67,6 +78,12 @@ def space_to_json(space: spaces.Space) -> dict[str, Any]:
 
 
 def space_from_json(data: Any, source: str) -> spaces.Space:
+    """
+    :param data: what :func:`space_to_json` returned
+    :param source: the file that it comes from, for the message
+    :return: the space
+    :raises ValueError: it does not describe a space
+    """
     discrete = isinstance(data, dict) and "n" in data
     check_config(data, _DISCRETE if discrete else _BOX, source, "a space")
     dtype = np.dtype(data["dtype"]).type

@@ -1,6 +1,6 @@
 """
-Tensors in files. Fast kernels take all sizes from the parameters and check nothing: an optimizer state of another size makes
-them write outside of its memory. So names, shapes, types and layouts are compared here, before anything is restored.
+Tensors in files. Fused kernels take all sizes from the parameters and check nothing: with an optimizer state of another size
+they write outside its memory. Therefore names, shapes, types and layouts are compared here before anything is restored.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from stable_baselines3.common.save_util import recursive_getattr
 from sb3_mbrl.common.files import write_atomically
 
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
-"""What Adam keeps for each parameter: a scalar, and two tensors of the parameter's shape."""
+"""The state of Adam for each parameter: a scalar, and two tensors of the parameter's shape."""
 
 
 def save_tensors(path: str | pathlib.Path, tensors: Mapping[str, th.Tensor], format_name: str, config: str) -> None:
@@ -27,8 +27,8 @@ def save_tensors(path: str | pathlib.Path, tensors: Mapping[str, th.Tensor], for
 
     :param path: the file; its folder is created if needed
     :param tensors: tensors by name
-    :param format_name: :func:`load_tensors` must be called with the same
-    :param config: the configuration, as a text
+    :param format_name: name of the format, which :func:`load_tensors` asks for
+    :param config: the configuration as text
     """
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     metadata = {"format": format_name, "config": config, "digest": _digest(contiguous, format_name, config)}
@@ -91,7 +91,7 @@ def _form(tensor: Any) -> str:
 
 
 def _strides(tensor: th.Tensor) -> list[int]:
-    """The strides, without those of axes with one entry, which mean nothing."""
+    """The strides, without those of axes with one entry, which have no meaning."""
     return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
 
 
@@ -99,7 +99,7 @@ def check_finite_tensors(tensors: Mapping[str, th.Tensor], source: str, except_f
     """
     :param tensors: tensors by name
     :param source: what they belong to, for the message
-    :param except_for: names of tensors that may hold anything
+    :param except_for: names of tensors that are not checked
     :raises ValueError: there is NaN or infinity in one of the others
     """
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""Trajectories from replay buffers, and what follows from where they begin and end."""
+"""Real transitions from replay buffers: in trajectories, or all rows at once."""
 
 import math
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ def trajectories_from_buffer(
     buffer: ReplayBuffer, device: th.device | str = "cpu", n_rows: int | None = None
 ) -> list[Transitions]:
     """
-    Unbroken pieces of trajectories: each row begins where the row before it ended. None crosses a termination, a time
-    limit, the place where a full buffer overwrites itself, or a reset that left no trace in ``dones`` (``learn`` called
-    a second time in the middle of an episode).
+    Unbroken pieces of trajectories: each row begins where the row before it ended. No piece crosses a termination, a time
+    limit, the place where a full buffer overwrites itself, or a reset that ``dones`` does not show (``learn`` called a second
+    time in the middle of an episode).
 
     :param buffer: SB3's replay buffer, flat Box observations, any number of environments
     :param device: where the tensors go
-    :param n_rows: only the latest transitions, about this many over all environments; None: all
+    :param n_rows: number of the latest transitions to take, over all environments (rounded up); None takes all
     :return: pieces of one transition or more, oldest first in each environment; raw observations and rewards, discrete
         actions one-hot
     :raises ValueError: the buffer does not store next observations, or has cut actions to whole numbers
@@ -42,7 +42,7 @@ def trajectories_from_buffer(
     for env in range(buffer.n_envs):
         obs, next_obs = buffer.observations[steps, env], buffer.next_observations[steps, env]
         ended = (buffer.dones[steps, env] > 0.5) | (buffer.timeouts[steps, env] > 0.5)
-        # SB3 stores the very same array twice, so that rows of one episode agree to the last bit
+        # Within an episode SB3 stores the same array as next observation and as the following observation, bit for bit
         ended[:-1] |= (next_obs[:-1] != obs[1:]).any(axis=1)
         terminated = buffer.dones[steps, env] * (1 - buffer.timeouts[steps, env])
         actions = buffer.actions[steps, env]  # those of a Box are stored in [-1, 1]
@@ -75,7 +75,7 @@ def concatenate(trajectories: Sequence[Transitions]) -> Transitions:
     """
     :param trajectories: pieces of N transitions in all
     :return: their N rows, one after the other
-    :raises ValueError: there are none
+    :raises ValueError: there are no trajectories
     """
     if len(trajectories) == 0:
         raise ValueError("There are no transitions to check the model on.")
@@ -118,7 +118,7 @@ def initial_rows(buffer: ReplayBuffer) -> np.ndarray:
     """
     done = _oldest_first(buffer, buffer.dones) > 0.5
     begins = np.zeros_like(done)
-    # The oldest row begins an episode, unless older ones have been overwritten: then nobody knows
+    # The oldest row begins an episode unless older ones have been overwritten, in which case it is unknown
     begins[:1] = not buffer.full
     begins[1:] = done[:-1]
     return np.flatnonzero(begins.reshape(-1))

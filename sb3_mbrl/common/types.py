@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields
 import torch as th
 
 LARGEST = 1e18
-"""Largest size of an observation or reward. The square of a larger number is infinite in float32: fits and updates would end
-in NaN, far from the cause."""
+"""Largest magnitude of an observation or reward. The square of a larger number is infinite in float32, and fits and updates
+would end in NaN, far from the cause."""
 
 TerminationFn = Callable[[th.Tensor, th.Tensor, th.Tensor], th.Tensor]
 """``f(obs (B, O), action (B, A), next_obs (B, O)) -> (B,) bool``: raw observations, actions in the

@@ -1,4 +1,4 @@
-"""Functions of the user are tried on two made-up rows where they are given, and checked whenever they are called."""
+"""Functions of the user: each is tried on two random transitions when it is passed, and checked at every call."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -38,19 +38,19 @@ SIGNATURES = {
 """Signatures by the name of the argument that a function is passed as. All functions take and return torch tensors."""
 
 SPREADS = (1.0, 10.0, 100.0, 1_000.0)
-"""How far from 0 the made-up observations may lie, among which a single finite value of a function is looked for."""
+"""How far from 0 the random observations may lie on which a function is tried until it returns a finite value."""
 
 
 def probe(observation_space: spaces.Space, action_space: spaces.Space, device: th.device, **functions: Any) -> None:
     """
-    Try functions on two made-up rows, so that an error shows where they are given, and not only after the first fit.
+    Try functions on two random transitions, so that an error shows where they are passed, and not only after the first fit.
     PyTorch's random streams stay as they are.
 
-    A function need not be finite on every made-up row, since an observation within the bounds of the space may be impossible
-    in the task (a negative height, of which a logarithm is taken). It is refused only if it is finite on none of some hundred
-    rows. On real transitions it must be finite everywhere; that is checked at each fit.
+    A function need not be finite on every random transition, since an observation within the bounds of the space may be
+    impossible in the task (a negative height, for example, whose logarithm is taken). It is refused only if it is finite on
+    none of some hundred. On real transitions it must be finite everywhere; each fit checks that.
 
-    :param observation_space: of the environment; if it is not a flat Box, nothing can be made up and nothing is tried
+    :param observation_space: of the environment; if it is not a flat Box, nothing is tried
     :param action_space: of the environment
     :param device: where the functions are called
     :param functions: what the user passed, by its name in ``SIGNATURES``; None is skipped
@@ -59,7 +59,7 @@ def probe(observation_space: spaces.Space, action_space: spaces.Space, device: t
     for name, function in functions.items():
         if function is None:
             continue
-        if not callable(function) or isinstance(function, type):  # a class in the place of an object
+        if not callable(function) or isinstance(function, type):  # a class is passed where an object is meant
             raise ValueError(f"{name} must be a function {SIGNATURES[name].text} of torch tensors, got {function!r}.")
         if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
             continue
@@ -72,13 +72,13 @@ def _try(name: str, function: Any, observation_space: spaces.Box, action_space: 
     width = action_dim(action_space) if name == "actor" else None
 
     def is_somewhere_finite(n: int, spread: float) -> bool:
-        obs, next_obs = _made_up_observations(observation_space, 2 * n, spread, generator).to(device).split(n)
-        action = _made_up_actions(action_space, n, generator).to(device)
+        obs, next_obs = _random_observations(observation_space, 2 * n, spread, generator).to(device).split(n)
+        action = _random_actions(action_space, n, generator).to(device)
         try:
             values = function(obs, action, next_obs) if SIGNATURES[name].takes_transitions else function(obs)
         except Exception as error:
             raise ValueError(
-                f"{name} fails on observations made up within {observation_space}, as a model may imagine them: "
+                f"{name} fails on random observations within {observation_space}, such as a model may imagine: "
                 f"{type(error).__name__}: {error}. It is called as {SIGNATURES[name].text} with torch tensors."
             ) from error
         _check_returned(name, values, obs, width)
@@ -93,9 +93,9 @@ def call(name: str, function: Callable[..., Any], *rows: th.Tensor, width: int |
     :param name: a key of ``SIGNATURES``
     :param function: a function of the user
     :param rows: its arguments, B rows each
-    :param width: A, if it returns actions (B, A), which may have any precision or be one-hot integers; None: it returns (B,)
+    :param width: A, if it returns actions (B, A), which may have any precision or be one-hot integers; None if it returns (B,)
     :return: what the function returns
-    :raises ValueError: that has another type, shape, dtype or device; the message says which
+    :raises ValueError: the returned value has another type, shape, dtype or device; the message says which
     """
     values = function(*rows)
     _check_returned(name, values, rows[0], width)
@@ -111,8 +111,8 @@ def _check_returned(name: str, values: Any, obs: th.Tensor, width: int | None) -
         raise ValueError(f"{expected}; got {values.dtype} of shape {tuple(values.shape)} on {values.device}.")
 
 
-def _made_up_observations(space: spaces.Box, n: int, spread: float, generator: th.Generator) -> th.Tensor:
-    """Uniform within the space, at most ``spread`` from its point closest to 0; positive in every other row if possible."""
+def _random_observations(space: spaces.Box, n: int, spread: float, generator: th.Generator) -> th.Tensor:
+    """Uniform within the space, at most ``spread`` from its point closest to 0; every other row is positive if possible."""
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     nearest = np.clip(0.0, low, high)
     low, high = np.maximum(low, nearest - spread), np.minimum(high, nearest + spread)
@@ -121,7 +121,7 @@ def _made_up_observations(space: spaces.Box, n: int, spread: float, generator: t
     return rows.float()
 
 
-def _made_up_actions(space: spaces.Space, n: int, generator: th.Generator) -> th.Tensor:
+def _random_actions(space: spaces.Space, n: int, generator: th.Generator) -> th.Tensor:
     """Random actions in the environment's scale, or one-hot."""
     if isinstance(space, spaces.Discrete):
         return F.one_hot(th.randint(int(space.n), (n,), generator=generator), int(space.n)).float()

@@ -1,4 +1,4 @@
-"""Callbacks that look at a learned model while an algorithm trains."""
+"""A callback that checks the learned model while an algorithm trains."""
 
 import os
 import pathlib
@@ -23,27 +23,28 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 MIN_ROWS = 32
-"""Fewer real transitions than this say nothing about the model."""
+"""Fewer real transitions than this are too few to check a model on."""
 
 
 class ModelDiagnosticsCallback(BaseCallback):
     """
-    Checks the model of a model-based algorithm every ``diag_freq`` environment steps, from the first one at which the
-    model is fitted: its error one step ahead and in open loop on the latest real transitions (where the policy is now,
-    the last of them unseen by the model), and imagined against real states, both drawn from the whole of their buffers.
+    Checks the model of a model-based algorithm every ``diag_freq`` environment steps, as soon as the model is fitted. Its
+    error one step ahead and in open loop is measured on the latest real transitions, which the current policy has visited
+    and the last of which the model has not seen. Imagined states are compared with real ones, both drawn from the whole of
+    their buffers.
 
-    Scalars go under ``diagnostics/``, and are written out at once, as those of ``EvalCallback``; figures go to
-    TensorBoard. Training is not disturbed: the checks draw from a generator of their own and change nothing, so that a
-    run with the callback ends with the same parameters as one without.
+    Scalars go under ``diagnostics/``, and are written at once, like those of ``EvalCallback``; figures go to TensorBoard.
+    Training is not disturbed: the checks draw from their own generator and change nothing, so a run with the callback ends
+    with the same parameters as one without.
 
     :param diag_freq: environment steps between two checks, counted over all environments
     :param n_rows: real transitions to check on, and imagined ones to compare with
-    :param n_steps: steps of the open-loop prediction; less while no episode is as long
-    :param figures: draw, for TensorBoard and ``log_dir``; nothing is drawn if neither is there
+    :param n_steps: steps of the open-loop prediction; fewer while no episode is as long
+    :param figures: whether to draw figures for TensorBoard and ``log_dir``; nothing is drawn without either
     :param log_dir: folder for the figures as PNG files (``open_loop_5000.png`` for step 5000); created if needed
-    :param seed: of the callback's own generator
+    :param seed: seed of the callback's own generator
     :param verbose: 1 prints a line per check
-    :raises ValueError: a number below 1; at the start of training, an algorithm without a model or a replay buffer
+    :raises ValueError: a number out of its range; at the start of training, an algorithm without a model or a replay buffer
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class ModelDiagnosticsCallback(BaseCallback):
             self.log_dir.mkdir(parents=True, exist_ok=True)
 
     def _on_training_start(self) -> None:
-        # learn() may have set the clock of the algorithm back to 0
+        # learn() may have set num_timesteps back to 0
         if self._last_timestep is None or self.num_timesteps < self._last_timestep:
             self._last_timestep = self.num_timesteps
 
@@ -124,23 +125,23 @@ class ModelDiagnosticsCallback(BaseCallback):
         states = self._compare_states()
         for result in (one_step, open_loop, states):
             for name, value in {} if result is None else result.summary().items():
-                if not np.isnan(value):  # nothing to say
+                if not np.isnan(value):  # NaN: there is nothing to measure it on
                     self.logger.record(f"diagnostics/{name}", value)
         if self.figures:
             self._draw(one_step, open_loop, states)
         self.logger.record("diagnostics/seconds", time.perf_counter() - start)
-        # Written out now, with the right time step: a longer wait for SB3's own turn and the next check overwrites this
+        # Written now, at this time step: the next check may come before SB3 writes, and would overwrite the values
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.num_timesteps)
         if self.verbose >= 1:
             self._print(one_step, open_loop)
 
     def _compare_states(self) -> StateDistribution | None:
-        """None if the algorithm does not keep what it imagines, or has not imagined anything."""
+        """None if the algorithm keeps no imagined transitions, or has none yet."""
         model_buffer = getattr(self.model, "model_buffer", None)
         if model_buffer is None or len(model_buffer) == 0:
             return None
-        # Successors on both sides: imagination starts from real states, which would agree with themselves
+        # Next observations on both sides: imagined rollouts start from real states, which would agree with themselves
         buffer = self._replay_buffer
         real = buffer.next_observations[: buffer.size()].reshape(buffer.size() * buffer.n_envs, -1)
         rows = th.randint(len(real), (self.n_rows,), generator=self._generator, device=self._generator.device).cpu().numpy()
@@ -166,6 +167,6 @@ class ModelDiagnosticsCallback(BaseCallback):
     def _print(self, one_step: OneStepError, open_loop: OpenLoopError) -> None:
         one, several = one_step.summary(), open_loop.summary()
         print(
-            f"Model checked at step {self.num_timesteps}: one-step error {one['one_step_error']:.2g} of no model's, error "
-            f"after {open_loop.n_steps} steps {several['open_loop_last']:.2g} std of the data"
+            f"Model checked at step {self.num_timesteps}: one-step error {one['one_step_error']:.2g} of that without a model, "
+            f"error after {open_loop.n_steps} steps {several['open_loop_last']:.2g} std of the data"
         )

@@ -1,4 +1,4 @@
-"""Figures of the three checks of a model. Matplotlib is imported when one is drawn."""
+"""Figures of the three checks of a model. Matplotlib is imported when the first one is drawn."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 REAL, MODEL, FAN, NO_MODEL = "black", "tab:blue", "tab:orange", "tab:gray"
 MAX_PANELS = 12
-"""A figure shows this many dimensions, the worst ones of a longer observation."""
+"""Largest number of dimensions in a figure; the worst ones are shown."""
 
 
 def plot_one_step(result: OneStepError, names: Sequence[str] | None = None) -> "Figure":
@@ -27,7 +27,7 @@ def plot_one_step(result: OneStepError, names: Sequence[str] | None = None) -> "
 
     :param result: of :func:`one_step_error`
     :param names: of the dimensions of the observation, (O,); None numbers them
-    :return: a matplotlib figure that belongs to no window
+    :return: a matplotlib figure, in no window
     """
     names = _output_names(len(result.rmse), names)
     worst = _worst_first(result.relative)
@@ -48,11 +48,11 @@ def plot_one_step(result: OneStepError, names: Sequence[str] | None = None) -> "
 
 def plot_open_loop(result: OpenLoopError, names: Sequence[str] | None = None) -> "Figure":
     """
-    Growth of the error, error per output at the last step, and the prediction of median quality.
+    Growth of the error, error per output at the last step, and the prediction with the median error.
 
     :param result: of :func:`open_loop_error`
     :param names: of the dimensions of the observation, (O,); None numbers them
-    :return: a matplotlib figure that belongs to no window
+    :return: a matplotlib figure, in no window
     """
     names = _output_names(result.expectation.shape[1], names)
     worst = _worst_first(result.expectation[-1])
@@ -86,7 +86,7 @@ def plot_state_distribution(result: StateDistribution, names: Sequence[str] | No
 
     :param result: of :func:`state_distribution`
     :param names: of the dimensions of the observation, (O,); None numbers them
-    :return: a matplotlib figure that belongs to no window
+    :return: a matplotlib figure, in no window
     """
     names = _output_names(len(result.ks) + 1, names)[:-1]
     worst = _worst_first(result.ks)
@@ -110,7 +110,7 @@ def plot_state_distribution(result: StateDistribution, names: Sequence[str] | No
 
 
 def _panels(n: int, title: str) -> tuple["Figure", list["Axes"]]:
-    # Drawing is rare: who only measures does not wait for matplotlib. No pyplot, which keeps every figure it ever made
+    # Imported here, as most users of this module never draw. Not pyplot, which keeps every figure alive
     from matplotlib.figure import Figure
 
     n_cols = 3 if n <= 6 else 4
@@ -137,7 +137,7 @@ def _output_names(n_outputs: int, names: Sequence[str] | None) -> list[str]:
 
 
 def _worst_first(values: th.Tensor) -> list[int]:
-    """The dimensions to show: the worst ones if there are too many, in their own order; NaN counts as good."""
+    """The outputs to show, in their own order: those with the largest values if there are too many. NaN counts as smallest."""
     order = values.nan_to_num(nan=-math.inf).argsort(descending=True)
     return sorted(order[:MAX_PANELS].tolist())
 
@@ -181,14 +181,14 @@ def _calibration(ax: "Axes", result: OneStepError) -> None:
 
 
 def _typical_start(result: OpenLoopError) -> int:
-    """The start whose prediction is of median quality: neither luck nor bad luck."""
+    """The start whose prediction has the median error."""
     scale = result.actual.flatten(0, 1).std(dim=0).clamp_min(1e-6)
     errors = ((result.predicted - result.actual) / scale).nan_to_num(nan=math.inf).square().mean(dim=(1, 2))
     return int(errors.argsort()[len(errors) // 2])
 
 
 def _trajectory(ax: "Axes", result: OpenLoopError, start: int, output: int) -> None:
-    """One output of one prediction; the observation also has the value that it starts from."""
+    """One output of one prediction; an observation is drawn from its start value on."""
     values = [tensor[start, :, output] for tensor in (result.actual, result.predicted, result.fan_mean, result.fan_std)]
     if output < result.start_obs.shape[1]:
         first = result.start_obs[start, output].unsqueeze(0)
@@ -201,9 +201,9 @@ def _trajectory(ax: "Axes", result: OpenLoopError, start: int, output: int) -> N
 
 
 def _bins(real: np.ndarray, imagined: np.ndarray) -> list[float]:
-    """Common bins of both histograms, without the outermost half percent, whose few states would flatten the rest."""
+    """Common bins of both histograms. The outermost half percent is left out, whose few states would flatten the rest."""
     ends = np.array([np.nanquantile(states, [0.005, 0.995]) for states in (real, imagined)])
     low, high = ends[:, 0].min(), ends[:, 1].max()
-    # A dimension that never moves still needs bins of some width
+    # A constant dimension needs bins of some width too
     room = 0.0 if high - low > 1e-9 * max(1.0, abs(low)) else 1e-6 * max(1.0, abs(low))
     return np.linspace(low - room, high + room, 41).tolist()

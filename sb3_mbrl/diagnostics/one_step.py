@@ -1,4 +1,4 @@
-"""The error of a model one step ahead, and how honest its uncertainty is."""
+"""The error of a model one step ahead, and whether its uncertainty is calibrated."""
 
 import math
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ CHUNK = 4_096
 class OneStepError:
     """
     How well a model predicts the next step. ``D = O + 1`` outputs: the observation's dimensions, then the reward; all
-    statistics are (D,), NaN where the data never moved and there is nothing to predict.
+    statistics are (D,), NaN for an output that is constant in the data.
 
     :param rmse: root mean squared error of the expectation, in raw units
     :param relative: ``rmse`` divided by that of predicting no change (the reward: of predicting its mean); 1 is as good
@@ -27,11 +27,11 @@ class OneStepError:
         is sqrt(aleatoric^2 + epistemic^2). Less than 0.5: over-confident
     :param coverage_90: the same for 90 %
     :param mean_squared_z: mean of (error / predicted standard deviation)^2; 1 is calibrated, more is over-confident.
-        The calibration is NaN for a model that tells no uncertainty, and for the reward of a known ``reward_fn``
+        The calibration is NaN for a model that returns no uncertainty, and for the reward if it is a known ``reward_fn``
     :param termination_precision: share of the predicted terminations that happened; NaN when none was predicted
     :param termination_recall: share of the terminations that were predicted; NaN when none happened
     :param predicted: predicted change of the observation, and reward, (N, D)
-    :param actual: what happened, (N, D)
+    :param actual: the real ones, (N, D)
     :param std: predicted standard deviation, (N, D)
     """
 
@@ -48,7 +48,7 @@ class OneStepError:
     std: th.Tensor
 
     def summary(self) -> dict[str, float]:
-        """The figures to watch: the median output, as one that hardly moves would drown a mean, and the worst one."""
+        """The numbers to watch: the median over outputs (one that hardly moves would dominate a mean), and the worst."""
         return {
             "one_step_error": median(self.relative),
             "one_step_error_worst": worst(self.relative),
@@ -66,7 +66,7 @@ class OneStepError:
 def one_step_error(dynamics: SteppableModel, transitions: Transitions) -> OneStepError:
     """
     :param dynamics: the model; its expectation is judged, so nothing is drawn at random
-    :param transitions: N real transitions, best ones that the model was not fitted to
+    :param transitions: N real transitions, preferably ones that the model was not fitted to
     :return: errors per output and calibration. A prediction that is not finite counts as infinitely wrong
     :raises ValueError: there are no transitions
     """
@@ -79,7 +79,7 @@ def one_step_error(dynamics: SteppableModel, transitions: Transitions) -> OneSte
 
     baseline = actual.clone()
     baseline[:, -1] -= actual[:, -1].mean()
-    # Below a rounding error of the observation itself, a change is none
+    # A change below a rounding error of the observation itself does not count
     size = th.cat([transitions.observations.abs().mean(dim=0), transitions.rewards.abs().mean(dim=0, keepdim=True)]).double()
     rmse = rms(error)
     z = errors_in_stds(error, std)
@@ -114,7 +114,7 @@ def _predict(dynamics: SteppableModel, transitions: Transitions) -> tuple[th.Ten
         terminated.append(step.terminated)
     std = th.cat(stds)
     if getattr(dynamics, "reward_fn", None) is not None:
-        std[:, -1] = math.nan  # the model's own reward, of which it is unsure, is not the one it gives
+        std[:, -1] = math.nan  # the uncertainty is about the reward that the networks predict, which is not the one returned
     return th.cat(outputs), std, th.cat(terminated)
 
 
@@ -122,6 +122,6 @@ def _total_std(step: ModelStep) -> th.Tensor:
     values = th.cat([step.next_obs, step.reward.unsqueeze(1)], dim=1).double()
     if step.epistemic_std is None or step.aleatoric_std is None:
         return th.full_like(values, math.nan)
-    # Even a model that is sure can only be right to the digits of float32
+    # Even a model that claims no uncertainty can only be right to the digits of float32
     rounding = th.finfo(th.float32).eps * values.abs()
     return th.maximum(th.hypot(step.epistemic_std.double(), step.aleatoric_std.double()), rounding)

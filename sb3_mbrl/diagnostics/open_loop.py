@@ -18,17 +18,17 @@ class OpenLoopError:
     """
     How errors grow when the model goes on from its own predictions, under the actions that were really taken. ``S``
     start states, ``H`` steps, ``D = O + 1`` outputs: the observation's dimensions, then the reward. The errors are root
-    mean squares over the starts, in units of the standard deviation of the data; NaN where the data never moved.
+    mean squares over the starts, in units of the standard deviation of the data; NaN for an output that is constant there.
 
     :param expectation: error when every step is the average of the elites without noise, (H, D)
     :param fan: error of the mean of the sampled futures, (H, D)
-    :param spread: standard deviation of the sampled futures, (H, D). An honest model's spread is about its error
+    :param spread: standard deviation of the sampled futures, (H, D); about as large as the error if the model is calibrated
     :param persistence: error of predicting that nothing moves (the reward: of predicting its mean), (H, D)
     :param start_obs: where the predictions start, (S, O)
-    :param actual: what happened: next observation and reward, (S, H, D) as the next three, raw units
-    :param predicted: predicted by expectation
-    :param fan_mean: mean of the sampled futures
-    :param fan_std: standard deviation of the sampled futures
+    :param actual: real next observations and rewards, in raw units, (S, H, D)
+    :param predicted: those predicted by expectation, (S, H, D)
+    :param fan_mean: mean of the sampled futures, (S, H, D)
+    :param fan_std: standard deviation of the sampled futures, (S, H, D)
     """
 
     expectation: th.Tensor
@@ -47,7 +47,7 @@ class OpenLoopError:
         return self.expectation.shape[0]
 
     def summary(self) -> dict[str, float]:
-        """The figures to watch: root mean squares over the outputs, at the first and the last step."""
+        """The numbers to watch: root mean squares over the outputs, at the first and the last step."""
         reward_bias = (self.fan_mean[..., -1] - self.actual[..., -1]).mean()
         return {
             "open_loop_steps": float(self.n_steps),
@@ -56,7 +56,7 @@ class OpenLoopError:
             "open_loop_last_fan": over_outputs(self.fan)[-1].item(),
             "open_loop_last_spread": over_outputs(self.spread)[-1].item(),
             "open_loop_last_persistence": over_outputs(self.persistence)[-1].item(),
-            # Above 0 the model promises more than the environment pays
+            # Above 0, the model predicts more reward than the environment pays
             "open_loop_reward_bias": reward_bias.item(),
         }
 
@@ -75,14 +75,14 @@ def open_loop_error(
     Predict ``n_steps`` steps from real states with the recorded actions, and compare with what happened. Only states that at
     least so many steps of their episode follow can be starts: where episodes are short, their last steps are hardly tested.
 
-    :param dynamics: the model; terminations that it predicts on the way do not stop it
+    :param dynamics: the model; a termination that it predicts does not stop the prediction
     :param trajectories: unbroken pieces, from :func:`trajectories_from_buffer` or :func:`collect_trajectories`
     :param n_steps: H, steps predicted
     :param n_starts: start states, drawn without replacement; all of them where there are fewer
     :param generator: source of starts, members and noise; None draws from PyTorch's global stream
     :param n_samples: sampled futures per start, each with an elite drawn at each step (TS1)
-    :param scale: unit of the error of each output, (D,), NaN where there is nothing to predict; None: their standard
-        deviations in ``trajectories``
+    :param scale: unit of the error of each output, (D,), NaN for a constant output; None takes their standard deviations in
+        ``trajectories``
     :return: errors per step and output. A prediction that is not finite counts as infinitely wrong
     :raises ValueError: no trajectory has as many steps
     """
@@ -96,9 +96,7 @@ def open_loop_error(
     actual = outputs[windows]
 
     predicted = _unroll(dynamics, start_obs, actions, generator, "expectation")
-    futures = [tensor.repeat_interleave(n_samples, dim=0) for tensor in (start_obs, actions)]
-    fan = _unroll(dynamics, futures[0], futures[1], generator, "random").unflatten(0, (len(starts), n_samples))
-    fan_mean, fan_std = fan.mean(dim=1), fan.std(dim=1, correction=0)
+    fan_mean, fan_std = _sample_futures(dynamics, start_obs, actions, generator, n_samples)
     persistence = th.cat([start_obs.double(), outputs[:, -1].mean().expand(len(starts), 1)], dim=1).unsqueeze(1)
 
     scale = standard_deviations(rows) if scale is None else scale
@@ -123,8 +121,8 @@ def _draw_starts(
     lengths: Sequence[int], n_steps: int, n_starts: int, generator: th.Generator | None, device: th.device
 ) -> th.Tensor:
     """
-    :param lengths: of the trajectories
-    :return: rows of the concatenated trajectories that ``n_steps`` steps of the same trajectory begin with, (S,)
+    :param lengths: numbers of steps of the trajectories
+    :return: rows of the concatenated trajectories from which ``n_steps`` steps of the same trajectory follow, (S,)
     """
     if max(lengths) < n_steps:
         raise ValueError(
@@ -134,6 +132,19 @@ def _draw_starts(
     rows_left = th.cat([th.arange(length, 0, -1) for length in lengths]).to(device)
     possible = (rows_left >= n_steps).nonzero().squeeze(1)
     return possible[th.randperm(len(possible), generator=generator, device=device)[:n_starts]]
+
+
+def _sample_futures(
+    dynamics: SteppableModel, obs: th.Tensor, actions: th.Tensor, generator: th.Generator | None, n_samples: int
+) -> tuple[th.Tensor, th.Tensor]:
+    """
+    :param obs: raw start states, (S, O)
+    :param actions: in [-1, 1], (S, H, A)
+    :return: mean and standard deviation over the sampled futures of each start, (S, H, O + 1) each
+    """
+    obs, actions = (tensor.repeat_interleave(n_samples, dim=0) for tensor in (obs, actions))
+    futures = _unroll(dynamics, obs, actions, generator, "random").unflatten(0, (-1, n_samples))
+    return futures.mean(dim=1), futures.std(dim=1, correction=0)
 
 
 def _unroll(

@@ -13,13 +13,13 @@ from sb3_mbrl.diagnostics.statistics import kolmogorov_smirnov, median, nan_wher
 class StateDistribution:
     """
     Imagined states against real ones, per dimension of the observation, (O,). Shifts are in units of the real standard
-    deviation, and NaN, as is ``ks``, where the real states never moved.
+    deviation; they and ``ks`` are NaN for a dimension that is constant in the real states.
 
     :param mean_shift: imagined mean minus real mean
     :param std_shift: imagined standard deviation minus the real one
     :param ks: two-sample Kolmogorov-Smirnov statistic, the largest distance of the two cumulative distributions, in [0, 1]
     :param outside: share of imagined values outside the observed range
-    :param outside_any: share of imagined states outside of it in any dimension
+    :param outside_any: share of imagined states outside the observed range in any dimension
     :param real: real states, (N, O)
     :param imagined: imagined states, (M, O)
     """
@@ -33,7 +33,7 @@ class StateDistribution:
     imagined: th.Tensor
 
     def summary(self) -> dict[str, float]:
-        """The figures to watch."""
+        """The numbers to watch."""
         return {
             "states_mean_shift_worst": worst(self.mean_shift.abs()),
             "states_std_shift_worst": worst(self.std_shift.abs()),
@@ -50,14 +50,15 @@ def state_distribution(
     margin: float = 0.01,
 ) -> StateDistribution:
     """
-    Compare where imagination goes with where the agent has been. A shift is not yet an error: imagination follows the
-    policy of today, the buffer those of the past.
+    Compare the states that a model imagines with those that the agent has visited. A shift need not be an error: imagined
+    states follow the current policy, those in the buffer also earlier policies.
 
     :param real_obs: raw real states, (N, O)
     :param imagined_obs: raw imagined states, (M, O)
-    :param observed_range: lowest and highest values ever observed, (O,) each, if ``real_obs`` are a sample; None: theirs
+    :param observed_range: lowest and highest values ever observed, (O,) each, if ``real_obs`` is a sample of them; None takes
+        the range of ``real_obs``
     :param margin: how far, in real standard deviations, a state may lie beyond the observed range and still count as
-        inside: at a hard limit (a cosine of 1) half of all predictions lie beyond it by a rounding error
+        inside: at a hard limit (a cosine of 1) half of all predictions exceed it by a rounding error
     :return: the comparison
     :raises ValueError: no states, or states of different dimensions
     """
@@ -70,7 +71,7 @@ def state_distribution(
         low, high = (th.as_tensor(end, dtype=th.float64) for end in observed_range)
     std = real.std(dim=0, correction=0)
     scale = nan_where_still(std, real.abs().mean(dim=0))
-    # A dimension that never moved: any prediction but the exact one would be outside, and say nothing
+    # In a constant dimension, any prediction but the exact one would count as outside
     slack = (margin * scale).nan_to_num(nan=math.inf)
     outside = ~((imagined >= low - slack) & (imagined <= high + slack))
     return StateDistribution(

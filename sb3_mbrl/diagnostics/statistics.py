@@ -10,8 +10,8 @@ from sb3_mbrl.common.types import Transitions
 def errors_in_stds(error: th.Tensor, std: th.Tensor) -> th.Tensor:
     """
     :param error: errors of the predictions, (N, D)
-    :param std: predicted standard deviations, where 0 means that the model is sure, (N, D)
-    :return: absolute errors in standard deviations, (N, D); 0 where there is no error, however sure the model is
+    :param std: predicted standard deviations, (N, D); 0 for a model that claims no uncertainty
+    :return: absolute errors in standard deviations, (N, D); 0 where there is no error, even for a standard deviation of 0
     """
     return th.where(error == 0, 0.0, error.abs() / std)
 
@@ -40,8 +40,8 @@ def over_outputs(errors: th.Tensor) -> th.Tensor:
 
 def standard_deviations(transitions: Transitions) -> th.Tensor:
     """
-    :param transitions: N real ones
-    :return: of next observations and reward, (D,) float64; NaN where they never moved
+    :param transitions: N real transitions
+    :return: standard deviations of next observations and reward, (D,) float64; NaN where they are constant
     """
     outputs = th.cat([transitions.next_observations, transitions.rewards.unsqueeze(1)], dim=1).double()
     return nan_where_still(outputs.std(dim=0, correction=0), outputs.abs().mean(dim=0))
@@ -54,7 +54,7 @@ def kolmogorov_smirnov(first: th.Tensor, second: th.Tensor) -> th.Tensor:
     :return: largest distance of the two empirical cumulative distributions of each variable, (D,) float64
     """
     samples = [sample.double().T.contiguous().sort(dim=1).values for sample in (first, second)]
-    values = th.cat(samples, dim=1)  # both are steps: the largest distance is at one of the values
+    values = th.cat(samples, dim=1)  # both are step functions, so the largest distance is at one of the values
     below = [th.searchsorted(sample, values, right=True) / sample.shape[1] for sample in samples]
     return (below[0] - below[1]).abs().amax(dim=1).double()
 
@@ -66,9 +66,9 @@ def rms(values: th.Tensor) -> th.Tensor:
 
 def nan_where_still(spread: th.Tensor, size: th.Tensor) -> th.Tensor:
     """
-    :param spread: of some values, (D,)
+    :param spread: spread of some values, (D,)
     :param size: their mean magnitude, (D,)
-    :return: ``spread``; NaN where it is no more than the values' rounding error, as nothing can be measured against it
+    :return: ``spread``; NaN where it is no more than a rounding error of the values, with which nothing can be compared
     """
     return spread.where(spread > 1e-6 * size.clamp_min(1e-6), math.nan)
 

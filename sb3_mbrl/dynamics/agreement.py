@@ -1,4 +1,4 @@
-"""Do the reward and the termination that a model was given agree with real transitions? They are compared at each fit."""
+"""Do the reward and the termination that a model was given agree with real transitions? Each fit compares them."""
 
 import math
 from typing import Any, NamedTuple
@@ -10,15 +10,14 @@ from sb3_mbrl.diagnostics.statistics import termination_scores
 from sb3_mbrl.tasks.termination_rules import NeverTerminates, TerminationRule
 
 TOLERANCE = 0.1
-"""Rewards agree if they differ by less than this share of the standard deviation of the real ones. That leaves room for noise,
-and for costs of control that were neglected."""
+"""Rewards agree if they differ by less than this share of the standard deviation of the real ones, which leaves room for noise
+and for neglected control costs."""
 
 ROUNDING = 1e-3
-"""In addition, rewards may differ by this share of the mean size of the real ones, which may all be equal."""
+"""Rewards may also differ by this share of the mean size of the real ones, whose standard deviation may be zero."""
 
 MOVE_TOGETHER = 0.95
-"""Rewards with at least this correlation are meant to be the same: those of another task would differ in more than their
-scale."""
+"""With at least this correlation, two rewards are taken for the same one, perhaps in another scale."""
 
 REMEDY = "Pass termination_fn='learned', or a function f(obs, action, next_obs) -> (B,) bool of your own"
 
@@ -29,8 +28,8 @@ class RewardAgreement(NamedTuple):
 
     :param mse: mean squared difference
     :param agrees: whether the difference is small
-    :param wrong_scale: whether both are the same up to a factor that is too far from 1 to be meant: below 0.5 or above 2
-    :param text: a sentence about the difference
+    :param wrong_scale: whether both are the same up to a factor that is probably a mistake: below 0.5 or above 2
+    :param text: the difference in words
     """
 
     mse: float
@@ -91,7 +90,7 @@ class TerminationAgreement(NamedTuple):
 
     :param precision: share of the predicted terminations that are true; NaN if none is predicted
     :param recall: share of the true terminations that are predicted; NaN if there is none
-    :param text: what the difference is; empty if they agree
+    :param text: the difference in words; empty if they agree
     """
 
     precision: float
@@ -138,15 +137,15 @@ def termination_agreement(function: TerminationFn, predicted: th.Tensor, actual:
 
 
 class Once:
-    """Remembers what was said about which function, so that a user reads it once, and again only for another function."""
+    """Remembers what a user was told about which function, so that each thing is said once for each function."""
 
     def __init__(self) -> None:
         self._said: list[tuple[Any, str]] = []
 
     def __call__(self, function: Any, topic: str) -> bool:
         """
-        :param function: the function that something is to be said about
-        :param topic: what it is
+        :param function: the function
+        :param topic: what the user is about to be told about it
         :return: whether this is the first time
         """
         is_new = not any(function is each and topic == said for each, said in self._said)

@@ -1,4 +1,4 @@
-"""When does an imagined step end the task? A classifier learned from real transitions, where no rule is known."""
+"""When does an imagined step end the task? A classifier learned from real transitions, for tasks without a known rule."""
 
 import copy
 import math
@@ -19,19 +19,17 @@ from sb3_mbrl.dynamics.data import CheckedTransitions
 from sb3_mbrl.tasks.termination import known_termination
 
 _HOLDOUT_EVERY = 5
-"""One row in so many of each class is held out. A class with fewer rows is not: it could not be measured, and all of it is
-needed to train."""
+"""One row in so many of each class is held out. Of a class with fewer rows none is: all of them are needed to train."""
 _PATIENCE = 5
 """Epochs without a better holdout loss before the fit stops."""
 _BATCHES_PER_EPOCH = 32
-"""Fixed, since the terminations and not the rows are what there is to learn from: few rows still get enough steps, and a
-refit on a large buffer stays cheap."""
+"""The same for any size of the data: few rows still get enough steps, and a refit on a large buffer stays cheap."""
 _EPOCHS_WITHOUT_HOLDOUT = 10
-"""Few terminations are soon memorised; later refits train further."""
+"""Few terminations are soon memorised, and later refits train further."""
 _PRIOR_SHARE = 0.5
-"""How much of the true rarity of terminations goes back into the log-odds. 0 (a termination counts as much as all
-continuations together) called three continuations of Hopper ends for every true end; 1 (true frequencies) missed a third
-of the ends; 0.5 had the best F1 score on Hopper, Walker2d, Ant and InvertedPendulum (6000 random steps each)."""
+"""Share of the log-odds of the true frequencies that is added to the logits learned on balanced minibatches. With 0, three
+continuations of Hopper were called ends for every true end; with 1 (the true frequencies), a third of the ends were missed;
+0.5 had the best F1 score on Hopper, Walker2d, Ant and InvertedPendulum (6000 random steps each)."""
 _MIN_STD = 1e-6
 """Inputs that vary less than this (in their own unit) are left unscaled."""
 
@@ -42,6 +40,12 @@ _ACCEPTED = {
     "learning_rate": number(0),
 }
 
+_ACCEPTED_IN_FIT = {
+    "max_epochs": integer(1, 10**6),
+    "batch_size": integer(1, 10**7),
+    "max_gradient_steps": integer(0) | None,
+}
+
 
 class LearnedTermination(nn.Module):
     """
@@ -49,7 +53,7 @@ class LearnedTermination(nn.Module):
 
     Terminations are rare (1 step in 20 to 1 in 1000), so minibatches are drawn half from the terminations and half
     from the rest; half of the log-odds of the true frequencies is added back afterwards, so that misses and false alarms
-    are about equally many. Before a first termination was seen the head predicts "never".
+    are about equally many. Until it has seen a termination, the head predicts that nothing ends.
 
     ``state_dict`` holds float tensors only; ``optimizer`` is separate. No call draws from the global random stream.
 
@@ -106,7 +110,7 @@ class LearnedTermination(nn.Module):
     def _balanced_logits(self, inputs: th.Tensor) -> th.Tensor:
         """
         :param inputs: raw inputs, (B, 2 O + A)
-        :return: log-odds of a termination where both classes are equally frequent, as in the minibatches, (B,)
+        :return: log-odds of a termination if both classes were equally frequent, as in the minibatches, (B,)
         """
         return self.network((inputs.to(self.mean.dtype) - self.mean) / self.std).squeeze(-1)
 
@@ -118,7 +122,7 @@ class LearnedTermination(nn.Module):
         :param action: actions in the scale of the fit, (B, A)
         :param next_obs: raw next observations, (B, O)
         :return: probability of a termination, for a frequency between the true one and one half (see the class), (B,) in
-            [0, 1]; 0 before a first termination was seen
+            [0, 1]; 0 until a termination has been seen
         """
         return th.sigmoid(self.logits(obs, action, next_obs)) * self.termination_seen
 
@@ -156,33 +160,25 @@ class LearnedTermination(nn.Module):
             termination), measured on the holdout rows, or on all rows when nothing was held out
         :raises ValueError: the data is empty or not finite
         """
-        accepted = {
-            "max_epochs": integer(1, 10**6),
-            "batch_size": integer(1, 10**7),
-            "max_gradient_steps": integer(0) | None,
-        }
-        check_arguments(locals(), accepted)
+        check_arguments(locals(), _ACCEPTED_IN_FIT)
         if not isinstance(transitions, CheckedTransitions):
             _require_finite(transitions)
-        generator = th.Generator().manual_seed(0) if generator is None else generator
-        inputs = th.cat((transitions.observations, transitions.actions, transitions.next_observations), dim=-1)
         labels = transitions.terminated.to(self.mean.device)
         if not labels.any():
             return {"epochs": 0.0, "loss": 0.0, "precision": math.nan, "recall": math.nan}
         self.termination_seen.fill_(1.0)
+        inputs = th.cat((transitions.observations, transitions.actions, transitions.next_observations), dim=-1).to(self.mean)
         train_rows, holdout_rows = _stratified_split(labels)
-        inputs = inputs.to(self.mean)
         self._set_statistics(inputs[train_rows], labels)
-        measured_rows = train_rows if holdout_rows is None else holdout_rows
+
+        generator = th.Generator().manual_seed(0) if generator is None else generator
         max_steps = _BATCHES_PER_EPOCH * (max_epochs if holdout_rows is not None else min(max_epochs, _EPOCHS_WITHOUT_HOLDOUT))
         max_steps = max_steps if max_gradient_steps is None else min(max_steps, max_gradient_steps)
         epochs = self._train(inputs, labels, train_rows, holdout_rows, generator, max_steps, batch_size)
-        logits = self._evaluate(inputs[measured_rows])
-        return {
-            "epochs": float(epochs),
-            "loss": _loss(logits, labels[measured_rows]),
-            **termination_scores(logits > 0, labels[measured_rows]),
-        }
+
+        measured_rows = train_rows if holdout_rows is None else holdout_rows
+        logits, labels = self._evaluate(inputs[measured_rows]), labels[measured_rows]
+        return {"epochs": float(epochs), "loss": _loss(logits, labels), **termination_scores(logits > 0, labels)}
 
     def _set_statistics(self, inputs: th.Tensor, labels: th.Tensor) -> None:
         """
@@ -192,7 +188,7 @@ class LearnedTermination(nn.Module):
         frequency = float(labels.float().mean())
         one_class = frequency in (0.0, 1.0)
         self.prior_shift.fill_(0.0 if one_class else _PRIOR_SHARE * math.log(frequency / (1 - frequency)))
-        inputs = inputs.double()  # a sum over many rows loses digits in float32
+        inputs = inputs.double()  # a float32 sum over many rows loses digits
         std = inputs.std(dim=0, correction=0)
         self.mean.copy_(inputs.mean(dim=0))
         # An entry that never varies carries no information, and one row has no spread at all
@@ -258,11 +254,11 @@ class LearnedTermination(nn.Module):
 
 def step_budget(taken: int, allowed: int | None) -> int:
     """
-    How many gradient steps a head may take: about as many as the dynamics took, so that it does not cost more.
+    The gradient steps that a head may take: about as many as the dynamics took, so that its fit does not cost more.
 
-    :param taken: gradient steps of the fit of the dynamics
-    :param allowed: limit of the gradient steps of that fit; None: there is none
-    :return: gradient steps of the head: ``taken``, or what a few terminations need if that is more, but at most ``allowed``
+    :param taken: gradient steps that the fit of the dynamics took
+    :param allowed: limit on the gradient steps of that fit; None: there is none
+    :return: ``taken``, or the steps that a few terminations need if these are more, but at most ``allowed``
     """
     budget = max(taken, _BATCHES_PER_EPOCH * _EPOCHS_WITHOUT_HOLDOUT)
     return budget if allowed is None else min(budget, allowed)
@@ -288,10 +284,10 @@ def make_termination(
     generator: th.Generator,
 ) -> TerminationFn | None:
     """
-    What ``"auto"`` and ``"learned"`` stand for.
+    The termination function that an argument stands for.
 
-    :param termination_fn: these, a function, or None
-    :param env: asked for its rule by ``"auto"``; None: there is none to ask
+    :param termination_fn: ``"auto"`` (the rule of a known task, a learned head for others), ``"learned"``, a function, or None
+    :param env: the environment whose rule ``"auto"`` looks up; None: there is none
     :param observation_space: of the environment
     :param action_space: of the environment
     :param generator: draws the weights of a learned head
@@ -312,7 +308,7 @@ def _linear(fan_in: int, fan_out: int, generator: th.Generator) -> nn.Linear:
     :param fan_in: inputs
     :param fan_out: outputs
     :param generator: draws the weights
-    :return: a linear layer initialised as torch does, uniform in ±1/sqrt(fan_in), but not from the global stream
+    :return: a linear layer with PyTorch's initialisation, uniform in ±1/sqrt(fan_in), not drawn from the global stream
     """
     layer = nn.utils.skip_init(nn.Linear, fan_in, fan_out, device=generator.device)
     limit = 1 / math.sqrt(fan_in)
@@ -342,8 +338,8 @@ def _require_finite(transitions: Transitions) -> None:
 
 def _stratified_split(labels: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
     """
-    Every fifth row and not a random fifth: while the data grows at its end, a row held out once stays held out, and the
-    weights of an earlier fit, which compete for the best holdout loss, have not been trained on it.
+    Every fifth row is held out, not a random fifth: while the data grows at its end, a row that was held out once stays held
+    out. The weights of an earlier fit compete for the best holdout loss, and must not have been trained on these rows.
 
     :param labels: whether the task ended, (N,) bool
     :return: rows to train on and rows held out: a fifth of each class, ``None`` when a class has fewer than 5 rows

@@ -1,4 +1,4 @@
-"""How far a learned model can be trusted to imagine."""
+"""How long imagined rollouts may be: by a schedule, or by the measured error of the model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -21,8 +21,8 @@ LONGEST_ROLLOUT = 10**4
 class RolloutSchedule:
     """
     Length of imagined rollouts: ``min_length`` until ``start`` environment steps, then linear, then ``max_length``
-    from ``end`` on; truncated to an integer (Janner et al. 2019, table 2; ours counts the warm-up steps,
-    the paper's epochs do not).
+    from ``end`` on; truncated to an integer (Janner et al. 2019, table 2, whose epochs do not count the warm-up steps, while
+    these steps do).
 
     :param schedule: a constant length, or ``(start, end, min_length, max_length)``
     :raises ValueError: not of this form
@@ -60,15 +60,16 @@ N_STARTS = 500
 
 
 LEAST_STARTS = 0.1
-"""Part of all transitions: a single long episode among short ones does not speak for them."""
+"""Share of all transitions that must allow a prediction of a length. A single long episode among short ones is not enough to
+measure it."""
 
 
 @dataclass(frozen=True)
 class AdaptiveRolloutLength:
     """
-    Length of imagined rollouts from the measured error of the model, instead of a schedule: as many steps as it predicts
-    the latest transitions within ``tolerance``, before it is fitted to them. Rollouts are short while the model is poor, or
-    after the policy has gone where it does not know its way.
+    Length of imagined rollouts from the measured error of the model, instead of a schedule: as many steps as the model
+    predicts the latest transitions within ``tolerance``, before it is fitted to them. Rollouts are short while the model is
+    poor, and after the policy has moved to states that the model has not seen.
 
     :param max_length: imagined steps at most (paper: schedules end at 15 on Hopper, 25 on Ant)
     :param tolerance: error of a predicted state and reward that is accepted, root mean square over outputs, each in standard
@@ -91,11 +92,11 @@ class AdaptiveRolloutLength:
     ) -> np.ndarray:
         """
         :param dynamics: the model; it predicts as imagination does, an elite and noise drawn at each step
-        :param trajectories: unbroken pieces of real transitions, best ones that the model was not fitted to
+        :param trajectories: unbroken pieces of real transitions, preferably ones that the model was not fitted to
         :param generator: source of starts, members and noise
-        :param scale: standard deviations of next observations and reward, (O + 1,); None: those of ``trajectories``
-        :return: error after 1, 2, ... steps, (H,). H is ``max_length``, or as many steps as a tenth of the transitions are
-            followed by in their pieces
+        :param scale: standard deviations of next observations and reward, (O + 1,); None takes those of ``trajectories``
+        :return: error after 1, 2, ... steps, (H,). H is ``max_length``, or less: at least a tenth of the transitions must be
+            followed by H - 1 others in their piece
         :raises ValueError: there are no transitions
         """
         lengths = np.array([len(piece) for piece in trajectories])
@@ -107,7 +108,7 @@ class AdaptiveRolloutLength:
     def choose(self, errors: np.ndarray) -> int:
         """
         :param errors: after 1, 2, ... steps
-        :return: steps until the tolerance is passed for the first time, at least 1
+        :return: steps before the error first exceeds the tolerance, at least 1
         """
         beyond = np.flatnonzero(~(errors <= self.tolerance))
         return max(1, int(beyond[0]) if len(beyond) > 0 else len(errors))
@@ -115,10 +116,10 @@ class AdaptiveRolloutLength:
 
 def make_schedule(given: Any) -> RolloutSchedule | AdaptiveRolloutLength:
     """
-    :param given: an ``AdaptiveRolloutLength``, its arguments as a mapping (as YAML has them), or what
-        :class:`~sb3_mbrl.dynamics.rollout_length.RolloutSchedule` takes
-    :return: what sets the length of imagined rollouts
-    :raises ValueError: it is none of these
+    :param given: an ``AdaptiveRolloutLength``, its arguments as a mapping (from a YAML file), or the argument of
+        :class:`~sb3_mbrl.dynamics.rollout_length.RolloutSchedule`
+    :return: an object that gives the length of imagined rollouts
+    :raises ValueError: none of these was given
     """
     if isinstance(given, AdaptiveRolloutLength):
         return given

@@ -12,10 +12,10 @@ PolicyFn = Callable[[th.Tensor], th.Tensor]
 """``f(raw observations (B, O)) -> actions (B, A)`` in [-1, 1]."""
 
 CHUNK = 16_384
-"""Branches rolled out at a time: the activations of a chunk stay in the processor's cache."""
+"""Branches rolled out at a time on a processor, whose cache holds the activations of a chunk."""
 
 CHUNK_OF_ACCELERATORS = 65_536
-"""Branches rolled out at a time on an accelerator, which a few hundred megabytes of activations keep busy."""
+"""Branches rolled out at a time on an accelerator: enough to keep it busy, at a few hundred megabytes of activations."""
 
 
 @dataclass

@@ -38,7 +38,7 @@ def test_what_fits_its_signature_is_accepted(name):
         (lambda values: values.unsqueeze(-1), r"got torch\..* of shape \(2"),
         (lambda values: values.to(th.complex64), r"got torch\.complex64"),
         (lambda values: values.to("meta"), r"tensor of shape .* on cpu.*on meta"),
-        (lambda values: values[99], r"fails on observations made up within Box.*IndexError.*called as f\(obs \(B, O\)"),
+        (lambda values: values[99], r"fails on random observations within Box.*IndexError.*called as f\(obs \(B, O\)"),
     ],
 )
 def test_what_does_not_is_refused_with_what_came(name, spoil, message):
@@ -84,7 +84,7 @@ def test_dtypes_that_are_another_meaning_are_refused():
 
 
 @given(low=st.floats(-1e6, 1e6), width=st.floats(1e-3, 1e6), n=st.integers(1, 4))
-def test_made_up_rows_lie_in_the_spaces(low, width, n):
+def test_random_rows_lie_in_the_spaces(low, width, n):
     observations = spaces.Box(np.float32(low), np.float32(low + width), (n,))
     actions = spaces.Box(np.float32(-width), np.float32(2 * width), (n,))
 
