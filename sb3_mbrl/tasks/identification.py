@@ -16,7 +16,7 @@ from sb3_mbrl.common.types import Transitions
 from sb3_mbrl.tasks.mujoco_simulator import MujocoSimulator
 from sb3_mbrl.tasks.simulator import SimulatorModel
 
-# The fields that can be named, and what their elements belong to
+# The fields of a model that can be identified, and what their elements belong to
 _FIELDS = {
     "body_mass": mujoco.mjtObj.mjOBJ_BODY,
     "dof_armature": mujoco.mjtObj.mjOBJ_JOINT,
@@ -27,8 +27,8 @@ _FIELDS = {
     "actuator_gear": mujoco.mjtObj.mjOBJ_ACTUATOR,
 }
 
-# Step of a finite difference, as a share of each parameter's range. Smaller steps would measure the tolerance of MuJoCo's
-# constraint solver
+# Step of a finite difference, as a share of each parameter's range. With smaller steps the tolerance of MuJoCo's constraint
+# solver would dominate
 _DIFFERENCE = 1e-4
 
 
@@ -40,12 +40,12 @@ class IdentificationReport:
     :param model: the simulator, which has the identified parameters from now on
     :param parameters: identified values, by name, in MuJoCo's units
     :param initial: values before
-    :param at_bound: parameters that ended at a bound: the data ask for more than was allowed
+    :param at_bound: parameters that ended at a bound: the best value probably lies beyond it
     :param residual_before: root mean square of the one-step prediction error, in standard deviations of each observation
         dimension, with the values before
     :param residual_after: the same with the identified values
     :param n_transitions: how many transitions were used
-    :param n_iterations: of the least squares solver
+    :param n_iterations: iterations of the least squares solver
     """
 
     model: SimulatorModel
@@ -69,9 +69,9 @@ def identify(
     what an observation shows of positions and velocities, each dimension in its standard deviations, by Gauss-Newton with
     bounds (``mujoco.minimize.least_squares``), from the simulator's own values.
 
-    Transitions whose observation hides part of the state (a velocity clipped at ±10) are left out. Parameters are set as
-    ``env.unwrapped.model.body_mass[i] = value`` would: what MuJoCo derives from them when it compiles a model (inertias,
-    inverse weights) stays.
+    Transitions whose observation hides part of the state (a velocity clipped at ±10) are left out. Parameters are set like
+    ``env.unwrapped.model.body_mass[i] = value``: quantities that MuJoCo derives from them when it compiles a model (inertias,
+    inverse weights) are not updated.
 
     :param simulator: a simulator of one of Gymnasium's MuJoCo tasks, or an environment to make one of
     :param transitions: logged in the environment to be identified, actions in [-1, 1]
@@ -149,7 +149,7 @@ class _Problem:
         self.states, self.next_visible = states[complete], self.next_visible[complete]
         self.action = to_environment(transitions.actions, model.action_space)[complete]
         std = self.next_visible.std(axis=0)
-        # A dimension that does not move says nothing
+        # A constant dimension gives no information
         self.weight = np.where(std > 1e-8, 1 / np.maximum(std, 1e-8), 0.0)
 
     def residual(self, unit: np.ndarray) -> np.ndarray:
@@ -165,7 +165,7 @@ class _Problem:
         next_states = self.simulator.advance(np.tile(self.states, (n_points, 1)), np.tile(self.action, (n_points, 1)), models)
         predicted = self.simulator.task.visible(next_states).reshape(n_points, *self.next_visible.shape)
         error = (predicted - self.next_visible) * self.weight
-        # Parameters under which the simulation diverges are as bad as any, but comparable
+        # Parameters under which the simulation diverges get a large error that is still finite
         return np.nan_to_num(error, nan=1e3, posinf=1e3, neginf=-1e3).clip(-1e3, 1e3).reshape(n_points, -1).T
 
     def check_effects(self) -> None:
@@ -250,7 +250,7 @@ def _place(model: Any, name: str) -> tuple[str, Any]:
 
 def _checked_bounds(name: str, low: float, high: float) -> tuple[float, float]:
     if not (np.isfinite(low) and np.isfinite(high) and low < high):
-        raise ValueError(f"Bounds ({low}, {high}) of {name!r}: expected finite numbers, the lower one first.")
+        raise ValueError(f"Bounds ({low}, {high}) of {name!r}: expected two finite numbers, the lower one first.")
     return float(low), float(high)
 
 

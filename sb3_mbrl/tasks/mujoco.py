@@ -23,8 +23,7 @@ class MujocoTask:
     the reward. The others also read quantities that MuJoCo computes within a step and that ``qpos`` and ``qvel`` do not give
     back (positions of the last integrator stage, contact forces): these are kept as extras, those that are observed last.
 
-    Everything is read from the environment once, its model is copied: later changes there do not come here, nor the other
-    way round.
+    Everything is read from the environment once, and its model is copied: later changes of either do not affect the other.
 
     :param env: the unwrapped environment
     """
@@ -36,7 +35,7 @@ class MujocoTask:
 
     def __init__(self, env: Any) -> None:
         self.model = copy.deepcopy(env.model)
-        # MuJoCo would put a diverged simulation back to its first state, where it looks healthy
+        # MuJoCo would reset a diverged simulation to its first state, where it looks healthy
         self.model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
         self.frame_skip = int(env.frame_skip)
         self.dt = float(env.dt)
@@ -52,7 +51,9 @@ class MujocoTask:
 
     def _read_coefficients(self, env: Any) -> None:
         """
-        :param env: the unwrapped environment, whose constructor flags are kept
+        Keep the constructor flags of the environment that rewards depend on.
+
+        :param env: the unwrapped environment
         """
 
     def qpos(self, states: np.ndarray) -> np.ndarray:
@@ -109,7 +110,7 @@ class MujocoTask:
     def extras(self, data: mujoco.MjData) -> np.ndarray:
         """
         :param data: after a step, as the environment finds it
-        :return: what the task reads besides ``qpos`` and ``qvel``, those that the observation shows last, (E,)
+        :return: what the task reads besides ``qpos`` and ``qvel``; what the observation shows of it comes last, (E,)
         """
         return np.zeros(0)
 
@@ -219,7 +220,7 @@ class Ant(_Walker):
     def extras(self, data: mujoco.MjData) -> np.ndarray:
         low, high = self.contact_range
         forces = np.clip(data.cfrc_ext, low, high)
-        # v5 leaves out the world, which feels nothing
+        # v5 leaves out the world, on which no force acts
         shown = forces[0 if self.is_v4 else 1 :].ravel() if self.observes_contacts else np.zeros(0)
         cost = self.contact_weight * np.square(forces).sum()
         return np.concatenate([[data.xpos[self.torso, 0], cost], shown])

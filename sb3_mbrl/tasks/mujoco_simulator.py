@@ -17,7 +17,7 @@ class MujocoSimulator:
     The constraint solver starts cold in each step, while the environment starts it from its last solution: in contact both
     agree to the solver's tolerance, not bit for bit. Results do not depend on the number of threads.
 
-    :param task: what the environment makes of the physics
+    :param task: observations, rewards and terminations
     :param n_threads: how many threads step states
     """
 
@@ -25,7 +25,7 @@ class MujocoSimulator:
         self.task = task
         self.data = [mujoco.MjData(task.model) for _ in range(n_threads)]
         self._spec = int(mujoco.mjtState.mjSTATE_FULLPHYSICS)
-        # One thread: the calling one
+        # 0 threads: the calling one works
         self._rollout = mujoco.rollout.Rollout(nthread=n_threads if n_threads > 1 else 0)
         self._pool = ThreadPoolExecutor(n_threads) if n_threads > 1 and task.n_extras > 0 else None
 
@@ -103,6 +103,6 @@ class MujocoSimulator:
         return self.task.extras(data)
 
     def _diverged(self, states: np.ndarray, next_states: np.ndarray) -> np.ndarray:
-        # MuJoCo's own bound; and a rollout that warns stops, so that its clock stands still
+        # Beyond MuJoCo's own bound, or stopped by a warning, after which its clock stands still
         bad = ~(np.abs(next_states[:, 1 : self.task.n_physics]) < mujoco.mjMAXVAL).all(axis=1)
         return bad | ~(next_states[:, 0] - states[:, 0] > 0.5 * self.task.dt)

@@ -40,19 +40,19 @@ class SimulatorModel:
     """
     The true environment as a model to plan in. The environment itself is never stepped. No gradient comes through.
 
-    What runs it is chosen by what the environment is:
+    How states are stepped depends on the environment:
 
     1. Gymnasium's MuJoCo tasks (v4 and v5, all but Pusher and HumanoidStandup) and its classic control: all states at once.
        States start from the observation alone. Coordinates that the observation leaves out start at zero (nothing depends on
        them), velocities that it clips start clipped (Hopper, Walker2d and InvertedDoublePendulum, at ±10). Ant and Humanoid
-       reward the motion of positions that MuJoCo leaves behind from its last integrator stage and no observation shows: the
-       reward of the first step from ``start`` is off by a few 1e-4 (in contact up to 0.05), that of later steps is not.
+       reward the motion of positions of MuJoCo's last integrator stage, which no observation shows: the reward of the first
+       step from ``start`` is off by a few 1e-4 (in contact up to 0.05), that of later steps is exact.
     2. With ``get_state`` and ``set_state``: one state after the other through a copy of the environment. States start where
        the live environment stands.
     3. Anything else: deep copies of the live environment, one for each state and step. Slow: for small environments and tests.
 
-    Wrappers between the task and the policy that change actions, observations or rewards are kept (by 2 and 3; their own
-    state is not part of what ``get_state`` reads). A time limit is not an end: ``truncated`` is not looked at.
+    Wrappers between the task and the policy that change actions, observations or rewards are kept (by 2 and 3; ``get_state``
+    does not read their own state). A time limit is not an end: ``truncated`` is ignored.
 
     :param env: the environment that the policy acts in, alone or in a ``DummyVecEnv`` (then a state for each); an id is
         enough where states start from observations. Sub-environments are taken to be alike
@@ -75,7 +75,9 @@ class SimulatorModel:
     ) -> None:
         check_arguments(locals(), {"n_threads": integer(1, 4096) | None})
         if (get_state is None) != (set_state is None):
-            raise ValueError("`get_state` and `set_state` come together: one reads what the other writes.")
+            raise ValueError(
+                "`get_state` and `set_state` come together: one writes what the other reads. Pass both or neither."
+            )
         envs = _environments(env)
         self.env_spec = envs[0].spec
         self.reward_fn, self.termination_fn = reward_fn, termination_fn
@@ -121,8 +123,6 @@ class SimulatorModel:
             return StateVectorSimulator(envs, get_state, set_state)
         return CopySimulator(envs)
 
-    # -- DynamicsModel ------------------------------------------------------------------------------------------------
-
     @property
     def action_dim(self) -> int:
         """A: dimensions of the action, or the number of discrete actions."""
@@ -142,7 +142,7 @@ class SimulatorModel:
         """
         :param obs: raw observations of the environment, (B, O)
         :return: states to step from, float64, (B, S)
-        :raises ValueError: as many environments are needed as there are states, and were not given
+        :raises ValueError: the simulator starts where live environments stand, and there is not one for each observation
         """
         return th.from_numpy(self.simulator.start(_to_numpy(obs)))
 

@@ -1,4 +1,4 @@
-"""Simulators of any environment that Python can copy or whose state it can set."""
+"""Simulators of any environment that can be copied, or whose state can be set."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from sb3_mbrl.tasks.classic_control import Outcome
 from sb3_mbrl.tasks.wrappers import TRANSPARENT, layers
 
 GetState = Callable[[Any], np.ndarray]
-"""``f(env.unwrapped) -> (D,)``: everything that the environment's future depends on."""
+"""``f(env.unwrapped) -> (D,)``: the whole state, on which the environment's future depends."""
 
 
 SetState = Callable[[Any, np.ndarray], None]
@@ -53,10 +53,10 @@ def _copied(env: gym.Env) -> gym.Env:
     try:
         for layer in layers(env):
             if type(layer) in TRANSPARENT:
-                # Left out: it may hold an open file, or end the imagined episode when time is up
+                # Left out, as it may hold an open file, or end the imagined episode when time is up
                 memo[id(layer)] = clone
             elif isinstance(layer, EzPickle) and not hasattr(layer, "__deepcopy__"):
-                # Would be made anew from its constructor's arguments, and not stand where the live one does
+                # deepcopy would make it anew from its constructor's arguments, and not where the live one stands
                 memo[id(layer)] = clone = type(layer).__new__(type(layer))
                 vars(clone).update(copy.deepcopy(vars(layer), memo))
             else:
@@ -123,8 +123,8 @@ class StateVectorSimulator:
 class CopySimulator:
     """
     States step one after the other, each in a deep copy of the live environment as it stood at ``start``, its random
-    generator included: what is noise to a policy is known to this simulator. A state is ``ended, number of the copy,
-    observation``; copies are held until the next ``start``. Slow, and as big as all the copies.
+    generator included: this simulator knows in advance what is random to a policy. A state is ``ended, number of the copy,
+    observation``; copies are held until the next ``start``. It is slow, and needs the memory of all copies.
 
     :param envs: live environments, without transparent wrappers
     """
@@ -133,7 +133,7 @@ class CopySimulator:
         self.envs = envs
         self.copies: list[gym.Env] = []
         for env in envs:
-            _copied(env)  # fail now
+            _copied(env)  # fails now if it cannot be copied
 
     def start(self, obs: np.ndarray) -> np.ndarray:
         _check_number_of_environments(obs, self.envs)

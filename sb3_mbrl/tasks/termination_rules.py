@@ -122,8 +122,8 @@ class TerminatesBelowTip(TerminationRule):
     InvertedDoublePendulum: the task ends when the tip of the second pole is at or below a height.
 
     The observation starts with ``x, sin(a), sin(b), cos(a), cos(b)``, where ``b`` is relative to the first pole.
-    MuJoCo leaves the tip position of the last integrator stage, not that of the final joint angles, so the height
-    computed here differs from the one the simulator tests by up to 6e-5 m (measured over 5000 random steps).
+    The environment tests the tip position of MuJoCo's last integrator stage, not that of the final joint angles, so the height
+    computed here differs from the tested one by up to 6e-5 m (measured over 5000 random steps).
 
     :param link_length: length of each pole in m (gymnasium's ``inverted_double_pendulum.xml``)
     :param height: the task ends at or below this height in m (``y <= 1`` in gymnasium's ``step``)

@@ -39,9 +39,6 @@ def split_of(n, seed, n_holdout):
     return order[n_holdout:], order[:n_holdout]
 
 
-# ---------------------------------------------------------------- stopping and restoring
-
-
 @pytest.fixture
 def holdout_errors(monkeypatch):
     """Makes the holdout show given errors, a list for each epoch with a number for each member; the last one stays."""
@@ -152,9 +149,6 @@ def test_on_epoch_hears_every_epoch_and_the_best_error_so_far():
     assert errors[-1] < 0.5 * errors[0]
 
 
-# ---------------------------------------------------------------- which rows
-
-
 @pytest.mark.parametrize(
     ("n", "kwargs", "n_train", "n_holdout"),
     [
@@ -237,9 +231,6 @@ def test_every_row_of_an_epoch_is_trained_on_once(monkeypatch):
             th.testing.assert_close(rows.sort(dim=0).values, expected.sort(dim=0).values)
 
 
-# ---------------------------------------------------------------- warm starts
-
-
 def test_a_refit_goes_on_from_weights_and_optimiser_and_is_soon_done():
     model, heard = ensemble(learning_rate=1e-2), []
     data, kwargs = transitions(300), {"on_epoch": lambda *args: heard.append(args), "min_improvement": 0.1}
@@ -260,9 +251,6 @@ def test_a_warm_model_still_learns_what_is_harder():
     report = fit(model, hard, seeded(), max_epochs=5)
     assert (model.weights[0] != before).flatten(1).any(1).all()  # of each member a new snapshot was taken
     assert model.holdout_mse.mean().item() == pytest.approx(report.holdout_mse, rel=0.5)
-
-
-# ---------------------------------------------------------------- awkward data
 
 
 @pytest.mark.parametrize("n", range(1, 11))
@@ -321,9 +309,6 @@ def test_huge_raw_targets_are_learned_from_although_not_normalised():
     assert (model.weights[0] != before).flatten(1).any(1).all()
 
 
-# ---------------------------------------------------------------- refusals
-
-
 @pytest.mark.parametrize(
     "name, change, got",
     [
@@ -376,9 +361,6 @@ def test_a_fit_that_diverges_is_an_error_and_no_fitted_model(warm):
     with pytest.raises(ValueError, match=r"diverged.*scale them, or lower the learning rate"):
         model.fit(transitions(), seeded())
     assert not model.is_fitted
-
-
-# ---------------------------------------------------------------- the report
 
 
 def test_the_report_says_what_was_done_and_how_good_it_is():

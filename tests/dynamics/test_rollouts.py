@@ -111,9 +111,6 @@ def test_by_default_each_step_draws_its_members():
     assert model.members == ["random", "random"]
 
 
-# ---------------------------------------------------------------- with a learned model
-
-
 def ensemble(**kwargs):
     model = ProbabilisticEnsemble(
         spaces.Box(-np.inf, np.inf, (2,)),

@@ -3,12 +3,11 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env as check_env_gymnasium
 from gymnasium.utils.passive_env_checker import env_render_passive_checker
-from gymnasium.wrappers import FrameStackObservation, RescaleAction, TransformObservation
+from gymnasium.wrappers import RescaleAction
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 from sb3_mbrl.dynamics import SimulatorModel
 from sb3_mbrl.envs import LearnedModelEnv
-from sb3_mbrl.tasks.rendering import state_setter
 
 # -- The checkers ------------------------------------------------------------------------------------------------------
 
@@ -109,16 +108,7 @@ def test_the_real_environment_is_put_where_the_imagined_one_stands(env_id, monke
     np.testing.assert_allclose(observe(), obs, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda env: TransformObservation(env, lambda obs: 2 * obs, env.observation_space),
-        lambda env: FrameStackObservation(env, 2),
-    ],
-)
-def test_what_cannot_be_rendered_says_so(wrap, drift_model, drift):
-    with pytest.raises(ValueError, match="not be rendered"):
-        state_setter(wrap(gym.make("Pendulum-v1")))
+def test_what_cannot_be_rendered_says_so(drift_model, drift):
     with pytest.raises(ValueError, match="not be rendered"):
         LearnedModelEnv(drift(), drift_model, max_episode_steps=5).render()
 
