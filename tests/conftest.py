@@ -39,7 +39,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The time that planners, policies and algorithms see."""
     clock = Clock()
-    for module in ("planning.planner", "mpc.policy", "algorithms.base", "algorithms.forecast"):
+    for module in ("planning.planner", "mpc.planning_policy", "algorithms.base", "algorithms.forecast"):
         monkeypatch.setattr(f"sb3_mbrl.{module}.time", clock)
     return clock
 

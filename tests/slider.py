@@ -42,8 +42,9 @@ class Slider(gym.Env):
 
 @pytest.fixture(autouse=True, scope="session")
 def slider_ids():
-    """Episodes of 25 steps."""
-    added = {"Slider-v0": {}, "DiscreteSlider-v0": {"discrete": True}}
+    """Episodes of 25 steps. Several rooms import this fixture; the first one registers the ids."""
+    ids: dict[str, dict] = {"Slider-v0": {}, "DiscreteSlider-v0": {"discrete": True}}
+    added = {env_id: kwargs for env_id, kwargs in ids.items() if env_id not in registry}
     for env_id, kwargs in added.items():
         register(env_id, entry_point=Slider, max_episode_steps=25, kwargs=kwargs)
     yield

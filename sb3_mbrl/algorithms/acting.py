@@ -10,18 +10,18 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_mbrl.algorithms.base import MakesItsPolicy
 from sb3_mbrl.algorithms.checkpoints import restore_generator
-from sb3_mbrl.mpc.policy import MPCPolicy
+from sb3_mbrl.mpc import PlanningPolicy
 
 SelfActsByPlanning = TypeVar("SelfActsByPlanning", bound="ActsByPlanning")
 
 
 class ActsByPlanning(MakesItsPolicy):
     """
-    Mixin: list it before an off-policy SB3 class. Its policy is an :class:`MPCPolicy`, whose plans go on from one step of the
-    training environments to the next.
+    Mixin: list it before an off-policy SB3 class. Its policy is a :class:`PlanningPolicy`, whose plans go on from one step of
+    the training environments to the next.
     """
 
-    policy: MPCPolicy
+    policy: PlanningPolicy
     _planner_state: tuple[np.ndarray, ...] | None = None
 
     def set_random_seed(self, seed: int | None = None) -> None:

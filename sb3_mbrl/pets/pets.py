@@ -24,7 +24,8 @@ from sb3_mbrl.common.spaces import check_spaces
 from sb3_mbrl.common.trajectories import real_transitions
 from sb3_mbrl.common.types import RewardFn, TerminationFn
 from sb3_mbrl.mpc import MPCPolicy
-from sb3_mbrl.mpc.policy import PLANNING, check_observation
+from sb3_mbrl.mpc.planning_policy import check_observation
+from sb3_mbrl.mpc.policy import PLANNING
 from sb3_mbrl.planning import Planner
 
 SelfPETS = TypeVar("SelfPETS", bound="PETS")
@@ -91,6 +92,8 @@ class PETS(LearnsDynamics, ActsByPlanning, OffPolicyAlgorithm):
 
     algorithm_name = "PETS"
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MPCPolicy": MPCPolicy}
+
+    policy: MPCPolicy
 
     _accepted: ClassVar[dict[str, Rule]] = {**LearnsDynamics._accepted, **PLANNING, "aggregate": BOOLEAN}
 

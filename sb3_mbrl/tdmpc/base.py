@@ -223,9 +223,6 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
 
     # ---------------------------------------------------------------- the algorithm
 
-    def _follow_schedules(self) -> None:
-        """Set the arguments of the planner that change in the course of a run."""
-
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -332,13 +329,12 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
 
     def _log_plan(self) -> None:
         super()._log_plan()
-        if self.policy.last_plan is None:
+        if self.policy.last_states is None:
             return
-        obs, _ = self.policy.obs_to_tensor(self._last_obs)  # type: ignore[arg-type]
-        # A stream of its own: what is logged does not change what is learned
+        # A generator of its own, so that logging does not change what is learned
         generator = th.Generator(device=self.device).manual_seed(self.num_timesteps)
         with th.no_grad():
-            self.logger.record_mean("planner/prior_value", self.model.value(self.model.start(obs), generator).mean().item())
+            self.logger.record_mean("planner/prior_value", self.model.value(self.policy.last_states, generator).mean().item())
 
     def dump_logs(self) -> None:
         """Write the log, and into it how good the latent model is."""

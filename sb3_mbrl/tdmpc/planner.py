@@ -1,6 +1,7 @@
-"""Planning in latent space: the project's MPPI and objective, with what TD-MPC does otherwise."""
+"""Planning in latent space: MPPI and its objective, with the details in which TD-MPC differs."""
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ import torch as th
 from sb3_mbrl.common.model import ModelStep
 from sb3_mbrl.common.random import Generators, rand, randn
 from sb3_mbrl.planning import MPPI, ModelObjective
-from sb3_mbrl.planning.planner import PlannerState, Score, Search, take
+from sb3_mbrl.planning.planner import Plan, PlannerState, Score, Search, take
 from sb3_mbrl.tdmpc.latent_model import LatentModel
 
 
@@ -27,17 +28,50 @@ class LatentSearch(Search):
 
 class LatentMPPI(MPPI):
     """
-    While it explores, the planner of TD-MPC executes an elite, drawn by its weight, with noise of the last standard deviation;
-    otherwise the weighted mean. Where a plan goes on beyond the last one, it begins with 0.
+    The planner of TD-MPC. It executes the weighted mean; one that explores executes an elite, drawn by its weight, with noise
+    of the last standard deviation. Where a plan goes on beyond the last one, it begins with 0.
 
-    :param kwargs: of :class:`~sb3_mbrl.planning.MPPI`
+    A planner is never changed: :meth:`limited` and :meth:`exploring` return another one.
+
+    :param kwargs: arguments of :class:`~sb3_mbrl.planning.MPPI`
     """
+
+    explores = False
+    n_planned: int
+    """Actions that count. Those beyond, up to the horizon, have no effect and are 0 in the mean."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
-        self.explores = True
         self.n_planned = self.horizon
-        """Actions beyond are of no effect, and 0 in the mean: TD-MPC begins with short plans."""
+
+    def limited(self, n_planned: int, std_bounds: tuple[float, float]) -> "LatentMPPI":
+        """
+        :param n_planned: actions that count, at most the horizon
+        :param std_bounds: lowest and highest standard deviation
+        :return: a planner with these settings; states of either fit the other
+        """
+        return self._with(n_planned=n_planned, std_bounds=std_bounds)
+
+    def exploring(self) -> "LatentMPPI":
+        """
+        :return: a planner with the same settings that explores
+        """
+        return self._with(explores=True)
+
+    def _with(self, **settings: Any) -> "LatentMPPI":
+        other = copy(self)
+        vars(other).update(settings)
+        return other
+
+    def plan(
+        self,
+        score: Score,
+        state: PlannerState,
+        generator: Generators = None,
+        proposals: th.Tensor | None = None,
+        max_seconds: float | None = None,
+    ) -> Plan:
+        return super().plan(lambda actions: score(actions[:, :, : self.n_planned]), state, generator, proposals, max_seconds)
 
     def _begin(self, state: PlannerState) -> Search:
         search = super()._begin(state)
@@ -70,24 +104,14 @@ class LatentObjective(ModelObjective):
     The return of action sequences in a latent model: discounted rewards, then the value of following the policy prior. Both
     stop where the model expects the task to have ended.
 
-    :param model: to plan in
-    :param discount: of rewards
+    :param model: the model to plan in
+    :param discount: discount of rewards
     """
 
     model: LatentModel
 
     def __init__(self, model: LatentModel, discount: float):
         super().__init__(model, discount, n_particles=1, propagation="expectation")
-        self.horizon: int | None = None
-        """Actions beyond are of no effect: TD-MPC begins with short plans. None: all count."""
-
-    def score_states(self, starts: th.Tensor, generator: Generators = None) -> Score:
-        returns = super().score_states(starts, generator)
-
-        def score(actions: th.Tensor) -> th.Tensor:
-            return returns(actions[:, :, : self.horizon])
-
-        return score
 
     def _step_of_a_plan(self) -> Callable[..., ModelStep]:
         return partial(self.model.step, may_end=bool(self.model.terminates))
@@ -107,9 +131,9 @@ def prior_proposals(
     model: LatentModel, starts: th.Tensor, n: int, horizon: int, generators: Sequence[th.Generator]
 ) -> th.Tensor:
     """
-    What the policy prior would do.
+    What the policy prior would do in the model.
 
-    :param model: to step
+    :param model: the model
     :param starts: latent states, (B, Z)
     :param n: sequences for each of them
     :param horizon: H

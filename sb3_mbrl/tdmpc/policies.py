@@ -6,21 +6,22 @@ from typing import Any, ClassVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.utils import ConstantSchedule
 
 from sb3_mbrl.common.actions import to_environment
-from sb3_mbrl.mpc import MPCPolicy
-from sb3_mbrl.mpc.policy import check_observation
+from sb3_mbrl.common.arguments import check_arguments
+from sb3_mbrl.mpc import PlanningPolicy
+from sb3_mbrl.mpc.planning_policy import check_observation
+from sb3_mbrl.mpc.policy import PLANNING
 from sb3_mbrl.tdmpc.latent_model import LatentModel
 from sb3_mbrl.tdmpc.pixels import PixelExtractor
 from sb3_mbrl.tdmpc.planner import LatentMPPI, LatentObjective, prior_proposals
 
 
-class LatentPolicy(MPCPolicy):
+class LatentPolicy(PlanningPolicy):
     """
     Plans in a latent model, or acts by its policy prior.
 
@@ -72,24 +73,23 @@ class LatentPolicy(MPCPolicy):
         optimizer_class: Callable[..., th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
     ):
+        check_arguments(locals(), {"n_proposals": PLANNING["n_proposals"]})
         if planner not in ("mppi", "none"):
             raise ValueError(f"planner must be 'mppi', or 'none' to act by the policy prior alone; got {planner!r}.")
         if features_extractor_class is None:
             self._check_observations(observation_space)
         extractor_class = features_extractor_class or self.features_extractor_default
         extractor = extractor_class(observation_space, **(features_extractor_kwargs or {}))
+        model = model_class(observation_space, action_space, extractor, normalize_images=normalize_images, **model_kwargs)
         super().__init__(
-            model_class(observation_space, action_space, extractor, normalize_images=normalize_images, **model_kwargs),
+            model,
             LatentMPPI(**planner_kwargs),
-            discount=discount,
-            n_particles=1,
-            propagation="expectation",
-            n_proposals=n_proposals,
+            LatentObjective(model, discount),
             max_plan_seconds=max_plan_seconds,
             seed=seed,
         )
         self.plans = planner == "mppi"
-        self.objective = LatentObjective(self.model, discount)
+        self.n_proposals = n_proposals
         self.encoder_lr_scale = encoder_lr_scale
         is_adam = optimizer_class is th.optim.Adam
         if optimizer_kwargs is None:  # the same Adam in fewer operations
@@ -138,7 +138,8 @@ class LatentPolicy(MPCPolicy):
             group["lr"] = learning_rate
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        now = {"horizon": self.planner.n_planned, "std_bounds": self.planner.std_bounds}  # schedules may have moved them
+        # TD-MPC's schedules may have replaced the planner that was made at the beginning
+        now = {"horizon": self.planner.n_planned, "std_bounds": self.planner.std_bounds}
         return {
             "observation_space": self.observation_space,
             "action_space": self.action_space,
@@ -171,9 +172,8 @@ class LatentPolicy(MPCPolicy):
         """
         self.set_training_mode(False)
         if self.plans:
-            self.planner.explores = not deterministic
             return super().predict(observation, state, episode_start, deterministic)
-        self.last_plan = None
+        self.last_plan = self.last_states = None
         check_observation(observation)
         obs, vectorized = self.obs_to_tensor(observation)
         actions = to_environment(self._predict(obs, deterministic), self.action_space)
@@ -186,12 +186,11 @@ class LatentPolicy(MPCPolicy):
         generators = None if deterministic else self._generators(th.zeros(len(z)), deterministic=False)
         return self.model.act(z, generators, deterministic)
 
+    def _planner_of_a_call(self, deterministic: bool) -> LatentMPPI:
+        return self.planner if deterministic else self.planner.exploring()
+
     def _proposals(self, states: th.Tensor, generators: list[th.Generator]) -> th.Tensor:
         return prior_proposals(self.model, states, self.n_proposals, self.planner.horizon, generators)
-
-    # BasePolicy's own: what MPCPolicy saves has no networks
-    save = BasePolicy.save  # type: ignore[assignment]
-    load: Any = classmethod(BasePolicy.load.__func__)  # type: ignore[attr-defined]
 
 
 class MlpPolicy(LatentPolicy):

@@ -224,8 +224,8 @@ class TDMPC(LatentAlgorithm):
     def _follow_schedules(self) -> None:
         """Plans become longer, exploration less."""
         n_planned = self._n_planned(self.num_timesteps)
-        self.policy.planner.n_planned = self.policy.objective.horizon = n_planned
-        self.policy.planner.std_bounds = (max(_linear(self.std_schedule, self.num_timesteps), MIN_STD), MAX_STD)
+        min_std = max(_linear(self.std_schedule, self.num_timesteps), MIN_STD)
+        self.policy.planner = self.policy.planner.limited(n_planned, (min_std, MAX_STD))
 
     # ---------------------------------------------------------------- the algorithm
 

@@ -351,10 +351,10 @@ def test_a_file_names_nothing_but_planners(policy, tmp_path, name):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda config: config.pop("policy"),
-        lambda config: config["policy"].pop("seed"),
-        lambda config: config["policy"].update(actor="os.system"),
-        lambda config: config["objective"].update(discount="1"),
+        lambda config: config.pop("arguments"),
+        lambda config: config["arguments"].pop("seed"),
+        lambda config: config["arguments"].update(actor="os.system"),
+        lambda config: config["arguments"].update(discount="1"),
         lambda config: config.update(functions=["model"]),
         lambda config: config.update(planner=["CEM"]),
         lambda config: config["planner_kwargs"].update(surplus=1),

@@ -424,23 +424,24 @@ def test_a_plan_goes_on_from_the_last_shifted_with_a_0_at_the_end(planner):
 
 
 def test_exploring_executes_elites_by_their_weight_with_noise(planner):
-    search = planner._begin(planner.initial_state(1, 1))
+    explorer = planner.exploring()
+    search = explorer._begin(explorer.initial_state(1, 1))
     search.candidates = th.tensor([-0.5, 0.0, 0.5])[None, :, None, None].expand(-1, -1, 3, -1)
     search.weights = th.tensor([[0.2, 0.0, 0.6]])
     search.mean, search.std = th.full((1, 3, 1), 0.25), th.full((1, 3, 1), 0.01)
     noise = th.Generator().manual_seed(0)
-    actions = th.stack([planner._output(search, noise)[0, :, 0] for _ in range(2_000)])
+    actions = th.stack([explorer._output(search, noise)[0, :, 0] for _ in range(2_000)])
     near = [(actions[:, 0] - centre).abs() < 0.06 for centre in (-0.5, 0.0, 0.5)]
     assert [mask.float().mean().item() for mask in near] == pytest.approx([0.25, 0.0, 0.75], abs=0.03)
     assert actions[near[2], 0].std().item() == pytest.approx(0.01, rel=0.1)
-    planner.explores = False
     assert th.equal(planner._output(search, noise), search.mean)
 
 
 def test_actions_with_noise_stay_within_bounds(planner):
-    search = planner._begin(planner.initial_state(1, 1))
+    explorer = planner.exploring()
+    search = explorer._begin(explorer.initial_state(1, 1))
     search.std = th.full((1, 3, 1), 5.0)
-    assert planner._output(search, th.Generator().manual_seed(0)).abs().max() <= 1
+    assert explorer._output(search, th.Generator().manual_seed(0)).abs().max() <= 1
 
 
 @pytest.mark.parametrize("bad", [th.nan, th.inf, -th.inf])
@@ -448,7 +449,6 @@ def test_a_plan_that_diverges_ranks_worst(planner, bad):
     def score(actions):
         return th.where(actions[:, :, 0, 0] > 0, bad, -100 - actions[:, :, 0, 0])
 
-    planner.explores = False
     plan = planner.plan(score, planner.initial_state(1, 1), th.Generator().manual_seed(0))
     assert plan.actions[0, 0, 0] < 0 and th.isfinite(plan.value).all()
 
@@ -460,8 +460,8 @@ def test_if_all_plans_diverge_the_old_mean_goes_on(planner):
         return near_half(actions) * th.tensor([[1.0], [th.nan]])
 
     planner.init_std = 1e-3
-    for planner.explores in (False, True):
-        plan = planner.plan(score, state, th.Generator().manual_seed(0))
+    for each in (planner, planner.exploring()):
+        plan = each.plan(score, state, th.Generator().manual_seed(0))
         th.testing.assert_close(plan.actions[1], state.mean[1], atol=0.01, rtol=0)
         assert plan.state.mean[0, 0] > 0.25 and th.equal(plan.state.mean[1], state.mean[1])
 
@@ -522,37 +522,40 @@ def test_plans_become_longer_and_less_random(make):
     seen = []
     for model.num_timesteps in (0, 24, 25, 50, 99, 100, 1_000):
         model._follow_schedules()
-        assert model.policy.planner.n_planned == model.policy.objective.horizon
-        seen.append((model.policy.objective.horizon, round(model.policy.planner.std_bounds[0], 4)))
+        seen.append((model.policy.planner.n_planned, round(model.policy.planner.std_bounds[0], 4)))
     assert seen == [(1, 0.5), (1, 0.392), (2, 0.3875), (3, 0.275), (4, 0.0545), (5, 0.05), (5, 0.05)]
     assert model.policy.planner.std_bounds[1] == 2
 
 
 def test_the_schedules_are_followed_while_it_learns(make):
     model = make("tdmpc").learn(45)
-    assert model.policy.objective.horizon == 2
+    assert model.policy.planner.n_planned == 2
     assert model.policy.planner.std_bounds[0] == pytest.approx(0.5 - 0.45 * 44 / 60)
-    assert model.learn(30, reset_num_timesteps=False).policy.objective.horizon == 3
+    assert model.learn(30, reset_num_timesteps=False).policy.planner.n_planned == 3
 
 
 def test_horizon_caps_its_schedule(make):
     model = make("tdmpc", horizon=2, horizon_schedule=(0, 10, 1, 5))
     model.num_timesteps = 50
     model._follow_schedules()
-    assert model.policy.objective.horizon == 2
+    assert model.policy.planner.n_planned == 2
 
 
 def test_a_longer_horizon_lengthens_plans(make):
     model = make("tdmpc", horizon=8, horizon_schedule=(0, 10, 1, None))
     model.num_timesteps = 50
     model._follow_schedules()
-    assert model.policy.objective.horizon == 8
+    assert model.policy.planner.n_planned == 8
 
 
-def test_steps_beyond_the_horizon_of_now_are_0(make):
+def test_steps_beyond_the_horizon_of_now_are_0_and_have_no_effect(make, planner):
     model = make("tdmpc", horizon_schedule=(0, 30, 1, 3))
     _, state = model.predict(np.ones((2, 2), np.float32))
     assert state[0][:, 0].all() and not state[0][:, 1:].any()
+    short, seen = planner.limited(2, (0.05, 2.0)), []
+    short.plan(lambda actions: (seen.append(actions.shape), near_half(actions))[1], short.initial_state(1, 1))
+    assert seen == [(1, 50, 2, 1)] * 3
+    assert planner.n_planned == 3
 
 
 def test_the_noise_of_the_policy_of_tdmpc_is_the_last_of_the_schedule(make):
@@ -562,4 +565,5 @@ def test_the_noise_of_the_policy_of_tdmpc_is_the_last_of_the_schedule(make):
 
 
 def test_tdmpc2_plans_its_horizon_from_the_start(make):
-    assert make("tdmpc2").policy.objective.horizon is None
+    planner = make("tdmpc2").policy.planner
+    assert planner.n_planned == planner.horizon == 3

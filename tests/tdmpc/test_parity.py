@@ -499,7 +499,7 @@ def test_the_planner(momentum, lowest):
     def score(actions):
         return -5 * (actions - target).pow(2).sum(dim=(2, 3))
 
-    plan = planner.plan(score, state, generator(2), proposals)
+    plan = planner.exploring().plan(score, state, generator(2), proposals)
 
     noise, mean, std = generator(2), np.full((H, 2), 0.2), np.full((H, 2), 2.0)
     for _ in range(3):
@@ -517,7 +517,6 @@ def test_the_planner(momentum, lowest):
     th.testing.assert_close(plan.state.mean[0], th.tensor(mean, dtype=th.float32), **CLOSE)
     th.testing.assert_close(plan.std[0], th.tensor(std, dtype=th.float32), **CLOSE)
     th.testing.assert_close(plan.actions[0], th.tensor(action, dtype=th.float32), **CLOSE)
-    planner.explores = False
     th.testing.assert_close(planner.plan(score, state, generator(2), proposals).actions[0], plan.state.mean[0])
 
 
@@ -556,8 +555,7 @@ def test_returns_of_plans_of_tdmpc(tdmpc):
     start = model.start(th.randn(1, 2, generator=generator()))
     actions = 2 * th.rand(1, n, H, A, generator=generator(1)) - 1
     for horizon in (1, 3):
-        tdmpc.policy.objective.horizon = horizon
-        ours = tdmpc.policy.objective.score_states(start, generator(2))(actions)[0]
+        ours = tdmpc.policy.objective.score_states(start, generator(2))(actions[:, :, :horizon])[0]
         z, total = start.expand(n, -1), 0
         for t in range(horizon):
             both = join(z, actions[0, :, t])
