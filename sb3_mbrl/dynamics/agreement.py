@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import torch as th
 
 from sb3_mbrl.common.types import TerminationFn
-from sb3_mbrl.diagnostics.statistics import termination_scores
 from sb3_mbrl.tasks.termination_rules import NeverTerminates, TerminationRule
 
 TOLERANCE = 0.1
@@ -84,29 +83,14 @@ def _common_factor(given: th.Tensor, actual: th.Tensor) -> float | None:
     return _spread(given) / _spread(actual) if _correlation(given, actual) >= MOVE_TOGETHER else None
 
 
-class TerminationAgreement(NamedTuple):
-    """
-    How a termination function compares with what happened.
-
-    :param precision: share of the predicted terminations that are true; NaN if none is predicted
-    :param recall: share of the true terminations that are predicted; NaN if there is none
-    :param text: the difference in words; empty if they agree
-    """
-
-    precision: float
-    recall: float
-    text: str
-
-
-def termination_agreement(function: TerminationFn, predicted: th.Tensor, actual: th.Tensor) -> TerminationAgreement:
+def termination_disagreement(function: TerminationFn, predicted: th.Tensor, actual: th.Tensor) -> str | None:
     """
     :param function: the termination function
     :param predicted: its terminations, (N,) bool
     :param actual: what happened, (N,) bool
-    :return: how far they agree
+    :return: the difference in words; None if it is so small that rounding errors explain it
     :raises ValueError: the function predicts none of the terminations, or is the rule of a known task and does not hold here
     """
-    scores = termination_scores(predicted, actual)
     n_terminated, n_wrong = int(actual.sum()), int((predicted != actual).sum())
     if isinstance(function, NeverTerminates) and n_terminated > 0:
         raise ValueError(
@@ -120,20 +104,21 @@ def termination_agreement(function: TerminationFn, predicted: th.Tensor, actual:
             f"The termination rule of the known task disagrees with {n_wrong} of {len(actual)} real transitions: a wrapper "
             f"probably changes observations or ends episodes. {REMEDY}."
         )
-    if scores["recall"] == 0.0 and n_terminated >= 10:
+    if n_terminated >= 10 and not (predicted & actual).any():
         raise ValueError(
             f"{n_terminated} of {len(actual)} transitions terminated, but termination_fn predicts not one of them: imagined "
             f"episodes would go on where the real ones ended. {REMEDY}."
         )
-    if agrees:
-        return TerminationAgreement(**scores, text="")
-    n_false, n_missed = int((predicted & ~actual).sum()), int((actual & ~predicted).sum())
-    text = (
+    return None if agrees else _in_words(predicted, actual)
+
+
+def _in_words(predicted: th.Tensor, actual: th.Tensor) -> str:
+    n_wrong, n_false, n_missed = (int(rows.sum()) for rows in (predicted != actual, predicted & ~actual, actual & ~predicted))
+    return (
         f"termination_fn disagrees with {n_wrong} of {len(actual)} real transitions: {n_false} of the {int(predicted.sum())} "
-        f"that it ends went on, and it misses {n_missed} of the {n_terminated} that ended (not counting time limits). It "
+        f"that it ends went on, and it misses {n_missed} of the {int(actual.sum())} that ended (not counting time limits). It "
         f"decides where imagined episodes end. Check its units, and that it looks at next_obs. {REMEDY}."
     )
-    return TerminationAgreement(**scores, text=text)
 
 
 class Once:

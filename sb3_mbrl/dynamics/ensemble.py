@@ -22,7 +22,8 @@ from sb3_mbrl.common.random import Generators, randint, randn
 from sb3_mbrl.common.spaces import check_spaces
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
 from sb3_mbrl.common.user_functions import call, probe
-from sb3_mbrl.dynamics.agreement import Once, RewardAgreement, TerminationAgreement, reward_agreement, termination_agreement
+from sb3_mbrl.diagnostics.statistics import termination_scores
+from sb3_mbrl.dynamics.agreement import Once, RewardAgreement, reward_agreement, termination_disagreement
 from sb3_mbrl.dynamics.data import checked
 from sb3_mbrl.dynamics.files import load_model, save_model
 from sb3_mbrl.dynamics.fitting import FitReport, check_fit_arguments, fit
@@ -404,13 +405,11 @@ class ProbabilisticEnsemble(nn.Module):
         transitions = checked(transitions, self.observation_dim, self.action_dim)
         reward, termination = self._compare_rewards(transitions), self._compare_terminations(transitions)
         report = fit(self, transitions, generator, **kwargs)
-        if termination is not None:
-            report = replace(report, termination_precision=termination.precision, termination_recall=termination.recall)
-        elif isinstance(self.termination_fn, LearnedTermination):
+        if isinstance(self.termination_fn, LearnedTermination):
             budget = step_budget(report.n_gradient_steps, kwargs.get("max_gradient_steps"))
             in_env_scale = replace(transitions, actions=self.unscale_action(transitions.actions))
-            scores = self.termination_fn.fit(in_env_scale, generator, max_gradient_steps=budget)
-            report = replace(report, termination_precision=scores["precision"], termination_recall=scores["recall"])
+            termination = self.termination_fn.fit(in_env_scale, generator, max_gradient_steps=budget)
+        report = replace(report, termination_precision=termination["precision"], termination_recall=termination["recall"])
         if reward is None:
             return report
         is_news = not (reward.agrees or reward.wrong_scale) and self._once(self.reward_fn, "another reward")
@@ -428,15 +427,15 @@ class ProbabilisticEnsemble(nn.Module):
             warnings.warn(agreement.text, stacklevel=3)
         return agreement
 
-    def _compare_terminations(self, transitions: Transitions) -> TerminationAgreement | None:
-        """Compare a ``termination_fn`` with the real terminations; None if it is learned."""
+    def _compare_terminations(self, transitions: Transitions) -> dict[str, float]:
+        """Compare a ``termination_fn`` with the real terminations, unless it is learned; its precision and recall."""
         if isinstance(self.termination_fn, LearnedTermination):
-            return None
+            return {}
         predicted = self.predict_termination(transitions)
-        agreement = termination_agreement(self.termination_fn, predicted, transitions.terminated)
-        if agreement.text and self._once(self.termination_fn, "wrong"):
-            warnings.warn(agreement.text, stacklevel=3)
-        return agreement
+        disagreement = termination_disagreement(self.termination_fn, predicted, transitions.terminated)
+        if disagreement is not None and self._once(self.termination_fn, "wrong"):
+            warnings.warn(disagreement, stacklevel=3)
+        return termination_scores(predicted, transitions.terminated)
 
     def predict_termination(self, transitions: Transitions) -> th.Tensor:
         """

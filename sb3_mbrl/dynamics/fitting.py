@@ -1,6 +1,5 @@
 """Fitting an ensemble: holdout, bootstrap, early stopping, per-member restore, elites."""
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -292,16 +291,14 @@ def _epochs(
     generator: th.Generator | None,
 ) -> Iterator[_Progress]:
     """Train within the two limits, and yield after each epoch."""
-    n_steps = 0
-    for epoch in itertools.count(1):
+    epoch, n_steps = 0, 0
+    while epoch != max_epochs and n_steps != max_gradient_steps:
         rows = _shuffle_each(rows, generator)
         batches = rows.split(int(batch_size), dim=1)
         batches = batches if max_gradient_steps is None else batches[: max_gradient_steps - n_steps]
         loss = _train(model, inputs, targets, batches)
-        n_steps += len(batches)
+        epoch, n_steps = epoch + 1, n_steps + len(batches)
         yield _Progress(epoch, n_steps, loss)
-        if epoch == max_epochs or n_steps == max_gradient_steps:
-            break
 
 
 def _train(model: Ensemble, inputs: th.Tensor, targets: th.Tensor, batches: Sequence[th.Tensor]) -> th.Tensor:
