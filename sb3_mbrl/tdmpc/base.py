@@ -1,12 +1,10 @@
 """What TD-MPC and TD-MPC2 share: sequences are replayed, actions planned in latent space."""
 
-import inspect
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from numbers import Integral
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -21,26 +19,29 @@ from torch import nn
 
 from sb3_mbrl.algorithms.acting import ActsByPlanning
 from sb3_mbrl.algorithms.base import ModelBasedAlgorithm
-from sb3_mbrl.common.actions import check_bounds
 from sb3_mbrl.common.arguments import DISCOUNT, Rule, integer, number
 from sb3_mbrl.common.environments import time_limit
 from sb3_mbrl.common.sequences import DictSequenceReplayBuffer, SequenceReplayBuffer, SequenceSamples
 from sb3_mbrl.planning import MPPI
 from sb3_mbrl.planning.planner import MOST_PLANS
-from sb3_mbrl.tdmpc.latent_model import LatentModel
+from sb3_mbrl.tdmpc.arguments import (
+    OF_THE_BUFFER,
+    OF_THE_POLICY,
+    check_actions,
+    check_keywords,
+    check_observations,
+    discount_for,
+)
+from sb3_mbrl.tdmpc.latent_model import LatentModel, effective_rank
 from sb3_mbrl.tdmpc.policies import CnnPolicy, LatentPolicy, MlpPolicy, MultiInputPolicy
-from sb3_mbrl.tdmpc.told import ToldSizes
-from sb3_mbrl.tdmpc.world_model import Sizes
 
 GAMMA = 0.99
-"""Discount if the time limit, from which it would follow, is not known: the default of most algorithms of SB3."""
-
-SizesT = TypeVar("SizesT", Sizes, ToldSizes)
+"""Discount where the time limit is not known, from which it would be derived: the default of most algorithms of SB3."""
 
 
 class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
     """
-    Base class of ``TDMPC`` and ``TDMPC2``, which say what is learned from a batch of sequences. Arguments are theirs.
+    Base class of ``TDMPC`` and ``TDMPC2``, which say what is learned from a batch of sequences, and document the arguments.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -51,7 +52,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
 
     _accepted: ClassVar[dict[str, Rule]] = {
         **ModelBasedAlgorithm._accepted,
-        "gamma": DISCOUNT | None,  # None: follows from the time limit
+        "gamma": DISCOUNT | None,  # None: derived from the time limit
         "horizon": integer(1, 10**4),
         "rho": number(0, 1, above=True),
         "consistency_coef": number(0),
@@ -64,7 +65,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
     }
 
     _of_the_planner: ClassVar[dict[str, str]] = {}
-    """Arguments of the planner that follow from arguments of the algorithm, with the names of the latter."""
+    """Derived arguments of the planner, mapped to the argument of the algorithm that they derive from."""
 
     policy: LatentPolicy
     replay_buffer: SequenceReplayBuffer | DictSequenceReplayBuffer
@@ -130,8 +131,6 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         self.planner_kwargs = dict(planner_kwargs or {})
         self.n_proposals = n_proposals
 
-    # ---------------------------------------------------------------- setup
-
     def _setup_model(self) -> None:
         self._check_arguments()
         if self.gamma is None:
@@ -160,9 +159,9 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
 
     def _check_keywords(self) -> None:
         replay_buffer_class = self.replay_buffer_class or SequenceReplayBuffer
-        check_keywords("replay_buffer_kwargs", self.replay_buffer_kwargs, replay_buffer_class, _OF_THE_BUFFER)
+        check_keywords("replay_buffer_kwargs", self.replay_buffer_kwargs, replay_buffer_class, OF_THE_BUFFER)
         own = LatentPolicy if self.policy_class.__init__ is LatentPolicy.__init__ else None
-        check_keywords("policy_kwargs", self.policy_kwargs, own, _OF_THE_POLICY)
+        check_keywords("policy_kwargs", self.policy_kwargs, own, OF_THE_POLICY)
         check_keywords("planner_kwargs", self.planner_kwargs or {}, MPPI, self._of_the_planner)
 
     def _discount(self) -> float:
@@ -170,7 +169,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         if limit is not None:
             return discount_for(limit)
         if self.verbose >= 1:
-            print(f"gamma is {GAMMA}: it would follow from the time limit of the environment, which is not known.")
+            print(f"The time limit of the environment, from which gamma is derived, is not known: gamma is {GAMMA}.")
         return GAMMA
 
     def _choose_replay_buffer(self) -> None:
@@ -186,7 +185,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, "horizon": self.horizon, **self._priorities()}
 
     def _priorities(self) -> dict[str, float]:
-        """Arguments of the replay buffer."""
+        """Arguments of the replay buffer about prioritised replay."""
         return {}
 
     def _make_policy(self, policy_class: type[LatentPolicy], **policy_kwargs: Any) -> LatentPolicy:
@@ -205,11 +204,11 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
 
     @abstractmethod
     def _model_arguments(self) -> dict[str, Any]:
-        """``model_class`` and ``model_kwargs`` of the policy, and how they are optimised."""
+        """Arguments of the policy: ``model_class``, ``model_kwargs``, and those of the optimisers."""
 
     @abstractmethod
     def _planner_arguments(self) -> dict[str, Any]:
-        """Arguments of the planner, those of the user included."""
+        """All arguments of the planner, with those that the user gave."""
 
     @property
     def n_pretrain_steps(self) -> int:
@@ -221,26 +220,24 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         """The latent model."""
         return self.policy.model
 
-    # ---------------------------------------------------------------- the algorithm
-
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         if self.num_timesteps < learning_starts or self._n_updates == 0:
-            self._planner_state = None  # random actions are no part of a plan that an earlier learn() made
+            self._planner_state = None  # random actions do not continue the plan of an earlier learn()
             return super()._sample_action(self.num_timesteps + 1, action_noise, n_envs)
         return self._with_noise(self._planned_actions(), action_noise)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """
-        Updates on batches of sequences; the first time, ``pretrain_steps`` more.
+        Update on batches of sequences, ``pretrain_steps`` times more in the first call.
 
         :param gradient_steps: number of updates
         :param batch_size: sequences per update
         :raises ValueError: a loss is NaN or infinite
         """
         if self.replay_buffer.n_sequences == 0:
-            return  # none is complete yet
+            return  # no sequence is complete yet
         if self._n_updates == 0:
             gradient_steps += self.n_pretrain_steps
         self.policy.set_training_mode(True)
@@ -257,11 +254,13 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
 
     def _finite(self, values: dict[str, th.Tensor]) -> dict[str, float]:
         """
+        :param values: scalars
+        :return: the same as numbers
         :raises ValueError: one is NaN or infinite
         """
         if not values:
             return {}
-        # All are read at once: each reading waits until an accelerator has done all its work
+        # All are read at once, because each reading waits until an accelerator has done all its work
         numbers = dict(zip(values, th.stack([value.detach() for value in values.values()]).tolist(), strict=True))
         if not all(map(math.isfinite, numbers.values())):
             raise ValueError(
@@ -273,8 +272,8 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
     @abstractmethod
     def _update(self, batch: SequenceSamples) -> dict[str, th.Tensor]:
         """
-        :param batch: of sequences
-        :return: what is logged, each one number
+        :param batch: a batch of sequences
+        :return: scalars for the log
         """
 
     def _set_learning_rate(self) -> None:
@@ -301,7 +300,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
 
     @contextmanager
     def _frozen_critics(self) -> Iterator[None]:
-        """The policy prior needs the critics' gradient in its actions alone, not in their weights."""
+        """The policy prior needs the critics' gradient with respect to actions, not to their weights."""
         self.model.critics.requires_grad_(False)
         try:
             yield
@@ -313,19 +312,17 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         return valid * self.rho ** th.arange(len(valid), device=self.device).unsqueeze(1)
 
     def _weights_of_states(self, valid: th.Tensor) -> th.Tensor:
-        """Weights of the latent states before and after each of those steps, (n + 1, B)."""
+        """Weights of the latent states before and after each step, (n + 1, B)."""
         return self._weights_of_steps(th.cat([valid[:1], valid]))
 
     def _step_optimizer(self, optimizer: th.optim.Optimizer, loss: th.Tensor, max_grad_norm: float) -> th.Tensor:
-        """Returns the norm of the gradient before it is clipped."""
+        """Take a step with the clipped gradient; returns the norm of the gradient before it is clipped."""
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
         optimizer.step()
         return norm
-
-    # ---------------------------------------------------------------- monitoring
 
     def _log_plan(self) -> None:
         super()._log_plan()
@@ -337,7 +334,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
             self.logger.record_mean("planner/prior_value", self.model.value(self.policy.last_states, generator).mean().item())
 
     def dump_logs(self) -> None:
-        """Write the log, and into it how good the latent model is."""
+        """Write the log, with measures of the latent model in it."""
         if self._last_batch is not None:
             self._log_latents(self._last_batch)
         super().dump_logs()
@@ -351,8 +348,6 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
             if batch.valid[step - 1].any():  # not all episodes last as long
                 self.logger.record(f"latent/error_step_{step}", error)
         self.logger.record("latent/effective_rank", effective_rank(predicted[0]))
-
-    # ---------------------------------------------------------------- learn, save and load
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         buffer = self.replay_buffer
@@ -368,98 +363,3 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.model_optimizer", "policy.prior_optimizer"], []
-
-
-_OF_THE_BUFFER = {
-    "horizon": "horizon",
-    "priority_exponent": "TDMPC(priority_exponent=...)",
-    "importance_exponent": "TDMPC(importance_exponent=...)",
-    **dict.fromkeys(["buffer_size", "device"], "the argument of this name"),
-    **dict.fromkeys(["observation_space", "action_space", "n_envs"], "env"),
-    "optimize_memory_usage": "nothing: it loses the last observation of each episode",
-}
-_OF_THE_POLICY = {
-    **dict.fromkeys(["observation_space", "action_space"], "env"),
-    **dict.fromkeys(["model_class", "model_kwargs", "net_arch", "n_critics"], "model_size"),
-    **dict.fromkeys(["planner", "planner_kwargs", "n_proposals", "seed", "encoder_lr_scale"], "the argument of this name"),
-    **{"lr_schedule": "learning_rate", "discount": "gamma", "prior_eps": "optimizer_kwargs"},
-}
-
-
-def check_keywords(name: str, given: Mapping[str, Any], function: Callable | None, elsewhere: Mapping[str, str]) -> None:
-    """
-    :param name: of an argument that holds keyword arguments
-    :param given: its value
-    :param function: that will be given them; None: nothing is known about it
-    :param elsewhere: those of its arguments that follow from others, and from which
-    :raises ValueError: one that is not accepted
-    """
-    for key in given:
-        if key in elsewhere:
-            raise ValueError(f"{name} does not accept {key!r}, which follows from {elsewhere[key]}.")
-    if function is None:
-        return
-    parameters = inspect.signature(function).parameters
-    accepted = [key for key in parameters if key not in elsewhere]
-    refused = [key for key in given if key not in accepted]
-    if refused and not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
-        raise ValueError(f"{name} does not accept {refused}; it accepts {accepted}.")
-
-
-def choose_sizes(given: Any, named: Mapping[Any, SizesT], kind: type[SizesT]) -> SizesT:
-    """
-    :param given: a name, or all numbers as a mapping
-    :param named: sizes by name
-    :param kind: a named tuple of integers
-    :return: the sizes
-    :raises ValueError: it is neither
-    """
-    if isinstance(given, Mapping):
-        names = kind._fields
-        if set(given) != set(names) or not all(isinstance(each, Integral) and int(each) > 0 for each in given.values()):
-            raise ValueError(f"model_size as a mapping has {list(names)}, each an integer of at least 1; got {dict(given)}.")
-        return kind(**given)
-    if not isinstance(given, (str, Integral)) or isinstance(given, bool) or given not in list(named):
-        raise ValueError(f"model_size must be one of {list(named)}, or a mapping of {list(kind._fields)}; got {given!r}.")
-    return named[given]
-
-
-def check_actions(space: spaces.Space) -> None:
-    """
-    :raises ValueError: it is no Box with finite bounds, the lower ones below the higher
-    """
-    if not isinstance(space, spaces.Box):
-        raise ValueError(f"TD-MPC plans Box actions, got {space}. PETS, Dyna and DynaQ take Discrete ones.")
-    check_bounds(space)
-
-
-def check_observations(space: spaces.Space) -> None:
-    """
-    :raises ValueError: SB3's replay buffers do not hold such observations
-    """
-    for each in space.values() if isinstance(space, spaces.Dict) else [space]:
-        if isinstance(each, spaces.MultiDiscrete) and each.nvec.ndim > 1:
-            raise ValueError(
-                f"MultiDiscrete observations must have one dimension, got shape {each.shape}. Flatten them: "
-                "gymnasium.wrappers.TransformObservation(env, numpy.ravel, gymnasium.spaces.MultiDiscrete(nvec.ravel()))."
-            )
-
-
-def discount_for(episode_length: int) -> float:
-    """
-    :param episode_length: steps until an episode is truncated
-    :return: TD-MPC2's discount: the longer the episodes, the longer the view
-    """
-    fraction = episode_length / 5
-    return min(max((fraction - 1) / fraction, 0.95), 0.995)
-
-
-def effective_rank(latents: th.Tensor) -> float:
-    """
-    :param latents: (B, Z)
-    :return: how many directions they spread in: the exponential of the entropy of their singular values (Roy & Vetterli 2007);
-        a collapsed encoder has 1
-    """
-    singular = th.linalg.svdvals(latents - latents.mean(dim=0))
-    shares = singular / singular.sum().clamp(min=1e-12)
-    return th.special.entr(shares).sum().exp().item()

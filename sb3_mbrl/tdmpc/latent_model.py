@@ -1,4 +1,4 @@
-"""What the latent models of TD-MPC and TD-MPC2 share: they are encoded into, and stepped as any model is."""
+"""What the latent models of TD-MPC and TD-MPC2 share: they encode observations, and are stepped as any model is."""
 
 from abc import abstractmethod
 
@@ -18,9 +18,9 @@ class LatentModel(nn.Module):
     """
     A :class:`~sb3_mbrl.dynamics.DynamicsModel` that steps latent states.
 
-    :param observation_space: of the environment
-    :param action_space: of the environment, Box with finite bounds
-    :param features_extractor: of SB3, applied to preprocessed observations
+    :param observation_space: observation space of the environment
+    :param action_space: action space of the environment, Box with finite bounds
+    :param features_extractor: SB3's features extractor, applied to preprocessed observations
     :param normalize_images: whether images are divided by 255 first
     :param width: units of the widest layers that a plan evaluates
     """
@@ -31,7 +31,7 @@ class LatentModel(nn.Module):
     critics: nn.Module
     prior: nn.Module
     terminates: th.Tensor
-    """1 once a termination was seen, (): a float, as all state of SB3. Before, none is expected, and plans are cheaper."""
+    """1 once a termination was seen, otherwise 0, and plans save the prediction of terminations; a float, ()."""
 
     def __init__(
         self,
@@ -77,8 +77,6 @@ class LatentModel(nn.Module):
         """Where it lives."""
         return self.action_low.device
 
-    # ---------------------------------------------------------------- the networks
-
     def encode(self, obs: PyTorchObs) -> th.Tensor:
         """
         :param obs: observations, (B, \\*obs), or a dict of them
@@ -89,7 +87,7 @@ class LatentModel(nn.Module):
     def preprocess(self, obs: PyTorchObs) -> PyTorchObs:
         """
         :param obs: observations, (B, \\*obs), or a dict of them
-        :return: as SB3 gives them to a features extractor
+        :return: the observations as SB3 gives them to a features extractor
         """
         return preprocess_obs(counted_from_zero(obs, self.observation_space), self.observation_space, self.normalize_images)
 
@@ -97,7 +95,7 @@ class LatentModel(nn.Module):
         """
         :param z: latent states, (..., Z)
         :param action: in [-1, 1], (..., A)
-        :return: those that follow, (..., Z)
+        :return: the latent states that follow, (..., Z)
         """
         return self.dynamics(th.cat([z, action], dim=-1))  # type: ignore[no-any-return]
 
@@ -120,8 +118,8 @@ class LatentModel(nn.Module):
     def act(self, z: th.Tensor, generator: Generators = None, deterministic: bool = False) -> th.Tensor:
         """
         :param z: latent states, (B, Z)
-        :param generator: of the policy's noise
-        :param deterministic: without it
+        :param generator: source of the policy's noise
+        :param deterministic: without noise
         :return: the policy prior's actions, in [-1, 1], (B, A)
         """
 
@@ -131,10 +129,8 @@ class LatentModel(nn.Module):
         :param z: latent states, (B, Z)
         :param generator: source of the policy's noise and of the choice of critics; each of several draws for an equal block
             of states
-        :return: of following the policy prior, (B,)
+        :return: values of following the policy prior, (B,)
         """
-
-    # ---------------------------------------------------------------- as a model
 
     @th.no_grad()
     def start(self, obs: PyTorchObs) -> th.Tensor:
@@ -178,12 +174,12 @@ class LatentModel(nn.Module):
         """
         :param obs: latent states, (B, Z)
         :param action: in [-1, 1], (B, A)
-        :param generator: of no effect, as are the others: the model is deterministic
-        :param members: of no effect
-        :param deterministic: of no effect
-        :param uncertainty: of no effect
-        :param may_end: whether the task can end; None: what :attr:`terminates` says, but reading that waits until an
-            accelerator has done all its work
+        :param generator: has no effect, because the model is deterministic
+        :param members: has no effect
+        :param deterministic: has no effect
+        :param uncertainty: has no effect
+        :param may_end: whether the task can end; None: what :attr:`terminates` says, which waits until an accelerator has done
+            all its work
         :return: next latent states, rewards, and where the task has probably ended
         """
         action = self.executed(action)
@@ -198,8 +194,8 @@ class LatentModel(nn.Module):
 def counted_from_zero(obs: PyTorchObs, space: spaces.Space) -> PyTorchObs:
     """
     :param obs: observations, (B, \\*obs), or a dict of them
-    :param space: theirs
-    :return: the same, but discrete ones count from 0, as SB3 expects of them, whatever the ``start`` of their space
+    :param space: the space of the observations
+    :return: the same, but discrete observations count from 0, as SB3 expects, whatever the ``start`` of their space is
     """
     if isinstance(space, spaces.Dict):
         assert isinstance(obs, dict)
@@ -208,3 +204,14 @@ def counted_from_zero(obs: PyTorchObs, space: spaces.Space) -> PyTorchObs:
         assert isinstance(obs, th.Tensor)
         return obs - th.as_tensor(space.start, device=obs.device)
     return obs
+
+
+def effective_rank(latents: th.Tensor) -> float:
+    """
+    :param latents: (B, Z)
+    :return: number of directions in which the latent states spread: the exponential of the entropy of their singular values
+        (Roy & Vetterli 2007); a collapsed encoder has 1
+    """
+    singular = th.linalg.svdvals(latents - latents.mean(dim=0))
+    shares = singular / singular.sum().clamp(min=1e-12)
+    return th.special.entr(shares).sum().exp().item()

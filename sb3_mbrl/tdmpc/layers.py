@@ -11,7 +11,7 @@ from torch import nn
 from sb3_mbrl.acceleration.onednn import Linear
 
 GROUP_SIZE = 8
-"""Entries of a group of a latent state."""
+"""A latent state is normalised in groups of so many entries."""
 
 
 class SimNorm(nn.Module):
@@ -51,7 +51,7 @@ class _GroupSoftmax(th.autograd.Function):
 
 
 class NormMish(nn.LayerNorm):
-    """Layer normalisation, then Mish: x tanh(softplus(x)), which is computed several times as fast as by ``torch.nn.Mish``."""
+    """Layer normalisation, then Mish, x tanh(softplus(x)), computed several times as fast as ``torch.nn.Mish`` does."""
 
     def forward(self, input: th.Tensor) -> th.Tensor:
         """
@@ -67,11 +67,11 @@ def _mish(normed: th.Tensor) -> th.Tensor:
 
 def mish_(x: th.Tensor) -> th.Tensor:
     """
-    By way of u = sigmoid(-x), which processors compute in large strides and which cannot overflow::
+    Mish in place, computed from u = sigmoid(-x), which is vectorised and cannot overflow::
 
         tanh(softplus(x)) = (1 - u^2) / (1 + u^2)
 
-    :param x: replaced by its Mish: large arrays that are allocated anew cost more than what is computed in them
+    :param x: replaced by its Mish, since allocating large arrays would cost more than computing them
     :return: x
     """
     square = th.neg(x).sigmoid_().square_()
@@ -99,10 +99,10 @@ def normed_mlp(sizes: Sequence[int], n_out: int, last: nn.Module | None = None, 
     """
     Linear layers, each followed by layer normalisation and Mish.
 
-    :param sizes: of the input, then of each hidden layer
-    :param n_out: of the output
-    :param last: applied to a normalised output (SimNorm); None: the output is linear
-    :param dropout: of the first layer, in training mode
+    :param sizes: units of the input, then of each hidden layer
+    :param n_out: units of the output
+    :param last: module applied to the normalised output (SimNorm); None: the output is linear
+    :param dropout: dropout of the first layer, in training mode
     :return: the network
     """
     layers: list[nn.Module] = []
@@ -116,12 +116,12 @@ def normed_mlp(sizes: Sequence[int], n_out: int, last: nn.Module | None = None, 
 
 
 class Critics(nn.ModuleList):
-    """An ensemble of networks, all of the same layers, as :func:`normed_mlp` makes them."""
+    """An ensemble of networks with the same layers, as :func:`normed_mlp` makes them."""
 
     def forward(self, x: th.Tensor, members: th.Tensor | None = None) -> th.Tensor:
         """
-        :param x: the same for all, (B, n_in), or each one's own, (K, B, n_in)
-        :param members: which of the networks, (K,) long; None: all
+        :param x: input of all networks, (B, n_in), or an input for each, (K, B, n_in)
+        :param members: the networks to evaluate, (K,) long; None: all
         :return: (K, B, n_out)
         """
         if members is not None and members.device.type != "cpu":
@@ -131,7 +131,7 @@ class Critics(nn.ModuleList):
         return th.stack([self[member](own) for member, own in zip(chosen, inputs, strict=True)])
 
     def _gathered(self, x: th.Tensor, members: th.Tensor) -> th.Tensor:
-        """The same by index, layer by layer: asking an accelerator which networks are meant would wait for all its work."""
+        """The same by indexing weights, because reading ``members`` would wait until an accelerator has done all its work."""
         x = x.expand(len(members), *x.shape[-2:])
         for layers in zip(*self, strict=True):
             first = layers[0]
@@ -157,8 +157,8 @@ def symlog(x: th.Tensor) -> th.Tensor:
 
 def symexp(x: th.Tensor) -> th.Tensor:
     """
-    :param x: of :func:`symlog`
-    :return: its inverse
+    :param x: any number
+    :return: the inverse of :func:`symlog`
     """
     return x.sign() * x.abs().expm1()
 
@@ -179,10 +179,10 @@ class TwoHot:
     def encode(self, x: th.Tensor) -> th.Tensor:
         """
         :param x: scalars, (...)
-        :return: their two neighbouring bins share the probability 1, (..., K); NaN of NaN
+        :return: distributions, (..., K), whose probability is shared by the two bins next to each scalar; NaN for NaN
         """
         position = (symlog(x).clamp(self.low, self.high) - self.low) / self.width
-        lower = position.long().clamp_(0, self.n_bins - 2).unsqueeze(-1)  # of NaN, whose share is NaN, some bin
+        lower = position.long().clamp_(0, self.n_bins - 2).unsqueeze(-1)  # NaN maps to an arbitrary bin; its share stays NaN
         share = position.unsqueeze(-1) - lower
         two_hot = th.zeros(*x.shape, self.n_bins, device=x.device)
         two_hot.scatter_(-1, lower, 1 - share)

@@ -25,25 +25,25 @@ class LatentPolicy(PlanningPolicy):
     """
     Plans in a latent model, or acts by its policy prior.
 
-    :param observation_space: of the environment
-    :param action_space: of the environment
+    :param observation_space: observation space of the environment
+    :param action_space: action space of the environment
     :param lr_schedule: learning rate over the remaining progress
     :param model_class: ``f(observation_space, action_space, features_extractor, normalize_images=..., **model_kwargs)``
-    :param model_kwargs: its arguments
-    :param planner: ``"mppi"`` or ``"none"``
-    :param planner_kwargs: of :class:`~sb3_mbrl.planning.MPPI`, complete
-    :param discount: of rewards in a plan
-    :param n_proposals: plans of the prior among the candidates
+    :param model_kwargs: further arguments of ``model_class``
+    :param planner: ``"mppi"``, or ``"none"`` to act by the policy prior
+    :param planner_kwargs: all arguments of :class:`~sb3_mbrl.planning.MPPI`
+    :param discount: discount of rewards in a plan
+    :param n_proposals: number of candidates of a plan that the policy prior proposes
     :param max_plan_seconds: see :class:`~sb3_mbrl.MPCPolicy`
-    :param seed: of the planner's samples
-    :param encoder_lr_scale: times the learning rate
-    :param prior_eps: epsilon of Adam for the policy prior; None: as for the others
-    :param features_extractor_class: of SB3, before the encoder
-    :param features_extractor_kwargs: its arguments
+    :param seed: seed of the planner's samples
+    :param encoder_lr_scale: learning rate of the encoder, relative to the others
+    :param prior_eps: epsilon of Adam for the policy prior; None: that of the other networks
+    :param features_extractor_class: SB3's features extractor, in front of the encoder; None: as the policy's observations need
+    :param features_extractor_kwargs: arguments of the features extractor
     :param normalize_images: whether images are divided by 255 first
-    :param optimizer_class: of all networks
-    :param optimizer_kwargs: its arguments, but the learning rate; None: ``{"fused": True}`` for Adam
-    :raises ValueError: the observations are not of the kind that the policy takes, or an argument is not known
+    :param optimizer_class: optimiser of all networks
+    :param optimizer_kwargs: arguments of the optimiser without the learning rate; None: ``{"fused": True}`` for Adam
+    :raises ValueError: the policy does not take such observations, or an argument is not known
     """
 
     features_extractor_default: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
@@ -92,7 +92,7 @@ class LatentPolicy(PlanningPolicy):
         self.n_proposals = n_proposals
         self.encoder_lr_scale = encoder_lr_scale
         is_adam = optimizer_class is th.optim.Adam
-        if optimizer_kwargs is None:  # the same Adam in fewer operations
+        if optimizer_kwargs is None:  # fused Adam computes the same in fewer operations
             optimizer_kwargs = {"fused": True} if is_adam else {}
         self.model_optimizer = optimizer_class(self._parameter_groups(), lr=lr_schedule(1), **optimizer_kwargs)
         own = {} if prior_eps is None or not is_adam else {"eps": prior_eps}
@@ -130,7 +130,7 @@ class LatentPolicy(PlanningPolicy):
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """
-        :param learning_rate: of all networks but the encoder, which has its share of it
+        :param learning_rate: learning rate of all networks but the encoder, whose is ``encoder_lr_scale`` times as large
         """
         encoder, rest = self.model_optimizer.param_groups
         encoder["lr"] = learning_rate * self.encoder_lr_scale
@@ -150,8 +150,6 @@ class LatentPolicy(PlanningPolicy):
             "max_plan_seconds": self.max_plan_seconds,
         }
 
-    # ---------------------------------------------------------------- acting
-
     def predict(
         self,
         observation: np.ndarray | dict[str, np.ndarray],
@@ -160,9 +158,9 @@ class LatentPolicy(PlanningPolicy):
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """
-        Plan; or, with ``planner="none"``, ask the policy prior.
+        Plan; or, with ``planner="none"``, act by the policy prior.
 
-        :param observation: of one environment, or of B
+        :param observation: observation of one environment, or of B
         :param state: what the last call returned; None to begin
         :param episode_start: where a new episode begins, (B,)
         :param deterministic: execute the mean of the plan, or of the prior, instead of a sample; the same samples of the

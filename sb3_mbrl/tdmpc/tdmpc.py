@@ -15,7 +15,8 @@ from stable_baselines3.common.utils import polyak_update
 from sb3_mbrl.algorithms.forecast import growth
 from sb3_mbrl.common.arguments import SHARE, Rule, list_of, number
 from sb3_mbrl.common.sequences import SequenceSamples
-from sb3_mbrl.tdmpc.base import LatentAlgorithm, choose_sizes
+from sb3_mbrl.tdmpc.arguments import by_size, choose_sizes
+from sb3_mbrl.tdmpc.base import LatentAlgorithm
 from sb3_mbrl.tdmpc.policies import LatentPolicy
 from sb3_mbrl.tdmpc.told import TOLD, TOLD_SIZES, ToldSizes
 
@@ -27,16 +28,16 @@ PLANNER: dict[str, Any] = {
     "momentum": 0.1,
     "init_std": 2.0,
 }
-"""TD-MPC's MPPI."""
+"""MPPI as TD-MPC has it."""
 
 MIN_STD, MAX_STD = 1e-6, 2.0
-"""Bounds of the standard deviation of plans; ``MIN_STD`` stands in for 0."""
+"""Bounds on the standard deviation of plans; ``MIN_STD`` stands in for 0."""
 
 OVERHEAD = 3
 """What a plan costs beside its steps, in steps: the proposals of the policy and the value of its end."""
 
 MAX_LOSS = 1e4
-"""Each loss of a sequence is cut there, and its priority."""
+"""Upper limit for each loss of a sequence, and for its priority."""
 
 
 class TDMPC(LatentAlgorithm):
@@ -48,18 +49,18 @@ class TDMPC(LatentAlgorithm):
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or ``"MultiInputPolicy"``, as the observations are
     :param env: flat Box, image or Dict observations; Box actions with finite bounds; one environment or many
-    :param learning_rate: of all networks (paper: 1e-3; 3e-4 for pixels)
+    :param learning_rate: learning rate of all networks (paper: 1e-3; 3e-4 for pixels)
     :param buffer_size: transitions of the replay buffer
     :param learning_starts: environment steps of uniform random actions first (paper: 5000)
     :param batch_size: sequences per update (paper: 512; 256 for pixels)
-    :param tau: of the targets, every ``target_update_interval`` updates; None: 0.01 (paper), for the small model 0.05
-    :param gamma: discount; None: from the time limit, as ``TDMPC2`` has it
+    :param tau: share of the networks in an update of their targets; None: 0.01 (paper), for the small model 0.05
+    :param gamma: discount; None: derived from the time limit, as in ``TDMPC2``
     :param train_freq: environment steps between two calls of ``train``
-    :param gradient_steps: updates in it; -1: as many as environment steps were made (paper: one for each)
+    :param gradient_steps: updates in a call of ``train``; -1: one for each environment step since the last call (paper)
     :param action_noise: added to planned actions, which explore by themselves
     :param replay_buffer_class: a subclass of ``SequenceReplayBuffer``
     :param replay_buffer_kwargs: Keyword arguments to pass to the replay buffer on creation
-    :param target_update_interval: updates between two of the targets
+    :param target_update_interval: updates between two updates of the targets
     :param stats_window_size: Window size for the rollout logging
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: further arguments of the policy (``features_extractor_class``, ``max_plan_seconds``, ...)
@@ -74,18 +75,19 @@ class TDMPC(LatentAlgorithm):
     :param reward_coef: weight of the reward loss
     :param value_coef: weight of the value loss
     :param termination_coef: weight of the termination loss, which is not in the paper
-    :param max_grad_norm: gradients are clipped to it, those of the model and of the policy apart
-    :param horizon_schedule: ``(start, end, first, last)``: steps of a plan, linear in environment steps; None as the last:
-        ``horizon``, which they never exceed. Begins anew where ``learn`` resets ``num_timesteps``, as all schedules do
-    :param std_schedule: ``(start, end, first, last)``: least standard deviation of plans; the policy's noise always has the
-        last
+    :param max_grad_norm: gradients are clipped to this norm, those of the model and of the policy apart
+    :param horizon_schedule: ``(start, end, first, last)``: steps of a plan, which go from ``first`` to ``last`` between the
+        environment steps ``start`` and ``end``, and never exceed ``horizon``; None as the last: ``horizon``. The schedule
+        begins anew where ``learn`` resets ``num_timesteps``, as all schedules do
+    :param std_schedule: ``(start, end, first, last)``: lower bound of the standard deviation of plans; the standard deviation
+        of the policy's noise is always ``last``
     :param priority_exponent: alpha of prioritised replay; 0: uniform
     :param importance_exponent: beta of prioritised replay
-    :param pretrain_steps: updates at once when random actions end; None: as many as ``learning_starts`` (paper)
+    :param pretrain_steps: updates made at once when the random actions end; None: as many as ``learning_starts`` (paper)
     :param planner: ``"mppi"``, or ``"none"`` to act by the policy alone
-    :param planner_kwargs: replace the paper's arguments of :class:`~sb3_mbrl.planning.MPPI`; ``population_size`` is without
-        the proposals
-    :param n_proposals: plans of the policy among the candidates
+    :param planner_kwargs: arguments of :class:`~sb3_mbrl.planning.MPPI` that replace the paper's; ``population_size`` does not
+        count the proposals
+    :param n_proposals: number of candidates of a plan that the policy proposes
     :param _init_setup_model: Whether or not to build the networks at the creation of the instance
     :raises ValueError: arguments or spaces that are not supported, saying what is
     """
@@ -142,7 +144,6 @@ class TDMPC(LatentAlgorithm):
         n_proposals: int = 25,
         _init_setup_model: bool = True,
     ):
-        is_small = isinstance(model_size, str) and model_size == "small"
         super().__init__(
             policy,
             env,
@@ -150,7 +151,7 @@ class TDMPC(LatentAlgorithm):
             buffer_size=buffer_size,
             learning_starts=learning_starts,
             batch_size=batch_size,
-            tau=(0.05 if is_small else 0.01) if tau is None else tau,
+            tau=by_size(model_size, small=0.05, other=0.01) if tau is None else tau,
             gamma=gamma,
             train_freq=train_freq,
             gradient_steps=gradient_steps,
@@ -185,8 +186,6 @@ class TDMPC(LatentAlgorithm):
         if _init_setup_model:
             self._setup_model()
 
-    # ---------------------------------------------------------------- setup
-
     def _setup_model(self) -> None:
         super()._setup_model()
         self._follow_schedules()
@@ -208,7 +207,7 @@ class TDMPC(LatentAlgorithm):
         return {"horizon": self.horizon, "std_bounds": (MIN_STD, MAX_STD), **PLANNER, **(self.planner_kwargs or {})}
 
     def _plan_lengths(self) -> Any:
-        """``horizon_schedule``, with ``horizon`` in the place of None."""
+        """``horizon_schedule`` with None replaced by ``horizon``."""
         given = self.horizon_schedule
         return given if not isinstance(given, Sequence) else [self.horizon if each is None else each for each in given]
 
@@ -222,12 +221,10 @@ class TDMPC(LatentAlgorithm):
         return super()._growth(phase, begin, total_timesteps)
 
     def _follow_schedules(self) -> None:
-        """Plans become longer, exploration less."""
+        """Replace the planner: its plans become longer and less random in the course of a run."""
         n_planned = self._n_planned(self.num_timesteps)
         min_std = max(_linear(self.std_schedule, self.num_timesteps), MIN_STD)
         self.policy.planner = self.policy.planner.limited(n_planned, (min_std, MAX_STD))
-
-    # ---------------------------------------------------------------- the algorithm
 
     def predict(
         self,
@@ -264,7 +261,7 @@ class TDMPC(LatentAlgorithm):
 
     @th.no_grad()
     def _update_priorities(self, batch: SequenceSamples, priorities: th.Tensor, loss: th.Tensor) -> None:
-        # Priorities have to be copied to the host, where the buffer is: the loss is copied with them
+        # Priorities are copied to the host, where the buffer is, and the loss with them
         host = th.cat([priorities, loss.unsqueeze(0)]).cpu()
         priorities, loss = host[:-1], host[-1]
         self._finite({"loss": loss, "priorities": priorities.sum()})
@@ -272,7 +269,7 @@ class TDMPC(LatentAlgorithm):
 
     @th.no_grad()
     def _td_targets(self, batch: SequenceSamples) -> th.Tensor:
-        """(H, B): reward, and the lower of the target critics at what the policy would do next."""
+        """The reward plus the discounted lower value by the target critics of the policy's next action, (H, B)."""
         z = self._encode_later(batch, self.model.encode)
         value = self.model.q_values(z, self.model.act(z, self._generator), target=True).amin(dim=0)
         return batch.rewards.squeeze(-1) + self.gamma * (1 - batch.terminated.squeeze(-1)) * value
@@ -280,7 +277,7 @@ class TDMPC(LatentAlgorithm):
     def _model_losses(
         self, batch: SequenceSamples, td_targets: th.Tensor
     ) -> tuple[dict[str, th.Tensor], th.Tensor, th.Tensor]:
-        """Losses of an open-loop rollout, (B,) each; its temporal difference, (B,); its latent states, (H + 1, B, Z)."""
+        """Losses of an open-loop rollout of each sequence, (B,) each; priorities, (B,); latent states, (H + 1, B, Z)."""
         model = self.model
         with th.no_grad():
             next_latents = self._encode_later(batch, model.encode_targets)
@@ -301,7 +298,7 @@ class TDMPC(LatentAlgorithm):
         return losses, priorities, latents
 
     def _prior_loss(self, latents: th.Tensor, weights: th.Tensor) -> th.Tensor:
-        """The policy maximises the lower critic."""
+        """Loss of the policy, which maximises the lower critic."""
         action = self.model.act(latents, self._generator)
         with self._frozen_critics():
             value = self.model.q_values(latents, action).amin(dim=0)

@@ -13,7 +13,8 @@ from stable_baselines3.common.utils import polyak_update
 from sb3_mbrl.common.actions import action_dim
 from sb3_mbrl.common.arguments import Rule, number
 from sb3_mbrl.common.sequences import SequenceSamples
-from sb3_mbrl.tdmpc.base import LatentAlgorithm, choose_sizes
+from sb3_mbrl.tdmpc.arguments import by_size, choose_sizes
+from sb3_mbrl.tdmpc.base import LatentAlgorithm
 from sb3_mbrl.tdmpc.layers import GROUP_SIZE
 from sb3_mbrl.tdmpc.policies import LatentPolicy
 from sb3_mbrl.tdmpc.world_model import SIZES, Sizes, WorldModel
@@ -26,7 +27,7 @@ PLANNER: dict[str, Any] = {
     "init_std": 2.0,
     "std_bounds": (0.05, 2.0),
 }
-"""TD-MPC2's MPPI. It makes two more iterations from 20 action dimensions on."""
+"""MPPI as TD-MPC2 has it. With 20 action dimensions or more it makes two more iterations."""
 
 
 class TDMPC2(LatentAlgorithm):
@@ -38,16 +39,16 @@ class TDMPC2(LatentAlgorithm):
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or ``"MultiInputPolicy"``, as the observations are
     :param env: flat Box, image or Dict observations; Box actions with finite bounds; one environment or many
-    :param learning_rate: of all networks but the encoder, whose is ``encoder_lr_scale`` times as large; None: 3e-4 (paper),
-        for the small model 1e-3
+    :param learning_rate: learning rate of all networks but the encoder, whose is ``encoder_lr_scale`` times as large; None:
+        3e-4 (paper), for the small model 1e-3
     :param buffer_size: transitions of the replay buffer
     :param learning_starts: environment steps of uniform random actions first (paper: five episodes, at least 1000)
     :param batch_size: sequences per update
-    :param tau: of the target critics, after each update; None: 0.01 (paper), for the small model 0.03
+    :param tau: share of the critics in each update of the target critics; None: 0.01 (paper), for the small model 0.03
     :param gamma: discount; None: (T/5 - 1) / (T/5), in [0.95, 0.995], for episodes truncated after T steps (paper); 0.99
-        if T is not known. Pass it where a wrapper outside of the time limit repeats actions: T counts the steps within
+        if T is not known. Pass gamma where a wrapper around the time limit repeats actions: T counts the steps inside of it
     :param train_freq: environment steps between two calls of ``train``
-    :param gradient_steps: updates in it; -1: as many as environment steps were made (paper: one for each)
+    :param gradient_steps: updates in a call of ``train``; -1: one for each environment step since the last call (paper)
     :param action_noise: added to planned actions, which explore by themselves
     :param replay_buffer_class: a subclass of ``SequenceReplayBuffer``
     :param replay_buffer_kwargs: Keyword arguments to pass to the replay buffer on creation
@@ -67,12 +68,12 @@ class TDMPC2(LatentAlgorithm):
     :param termination_coef: weight of the termination loss
     :param entropy_coef: weight of the policy prior's scaled entropy
     :param encoder_lr_scale: learning rate of the encoder, relative to the others
-    :param max_grad_norm: gradients are clipped to it, those of the model and of the policy prior apart
-    :param pretrain_steps: updates at once when random actions end; None: as many as ``learning_starts`` (paper)
+    :param max_grad_norm: gradients are clipped to this norm, those of the model and of the policy prior apart
+    :param pretrain_steps: updates made at once when the random actions end; None: as many as ``learning_starts`` (paper)
     :param planner: ``"mppi"``, or ``"none"`` to act by the policy prior alone
-    :param planner_kwargs: replace the paper's arguments of :class:`~sb3_mbrl.planning.MPPI`; ``population_size`` is without
-        the proposals
-    :param n_proposals: plans of the policy prior among the candidates
+    :param planner_kwargs: arguments of :class:`~sb3_mbrl.planning.MPPI` that replace the paper's; ``population_size`` does not
+        count the proposals
+    :param n_proposals: number of candidates of a plan that the policy prior proposes
     :param _init_setup_model: Whether or not to build the networks at the creation of the instance
     :raises ValueError: arguments or spaces that are not supported, saying what is
     """
@@ -125,15 +126,14 @@ class TDMPC2(LatentAlgorithm):
         n_proposals: int = 24,
         _init_setup_model: bool = True,
     ):
-        is_small = isinstance(model_size, str) and model_size == "small"
         super().__init__(
             policy,
             env,
-            learning_rate=(1e-3 if is_small else 3e-4) if learning_rate is None else learning_rate,
+            learning_rate=by_size(model_size, small=1e-3, other=3e-4) if learning_rate is None else learning_rate,
             buffer_size=buffer_size,
             learning_starts=learning_starts,
             batch_size=batch_size,
-            tau=(0.03 if is_small else 0.01) if tau is None else tau,
+            tau=by_size(model_size, small=0.03, other=0.01) if tau is None else tau,
             gamma=gamma,
             train_freq=train_freq,
             gradient_steps=gradient_steps,
@@ -165,8 +165,6 @@ class TDMPC2(LatentAlgorithm):
         if _init_setup_model:
             self._setup_model()
 
-    # ---------------------------------------------------------------- setup
-
     def _check_arguments(self) -> None:
         super()._check_arguments()
         latent = choose_sizes(self.model_size, SIZES, Sizes).latent
@@ -178,14 +176,12 @@ class TDMPC2(LatentAlgorithm):
             "model_class": WorldModel,
             "model_kwargs": {"sizes": choose_sizes(self.model_size, SIZES, Sizes)},
             "encoder_lr_scale": self.encoder_lr_scale,
-            "prior_eps": 1e-5,  # of its code
+            "prior_eps": 1e-5,  # as in its code
         }
 
     def _planner_arguments(self) -> dict[str, Any]:
         more = {"n_iterations": PLANNER["n_iterations"] + 2} if action_dim(self.action_space) >= 20 else {}
         return {"horizon": self.horizon, **PLANNER, **more, **(self.planner_kwargs or {})}
-
-    # ---------------------------------------------------------------- the algorithm
 
     def _update(self, batch: SequenceSamples) -> dict[str, th.Tensor]:
         with th.no_grad():
@@ -205,7 +201,7 @@ class TDMPC2(LatentAlgorithm):
 
     @th.no_grad()
     def _td_targets(self, batch: SequenceSamples, next_latents: th.Tensor) -> th.Tensor:
-        """(H, B): reward, and the lower of two target critics at what the policy prior would do next."""
+        """The reward plus the discounted lower value by two target critics of the policy prior's next action, (H, B)."""
         z = next_latents.flatten(0, 1)
         action = self.model.sample_policy(z, self._generator).action
         value = self.model.two_q_values(z, action, self._generator, target=True).amin(dim=0).view_as(batch.rewards)
@@ -232,7 +228,7 @@ class TDMPC2(LatentAlgorithm):
         return losses, latents
 
     def _prior_losses(self, latents: th.Tensor, weights: th.Tensor) -> dict[str, th.Tensor]:
-        """The policy prior maximises values, in units of their spread, and entropy."""
+        """Losses of the policy prior, which maximises entropy and values, the latter in units of their spread."""
         sample = self.model.sample_policy(latents, self._generator)
         with self._frozen_critics():
             values = self.model.two_q_values(latents.flatten(0, 1), sample.action.flatten(0, 1), self._generator).mean(dim=0)

@@ -20,7 +20,7 @@ class Sizes(NamedTuple):
     :param mlp: units of the hidden layers of everything else
     :param latent: entries of a latent state, a multiple of 8
     :param encoder_layers: hidden layers of the encoder, and its output
-    :param n_critics: in the ensemble
+    :param n_critics: critics in the ensemble
     """
 
     encoder: int
@@ -38,14 +38,15 @@ SIZES: dict[str | int, Sizes] = {
     48: Sizes(1792, 1792, 768, 4, 5),
     317: Sizes(4096, 4096, 1376, 5, 8),
 }
-"""Millions of parameters (TD-MPC2, table 8), and a small one for processors."""
+"""Sizes by millions of parameters (TD-MPC2, table 8), and smaller ones for processors."""
 
 
 class PolicySample(NamedTuple):
     """
-    :param action: drawn, in [-1, 1], (..., A)
-    :param scaled_entropy: what the policy maximises: A times minus the log-density of the Gaussian that is squashed, (...)
-    :param entropy: minus the log-density of the action, (...)
+    :param action: a sample, in [-1, 1], (..., A)
+    :param scaled_entropy: the entropy that the policy maximises: A times the negative log-density under the Gaussian before it
+        is squashed, (...)
+    :param entropy: negative log-density of the action, (...)
     """
 
     action: th.Tensor
@@ -58,12 +59,12 @@ class WorldModel(LatentModel):
     Encoder, latent dynamics, reward, termination, critics and policy prior. Latent states are groups of eight that sum to 1;
     rewards and values are distributions over 101 bins in symlog space.
 
-    :param observation_space: of the environment
-    :param action_space: of the environment, Box with finite bounds
-    :param features_extractor: of SB3, applied to preprocessed observations
-    :param sizes: of the networks
+    :param observation_space: observation space of the environment
+    :param action_space: action space of the environment, Box with finite bounds
+    :param features_extractor: SB3's features extractor, applied to preprocessed observations
+    :param sizes: sizes of the networks
     :param normalize_images: whether images are divided by 255 first
-    :param dropout: of the critics' first layers, while they are trained (TD-MPC2: 0.01)
+    :param dropout: dropout of the critics' first layers, while they are trained (TD-MPC2: 0.01)
     """
 
     def __init__(
@@ -90,21 +91,19 @@ class WorldModel(LatentModel):
         )
         for each in (self.encoder, self.dynamics, self.reward_head, self.termination_head, self.prior, self.critics):
             each.apply(_initialise)
-        for network in (self.reward_head, *self.critics):  # the first rewards and values are 0
+        for network in (self.reward_head, *self.critics):  # so that rewards and values are 0 at first
             nn.init.zeros_(network[-1].weight)  # type: ignore[index, arg-type]
         self.target_critics = deepcopy(self.critics).requires_grad_(False)
         self.register_buffer("q_scale", th.ones(()))
 
     def train(self, mode: bool = True) -> "WorldModel":
         """
-        :param mode: whether dropout and random shifts are on; targets are valued without dropout
+        :param mode: whether dropout and random shifts are on; the target critics never use dropout
         :return: self
         """
         super().train(mode)
         self.target_critics.train(False)
         return self
-
-    # ---------------------------------------------------------------- for the losses
 
     def reward_logits(self, z: th.Tensor, action: th.Tensor) -> th.Tensor:
         """
@@ -118,20 +117,20 @@ class WorldModel(LatentModel):
         """
         :param z: latent states, (..., Z)
         :param action: in [-1, 1], (..., A)
-        :return: of all critics, (E, ..., 101)
+        :return: logits of all critics, (E, ..., 101)
         """
         pairs = th.cat([z, action], dim=-1)
         return self.critics(pairs.flatten(0, -2)).unflatten(1, pairs.shape[:-1])  # type: ignore[no-any-return]
 
     def two_q_values(self, z: th.Tensor, action: th.Tensor, generator: Generators = None, target: bool = False) -> th.Tensor:
         """
-        Two of the critics, drawn at random, as in REDQ: one pair for all states, or one for each generator's block of
-        them.
+        Values by two of the critics, drawn at random as in REDQ: one pair for all states, or one for each generator's block
+        of states.
 
         :param z: latent states, (B, Z)
         :param action: in [-1, 1], (B, A)
         :param generator: draws the critics
-        :param target: the target critics instead
+        :param target: ask the target critics instead
         :return: values, (2, B)
         """
         critics: Any = self.target_critics if target else self.critics
@@ -144,11 +143,11 @@ class WorldModel(LatentModel):
     @th.no_grad()
     def update_q_scale(self, values: th.Tensor, tau: float = 0.01) -> th.Tensor:
         """
-        A moving average of the spread of values, in whose unit the policy prior sees them.
+        Update the moving average of the spread of values, which is the unit of values in the policy prior's loss.
 
-        :param values: of a batch, (B,)
+        :param values: values of a batch, (B,)
         :param tau: weight of this batch
-        :return: the 95th percentile minus the 5th, averaged, at least 1; a scalar
+        :return: the moving average of the 95th percentile minus the 5th, but at least 1; a scalar
         """
         low, high = th.quantile(values, th.tensor([0.05, 0.95], device=values.device))
         self.q_scale.lerp_((high - low).clamp(min=1.0), tau)  # type: ignore[operator]
@@ -157,7 +156,7 @@ class WorldModel(LatentModel):
     def sample_policy(self, z: th.Tensor, generator: Generators = None) -> PolicySample:
         """
         :param z: latent states, (..., Z)
-        :param generator: of the noise
+        :param generator: source of the noise
         :return: actions and their entropies
         """
         mean, log_std = self._policy(z)
@@ -171,8 +170,6 @@ class WorldModel(LatentModel):
         """Mean before it is squashed, and logarithm of the standard deviation."""
         mean, log_std = self.prior(z).chunk(2, dim=-1)
         return mean, LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (th.tanh(log_std) + 1)
-
-    # ---------------------------------------------------------------- for the planner
 
     def reward(self, z: th.Tensor, action: th.Tensor) -> th.Tensor:
         return self.two_hot.decode(self.reward_logits(z, action))

@@ -206,7 +206,7 @@ def test_without_a_time_limit_gamma_is_099_and_said(make, kind, capsys):
     assert make(kind, Blank()).gamma == 0.99
     assert "gamma" not in capsys.readouterr().out
     assert make(kind, Blank(), verbose=1).policy.objective.discount == 0.99
-    assert "gamma is 0.99: it would follow from the time limit" in capsys.readouterr().out
+    assert "is not known: gamma is 0.99" in capsys.readouterr().out
     assert make(kind, Blank(), gamma=0.9).gamma == 0.9
 
 

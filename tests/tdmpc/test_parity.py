@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sb3_mbrl.common.sequences import SequenceSamples
-from sb3_mbrl.tdmpc.base import discount_for
+from sb3_mbrl.tdmpc.arguments import discount_for
 from sb3_mbrl.tdmpc.layers import Critics, NormMish, SimNorm, TwoHot, _Mish, mish_, normed_mlp, symexp, symlog
 from sb3_mbrl.tdmpc.planner import LatentMPPI, prior_proposals
 

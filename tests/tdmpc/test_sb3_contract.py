@@ -30,7 +30,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sb3_mbrl.common.progress import ModelProgressBarCallback
 from sb3_mbrl.common.sequences import SequenceReplayBuffer
 from sb3_mbrl.tdmpc import policies
-from sb3_mbrl.tdmpc.base import effective_rank
+from sb3_mbrl.tdmpc.latent_model import effective_rank
 
 OBS = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
 
