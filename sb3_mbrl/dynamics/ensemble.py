@@ -228,8 +228,6 @@ class ProbabilisticEnsemble(nn.Module):
             fit = f"n_fitted={self.n_fitted}, holdout_mse={self.holdout_mse[self.elites].mean().item():.3g}"
         return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in sizes.items())}, {fit})"
 
-    # ---------------------------------------------------------------- networks
-
     @property
     def device(self) -> th.device:
         return self.holdout_mse.device
@@ -359,8 +357,6 @@ class ProbabilisticEnsemble(nn.Module):
             lower = lower * th.exp(self.nll_beta * lower.detach())
         return nll.mean(dim=(1, 2)).sum() + 0.01 * (upper.sum() - lower.sum())
 
-    # ---------------------------------------------------------------- data
-
     def scale_action(self, action: th.Tensor) -> th.Tensor:
         """
         :param action: in the environment's scale, (..., A)
@@ -450,8 +446,6 @@ class ProbabilisticEnsemble(nn.Module):
 
     def _known_reward(self, reward_fn: RewardFn, obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
         return call("reward_fn", reward_fn, obs, self.unscale_action(action), next_obs)
-
-    # ---------------------------------------------------------------- stepping
 
     def start(self, obs: th.Tensor) -> th.Tensor:
         """
@@ -543,8 +537,6 @@ class ProbabilisticEnsemble(nn.Module):
     def _to_raw(self, output: th.Tensor, obs: th.Tensor) -> th.Tensor:
         """Normalised change and reward -> raw next observation and reward."""
         return self.target_normalizer.inverse(output) + F.pad(obs, (0, 1))
-
-    # ---------------------------------------------------------------- files
 
     def save(self, path: str | pathlib.Path) -> None:
         """

@@ -100,7 +100,7 @@ def test_tiny_data_fits(terminated, seed):
     rows = synthetic(len(terminated), seed=seed)
     data = Transitions(rows.observations, rows.actions, rows.next_observations, rows.rewards, th.tensor(terminated))
     head = LearnedTermination(4, 1, (16,))
-    result = head.fit(data)
+    result = head.fit(data, max_epochs=2)
     assert all(math.isfinite(result[name]) for name in ("epochs", "loss"))
     assert math.isnan(result["recall"]) == (not any(terminated))
     assert all(value.isfinite().all() for value in head.state_dict().values())
