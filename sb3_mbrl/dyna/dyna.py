@@ -38,7 +38,7 @@ from sb3_mbrl.common.types import RewardFn, TerminationFn
 from sb3_mbrl.envs import LearnedModelVecEnv
 from sb3_mbrl.envs.construction import N_ENVS
 from sb3_mbrl.envs.experience import StartStates, check_start_states
-from sb3_mbrl.envs.imagination import RULES, ImaginationRules
+from sb3_mbrl.envs.rules import RULES, ImaginationRules
 
 EPISODES_PER_MEMBER = 4
 """Imagined episodes of each member of the ensemble, whenever the policy is validated."""

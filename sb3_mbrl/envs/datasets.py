@@ -1,4 +1,4 @@
-"""Fixed datasets, as transitions for a model: Minari's, SB3's replay buffers, arrays by name, and what was collected."""
+"""Reads transitions from fixed datasets: Minari's, SB3's replay buffers, arrays by name, and collected trajectories."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -19,15 +19,15 @@ from sb3_mbrl.common.types import Transitions
 
 
 class EpisodicDataset(Protocol):
-    """What is asked of a ``minari.MinariDataset``."""
+    """The part of ``minari.MinariDataset`` that is used."""
 
     @property
     def observation_space(self) -> spaces.Space:
-        """The space of what was recorded."""
+        """The space of the recorded observations."""
 
     @property
     def action_space(self) -> spaces.Space:
-        """The space of what was recorded."""
+        """The space of the recorded actions."""
 
     @property
     def env_spec(self) -> EnvSpec | None:
@@ -49,7 +49,7 @@ missing."""
 NAMES_OF_D4RL = {"terminations": "terminals", "truncations": "timeouts"}
 
 ROUNDING = 1e-4
-"""Actions may exceed [-1, 1] by this much."""
+"""Actions may exceed [-1, 1] by this much, which rounding explains."""
 
 EMPTY = "The dataset holds no transitions: there is nothing to fit a model to. Was it filtered, or not loaded?"
 
@@ -59,7 +59,7 @@ def read_dataset(
 ) -> tuple[Transitions, th.Tensor]:
     """
     :param dataset: Minari's, SB3's replay buffer, or arrays by name
-    :param env: asked for its spaces, which arrays do not tell; None: those of the dataset
+    :param env: the environment, asked for its spaces, which arrays do not tell; None: those of the dataset
     :param device: where the tensors go
     :return: all transitions, raw observations and rewards, actions in [-1, 1] or one-hot; and the first observations of
         episodes among them, (K, O)
@@ -110,17 +110,12 @@ def _are_trajectories(dataset: Sequence[Any]) -> bool:
 
 
 def _same(recorded: spaces.Space, real: spaces.Space) -> bool:
-    """A Box of another precision is the same."""
+    """Whether two spaces are the same; the precision of a Box does not matter."""
     if not (isinstance(recorded, spaces.Box) and isinstance(real, spaces.Box)):
         return recorded == real
     if recorded.shape != real.shape:
         return False
     return np.allclose(recorded.low, real.low) and np.allclose(recorded.high, real.high)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# One function for each kind
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def read_trajectories(
@@ -129,7 +124,7 @@ def read_trajectories(
     """
     :param trajectories: each from the first observation of an episode; or a batch of transitions in any order
     :param device: where the tensors go
-    :return: all transitions; and the first observations of episodes, (K, O), none of a batch
+    :return: all transitions; and the first observations of episodes, (K, O), which a batch does not tell
     """
     if isinstance(trajectories, Transitions):
         batch, initial = trajectories, trajectories.observations[:0]
@@ -158,7 +153,7 @@ def _read_buffer(buffer: ReplayBuffer, device: th.device | str) -> tuple[Transit
 
 
 def _arrays_of_episodes(dataset: EpisodicDataset) -> dict[str, np.ndarray]:
-    """Episodes one after the other. Each ends with its last row, whatever its flags say."""
+    """All episodes in one array of each name. Each episode ends with its last row, whatever its flags say."""
     episodes = list(dataset.iterate_episodes())
     if len(episodes) == 0:
         raise ValueError(EMPTY)
@@ -196,10 +191,11 @@ def _columns(
     arrays: Mapping[str, Any], observation_shape: tuple[int, ...], action_shape: tuple[int, ...]
 ) -> dict[str, np.ndarray]:
     """
-    :param arrays: by the names of Gymnasium or of D4RL
-    :param observation_shape: of one observation
-    :param action_shape: of one action
-    :return: N >= 1 rows each, by the names of Gymnasium
+    :param arrays: arrays by the names of Gymnasium or of D4RL
+    :param observation_shape: shape of one observation
+    :param action_shape: shape of one action
+    :return: arrays of N >= 1 rows, by the names of Gymnasium
+    :raises ValueError: an array is missing, or has another shape
     """
     shapes = {
         "observations": observation_shape,

@@ -9,8 +9,9 @@ from gymnasium import spaces
 
 from sb3_mbrl.common.trajectories import concatenate
 from sb3_mbrl.common.types import Transitions
+from sb3_mbrl.envs.bounds import ObservedRange
 from sb3_mbrl.envs.datasets import read_trajectories
-from sb3_mbrl.envs.imagination import ObservedRange, StartFn, as_states
+from sb3_mbrl.envs.imagination import StartFn, as_states
 
 StartStates = str | np.ndarray | th.Tensor | StartFn
 """``"all"`` or ``"initial"`` observations of the transitions, raw observations (M, O), or ``f(n, generator) -> (n, O)``."""
@@ -23,7 +24,9 @@ Bounds = tuple[np.ndarray, np.ndarray]
 @dataclass(frozen=True)
 class Experience:
     """
-    :param transitions: all real transitions
+    Real transitions.
+
+    :param transitions: all of them, in any order
     :param initial: first observations of episodes among them, (K, O)
     """
 
@@ -35,6 +38,7 @@ class Experience:
         """
         :param trajectories: each from the first observation of an episode; or a batch of transitions in any order
         :param device: where they go
+        :return: the transitions, and the first observations of the trajectories
         """
         return cls(*read_trajectories(trajectories, device))
 
@@ -57,7 +61,7 @@ class Experience:
     def bounds_unless(self, given: Bounds | None) -> Bounds:
         """
         :param given: lowest and highest prediction, (O,) each
-        :return: the same; for None what was observed
+        :return: the same; for None the observed range
         """
         if given is not None:
             return given

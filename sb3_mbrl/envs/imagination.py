@@ -1,8 +1,7 @@
-"""A batch of imagined branches: the core that the environments share. Torch in, torch out."""
+"""A batch of imagined branches, stepped on tensors: what both environments are built on."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -10,98 +9,13 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_mbrl.common.actions import action_bounds, one_hot, scale
-from sb3_mbrl.common.arguments import BOOLEAN, check_arguments, integer, number
-from sb3_mbrl.common.model import (
-    PROPAGATION,
-    SPREADS_ADDED,
-    VALUE_MODE,
-    DynamicsModel,
-    Members,
-    ModelStep,
-    check_fitted,
-)
+from sb3_mbrl.common.model import SPREADS_ADDED, DynamicsModel, Members, ModelStep, check_fitted
 from sb3_mbrl.common.spaces import check_spaces
+from sb3_mbrl.envs.bounds import prediction_bounds, rounding
+from sb3_mbrl.envs.rules import ImaginationRules
 
 StartFn = Callable[[int, th.Generator], th.Tensor | np.ndarray]
 """``f(n, generator) -> raw observations (n, O)`` at which branches begin."""
-
-BOUNDS_MARGIN = 0.5
-"""Predictions may leave the observed range of each observation entry by this share of it, on either side."""
-
-RULES = {
-    "max_episode_steps": integer(1, 10**12),
-    "deterministic": BOOLEAN,
-    "propagation": PROPAGATION,
-    "value_mode": VALUE_MODE,
-    "reward_kappa": number(0),
-    "uncertainty_penalty": number(0),
-    "max_disagreement": number(0) | None,
-    "halt_reward": number() | None,
-    "stagger": BOOLEAN,
-}
-"""Rules for the arguments of :class:`ImaginationRules`."""
-
-
-@dataclass(frozen=True)
-class ImaginationRules:
-    """
-    How imagined branches go on, what they pay, and when they end.
-
-    :param max_episode_steps: steps after which a branch is truncated
-    :param propagation: ``"ts1"``: an elite drawn for each branch and step (MBPO); ``"tsinf"``: a branch keeps the elite drawn
-        when it begins; ``"expectation"``: the elites' average, without noise
-    :param deterministic: means instead of samples of the predicted distributions
-    :param value_mode: ``"expected"``: the predicted reward; ``"pessimistic"`` or ``"optimistic"``: its lower or upper
-        confidence bound, ``reward_kappa`` standard deviations below or above
-    :param reward_kappa: weight of the standard deviation of the elites' mean rewards, for the latter two. (The ``kappa`` of a
-        planner is about whole returns, and includes their noise)
-    :param uncertainty_penalty: lambda of MOPO (Yu et al. 2020, https://arxiv.org/abs/2005.13239): subtracted from the reward,
-        times the Euclidean norm of the elites' standard deviations about the next observation, in the observation's units
-        (``ModelStep.disagreement``)
-    :param max_disagreement: MOReL's halt (Kidambi et al. 2020, https://arxiv.org/abs/2005.05951): a step about whose next
-        observation the elites disagree by more, in the same measure, ends the task; None: never
-    :param halt_reward: reward of such a step. Less than what going on pays, or the policy looks for unknown states
-    :param stagger: whether branch ``i`` begins its first episode at step ``i * max_episode_steps // n``, so that not all are
-        truncated at once: PPO evaluates its critic for each truncated environment, one after the other. First episodes are
-        shorter for that and return less, so pass False to evaluate a policy
-    :raises ValueError: a name that is not known, or a number out of its range
-    """
-
-    max_episode_steps: int
-    propagation: str = "ts1"
-    deterministic: bool = False
-    value_mode: str = "expected"
-    reward_kappa: float = 1.0
-    uncertainty_penalty: float = 0.0
-    max_disagreement: float | None = None
-    halt_reward: float | None = None
-    stagger: bool = True
-
-    def __post_init__(self) -> None:
-        check_arguments(vars(self), RULES)
-        if (self.max_disagreement is None) != (self.halt_reward is None):
-            raise ValueError(
-                "max_disagreement and halt_reward come together: where the model is too uncertain a branch ends, with a "
-                "reward less than what going on pays (MOReL: the lowest reward of the data, and less)."
-            )
-
-    @property
-    def needs_uncertainty(self) -> bool:
-        """Whether a step has to evaluate all elites."""
-        return self.value_mode != "expected" or self.uncertainty_penalty > 0 or self.max_disagreement is not None
-
-
-class ObservedRange(NamedTuple):
-    """
-    The range of what the real environment returned. It may exceed the bounds that the environment declares; imagination then
-    may exceed them, too.
-
-    :param low: lowest observation, (O,)
-    :param high: highest observation, (O,)
-    """
-
-    low: np.ndarray
-    high: np.ndarray
 
 
 class ImaginedStep(NamedTuple):
@@ -122,13 +36,14 @@ class Imagination:
     """
     ``n`` branches, stepped together in a model.
 
-    What a model predicts is kept within bounds; reward and termination are judged before that. A prediction that is not
-    finite truncates its branch where it was, with reward 0: nothing is gained by it, and nothing bootstraps from it.
+    Predictions are kept within bounds; reward and termination are those of the prediction before it is clipped. A prediction
+    that is not finite truncates its branch where it was, with reward 0, so that nothing is gained by it and no value is
+    bootstrapped from it.
 
-    :param dynamics: fitted, if it is learned
+    :param dynamics: the model, fitted if it is learned
     :param n: number of branches
     :param start_states: raw observations (M, O) to draw from uniformly, or ``f(n, generator) -> (n, O)``
-    :param rules: of the branches
+    :param rules: how branches go on, what they pay, and when they end
     :param observation_bounds: lowest and highest observation, (O,) each, tightened to the space's; an ``ObservedRange``,
         which is given a margin; None: the space's
     :raises ValueError: a model that is not fitted or cannot start from observations; start states of another shape, not
@@ -162,14 +77,14 @@ class Imagination:
         observation_bounds: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
         """
-        What following branches begin with. Those under way go on.
+        Set the start states of future branches; running ones are unaffected.
 
         :param start_states: raw observations (M, O) to draw from uniformly, or ``f(n, generator) -> (n, O)``
         :param observation_bounds: lowest and highest observation, (O,) each, tightened to the space's; an ``ObservedRange``,
             which is given a margin; None: the space's
         :raises ValueError: start states of another shape, not finite, or out of bounds
         """
-        self.low, self.high = _bounds(self.dynamics.observation_space, observation_bounds, self.dynamics.device)
+        self.low, self.high = prediction_bounds(self.dynamics.observation_space, observation_bounds, self.dynamics.device)
         if callable(start_states):
             self._pool, self._draw = None, start_states
             probe = self._checked(start_states(2, th.Generator(self.dynamics.device).manual_seed(0)), 2)
@@ -178,14 +93,12 @@ class Imagination:
             probe = self._pool[:1].expand(2, -1)
         self._check_starts_anywhere(probe)
 
-    # ---------------------------------------------------------------- stepping
-
     @th.no_grad()
     def reset(self, which: th.Tensor | None = None) -> th.Tensor:
         """
-        Begin anew.
+        Begin branches anew.
 
-        :param which: branches, (K,) long; None: all
+        :param which: the branches, (K,) long; None: all
         :return: their raw observations, (K, O) float32
         """
         starts = self._starts(self.n if which is None else len(which))
@@ -204,7 +117,7 @@ class Imagination:
         One step of all branches; those that end stay where they are until they are reset.
 
         :param actions: in [-1, 1] or one-hot, (n, A)
-        :return: what came of it
+        :return: observations, rewards, and which branches ended
         """
         self.require_reset()
         step = self.dynamics.step(
@@ -239,7 +152,7 @@ class Imagination:
         return "random" if self.rules.propagation == "ts1" else "expectation"
 
     def _judged(self, step: ModelStep) -> tuple[th.Tensor, th.Tensor]:
-        """Reward and termination, uncertainty taken into account."""
+        """Reward and termination by the rules about uncertainty, (n,) each."""
         rules = self.rules
         if not rules.needs_uncertainty:
             return step.reward, step.terminated
@@ -252,12 +165,10 @@ class Imagination:
         halted = disagreement > rules.max_disagreement
         return th.where(halted, rules.halt_reward, reward), step.terminated | halted
 
-    # ---------------------------------------------------------------- beginning
-
     def _draw_members(self, k: int) -> th.Tensor:
         elites = self.dynamics.elites
         if self.rules.propagation != "tsinf":
-            return elites[:1].expand(k).clone()  # of no effect
+            return elites[:1].expand(k).clone()  # not used
         return elites[th.randint(len(elites), (k,), generator=self.generator, device=elites.device)]
 
     def _starts(self, k: int) -> th.Tensor:
@@ -269,10 +180,11 @@ class Imagination:
         """
         :param states: start states
         :param k: how many there have to be; None: at least one
-        :return: (M, O) float32, within bounds
+        :return: the states, (M, O) float32, within bounds
+        :raises ValueError: a state is of another shape, not finite, or out of bounds by more than rounding errors
         """
         states = as_states(states, len(self.low), self.dynamics.device, k)
-        slack = _rounding(states)
+        slack = rounding(states)
         outside = (states < self.low - slack) | (states > self.high + slack)
         if outside.any():
             row, entry = outside.nonzero()[0].tolist()
@@ -285,7 +197,7 @@ class Imagination:
         return th.maximum(th.minimum(states, self.high), self.low)
 
     def _check_starts_anywhere(self, two_states: th.Tensor) -> None:
-        """Some simulators start where live environments stand: one row for each of them, whatever is asked for."""
+        """Refuse simulators of live environments, which start where those environments are, and not at any observation."""
         try:
             for states in (two_states[:1], two_states):
                 self.dynamics.start(states)
@@ -299,7 +211,7 @@ def as_states(states: np.ndarray | th.Tensor, n_obs: int, device: th.device, k: 
     :param n_obs: O
     :param device: where they are put
     :param k: how many there have to be; None: at least one
-    :return: (M, O) float32
+    :return: the states, (M, O) float32
     :raises ValueError: they have another shape, or are not finite
     """
     states = th.as_tensor(states, dtype=th.float32, device=device)
@@ -323,39 +235,11 @@ def _check_model(dynamics: DynamicsModel, rules: ImaginationRules) -> None:
         )
 
 
-def _bounds(
-    space: spaces.Space, bounds: tuple[np.ndarray, np.ndarray] | None, device: th.device
-) -> tuple[th.Tensor, th.Tensor]:
-    """Lowest and highest observation, (O,) float32 each, rounded towards each other so that both lie in the space."""
-    assert isinstance(space, spaces.Box)
-    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    if isinstance(bounds, ObservedRange):
-        margin = BOUNDS_MARGIN * (bounds.high - bounds.low)
-        low, high = np.maximum(low, bounds.low - margin), np.minimum(high, bounds.high + margin)
-        low = np.where(bounds.low < low - _rounding(bounds.low), bounds.low, low)
-        high = np.where(bounds.high > high + _rounding(bounds.high), bounds.high, high)
-    elif bounds is not None:
-        given_low, given_high = (np.asarray(bound, dtype=np.float64) for bound in bounds)
-        if given_low.shape != low.shape or given_high.shape != low.shape or not (given_low <= given_high).all():
-            raise ValueError(f"observation_bounds must be two arrays of shape {low.shape}, lowest and highest; got {bounds}.")
-        low, high = np.maximum(low, given_low), np.minimum(high, given_high)
-    with np.errstate(over="ignore"):
-        low32, high32 = low.astype(np.float32), high.astype(np.float32)
-    low32 = np.where(low32 < low, np.nextafter(low32, np.float32(np.inf)), low32)
-    high32 = np.where(high32 > high, np.nextafter(high32, np.float32(-np.inf)), high32)
-    return th.as_tensor(low32, device=device), th.as_tensor(high32, device=device)
-
-
-def _rounding(obs: Any) -> Any:
-    """How far observations may be out of bounds by a rounding error of the environment."""
-    return 1e-4 * (1.0 + abs(obs))
-
-
 def to_model(actions: np.ndarray, dynamics: DynamicsModel) -> th.Tensor:
     """
     :param actions: as the environment's ``step`` takes them, (n, \\*action_space.shape)
     :param dynamics: the model
-    :return: in [-1, 1], clipped, or one-hot, (n, A) float32 on the device
+    :return: as the model's ``step`` takes them: in [-1, 1], clipped, or one-hot, (n, A) float32 on the device
     """
     space = dynamics.action_space
     if isinstance(space, spaces.Discrete):

@@ -14,17 +14,18 @@ from sb3_mbrl.common.environments import RealEnv, accepted_environment, as_vec_e
 from sb3_mbrl.common.model import DynamicsModel, dynamics_of
 from sb3_mbrl.envs.construction import ImaginedFromExperience
 from sb3_mbrl.envs.experience import Bounds
-from sb3_mbrl.envs.imagination import Imagination, ImaginationRules, StartFn, to_model
+from sb3_mbrl.envs.imagination import Imagination, StartFn, to_model
+from sb3_mbrl.envs.rules import ImaginationRules
 from sb3_mbrl.tasks.rendering import state_setter
 
 N_INITIAL = 100
-"""Resets of the real environment, if no start states are given."""
+"""Number of resets of the real environment that give start states, if none are passed."""
 
 
 class LearnedModelEnv(ImaginedFromExperience, gym.Env[np.ndarray, Any]):
     """
-    One environment in a model, with the real one as ``env``, which is never stepped here: it is reset for start states and
-    put into the imagined state to be rendered. :class:`LearnedModelVecEnv` is many times faster per step::
+    One environment in a model, with the real one as ``env``, which is never stepped: it is reset to get start states, and put
+    into the imagined state to be rendered. :class:`LearnedModelVecEnv` is many times faster per step::
 
         env = LearnedModelEnv.from_env("Pendulum-v1", n_steps=5_000)
         SAC("MlpPolicy", env).learn(10_000)
@@ -36,13 +37,14 @@ class LearnedModelEnv(ImaginedFromExperience, gym.Env[np.ndarray, Any]):
     :param dynamics: a fitted model, an algorithm that has learned one (``MBPO``, ``PETS``, ``Dyna``), or a simulator that
         starts from observations
     :param start_states: raw observations (M, O) at which episodes begin, drawn uniformly, or ``f(n, generator) -> (n, O)``;
-        None: those that 100 resets of the real environment give
-    :param max_episode_steps: steps until truncation; None: the time limit of the real environment, 1000 if it is not known
-    :param observation_bounds: lowest and highest prediction, (O,) each; None: those of the observation space
+        None: those of 100 resets of the real environment
+    :param max_episode_steps: steps until an episode is truncated; None: the time limit of the real environment, 1000 if it is
+        not known
+    :param observation_bounds: lowest and highest prediction, (O,) each; None: the bounds of the observation space
     :param rules: further arguments of :class:`~sb3_mbrl.envs.ImaginationRules`: ``propagation``, ``value_mode``,
         ``uncertainty_penalty``, ``max_disagreement``, ...
-    :raises ValueError: spaces of the environment that are not the model's, a model that is not fitted, start states that the
-        model cannot start from, numbers or names
+    :raises ValueError: the spaces of the environment are not those of the model, the model is not fitted, it cannot start
+        from the start states, or a number or name is not accepted
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class LearnedModelEnv(ImaginedFromExperience, gym.Env[np.ndarray, Any]):
         self.imagination = Imagination(dynamics, 1, starts, imagination_rules, observation_bounds)
 
     @classmethod
-    def _around(  # type: ignore[override]
+    def _constructed(  # type: ignore[override]
         cls,
         env: RealEnv | None,
         dynamics: DynamicsModel,
@@ -94,7 +96,7 @@ class LearnedModelEnv(ImaginedFromExperience, gym.Env[np.ndarray, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """
-        :param seed: of what follows; None goes on with the generator at hand
+        :param seed: seed of what follows; None: the generator goes on
         :param options: not used
         :return: raw observation (O,), and an empty dictionary
         """
@@ -118,9 +120,9 @@ class LearnedModelEnv(ImaginedFromExperience, gym.Env[np.ndarray, Any]):
         """
         Render the real environment in the imagined state.
 
-        :return: what its ``render`` returns
-        :raises ValueError: its state cannot be set from an observation: it can for Gymnasium's classic control and MuJoCo
-            tasks, as long as no wrapper changes the observation
+        :return: what ``render`` of the real environment returns
+        :raises ValueError: the state of the environment cannot be set from an observation. It can be set for Gymnasium's
+            classic control and MuJoCo tasks, as long as no wrapper changes the observation
         """
         if self._set_state is None:
             self._set_state = state_setter(self.env)
@@ -148,7 +150,7 @@ def _one_environment(env: Any) -> gym.Env:
 
 
 def _initial_states(env: gym.Env) -> np.ndarray:
-    """Within the bounds of the space, which a real environment may leave."""
+    """Start states, clipped to the bounds of the space, which a real environment may leave."""
     states = np.stack([env.reset(seed=seed)[0] for seed in range(N_INITIAL)])
     space = env.observation_space
     return np.clip(states, space.low, space.high) if isinstance(space, gym.spaces.Box) else states

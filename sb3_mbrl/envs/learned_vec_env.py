@@ -6,6 +6,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
 
@@ -15,32 +16,34 @@ from sb3_mbrl.common.environments import RealEnv
 from sb3_mbrl.common.model import DynamicsModel, dynamics_of
 from sb3_mbrl.envs.construction import N_ENVS, ImaginedFromExperience
 from sb3_mbrl.envs.experience import Bounds
-from sb3_mbrl.envs.imagination import Imagination, ImaginationRules, StartFn, to_model
+from sb3_mbrl.envs.imagination import Imagination, StartFn, to_model
+from sb3_mbrl.envs.rules import ImaginationRules
 
 
 class LearnedModelVecEnv(ImaginedFromExperience, VecEnv):
     """
-    Any number of environments in a model, stepped together: one batch through the model for a step of all of them. What an
-    algorithm of Stable-Baselines3 learns in here costs no real step::
+    Any number of environments in a model: a step of all of them is one batch through the model. An algorithm of
+    Stable-Baselines3 that learns in them takes no real step::
 
         env = LearnedModelVecEnv.from_env("Pendulum-v1", n_envs=256, n_steps=5_000)
         PPO("MlpPolicy", env).learn(500_000)
 
-    Its ``action_space`` is one that algorithms of SB3 can act in: discrete actions are counted from 0, whatever the ``start``
-    of the real space, and a Box of integers is one of floats, which are rounded.
+    The ``action_space`` is one in which algorithms of SB3 can act: discrete actions are counted from 0, whatever the ``start``
+    of the real space is, and a Box of integers becomes one of floats, which are rounded. Policies that count as the real space
+    does, such as :class:`~sb3_mbrl.MPCPolicy`, act in :class:`LearnedModelEnv` instead.
 
-    It behaves as SB3's ``DummyVecEnv``; wrap it in ``VecMonitor`` to see returns, in ``VecNormalize`` to scale. Predictions
-    that are not finite truncate their episode where it was, with reward 0.
+    The environments behave as SB3's ``DummyVecEnv``; wrap them in ``VecMonitor`` to see returns, in ``VecNormalize`` to scale.
+    Predictions that are not finite truncate their episode where it was, with reward 0.
 
     :param dynamics: a fitted model, an algorithm that has learned one (``MBPO``, ``PETS``, ``Dyna``), or a simulator that
         starts from observations
     :param n_envs: number of environments
     :param start_states: raw observations (M, O) at which episodes begin, drawn uniformly, or ``f(n, generator) -> (n, O)``
-    :param max_episode_steps: steps until truncation
-    :param observation_bounds: lowest and highest prediction, (O,) each; None: those of the observation space
+    :param max_episode_steps: steps until an episode is truncated
+    :param observation_bounds: lowest and highest prediction, (O,) each; None: the bounds of the observation space
     :param rules: further arguments of :class:`~sb3_mbrl.envs.ImaginationRules`: ``propagation``, ``value_mode``,
         ``uncertainty_penalty``, ``max_disagreement``, ``stagger``, ...
-    :raises ValueError: a model that is not fitted, start states that the model cannot start from, numbers or names
+    :raises ValueError: the model is not fitted, it cannot start from the start states, or a number or name is not accepted
     """
 
     def __init__(
@@ -60,7 +63,7 @@ class LearnedModelVecEnv(ImaginedFromExperience, VecEnv):
         super().__init__(n_envs, dynamics.observation_space, for_sb3(dynamics.action_space))
 
     @classmethod
-    def _around(  # type: ignore[override]
+    def _constructed(  # type: ignore[override]
         cls,
         env: RealEnv | None,
         dynamics: DynamicsModel,
@@ -71,11 +74,9 @@ class LearnedModelVecEnv(ImaginedFromExperience, VecEnv):
     ) -> "LearnedModelVecEnv":
         return cls(dynamics, n_envs, start_states, observation_bounds=observation_bounds, **rules)
 
-    # ---------------------------------------------------------------- stepping
-
     def reset(self) -> np.ndarray:
         """
-        Begin all episodes anew. The seed of the first environment, if any was set, is that of all.
+        Begin all episodes anew. The seed that was set for the first environment, if any, seeds all of them.
 
         :return: raw observations, (n_envs, O)
         """
@@ -88,11 +89,21 @@ class LearnedModelVecEnv(ImaginedFromExperience, VecEnv):
 
     def step_async(self, actions: np.ndarray) -> None:
         """
-        :param actions: in the environment's scale, discrete ones counted from 0, (n_envs, \\*action_space.shape); those out of
-            bounds are clipped
+        :param actions: in the environment's scale, clipped to its bounds; discrete ones are counted from 0; (n_envs,
+            \\*action_space.shape)
+        :raises ValueError: a discrete action is not counted from 0
         """
         dynamics = self.imagination.dynamics
+        self._check_counted_from_zero(np.asarray(actions), dynamics.action_space)
         self._actions = to_model(from_sb3(np.asarray(actions), dynamics.action_space), dynamics)
+
+    def _check_counted_from_zero(self, actions: np.ndarray, real: spaces.Space) -> None:
+        if isinstance(self.action_space, spaces.Discrete) and not (0 <= actions.min() and actions.max() < self.action_space.n):
+            raise ValueError(
+                f"The actions reach from {actions.min()} to {actions.max()}, but {type(self).__name__} counts them from 0 to "
+                f"{self.action_space.n - 1}, as algorithms of Stable-Baselines3 do. Policies that act in {real}, such as "
+                "MPCPolicy, can be evaluated in LearnedModelEnv, whose actions are those of the real environment."
+            )
 
     def step_wait(self) -> VecEnvStepReturn:
         """
@@ -125,24 +136,20 @@ class LearnedModelVecEnv(ImaginedFromExperience, VecEnv):
     def close(self) -> None:
         """Nothing to close."""
 
-    # ---------------------------------------------------------------- attributes
-
-    # All environments are one object: what is asked of some of them is asked of it
-
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """
-        :param attr_name: an attribute of this object
+        :param attr_name: an attribute of this object, which all environments share
         :param indices: environments
-        :return: its value, for each of them
+        :return: the value, once for each of them
         """
         return [getattr(self, attr_name) for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """
-        :param attr_name: an attribute of this object
-        :param value: for all environments
-        :param indices: all of them
-        :raises ValueError: only some of them
+        :param attr_name: an attribute of this object, which all environments share
+        :param value: value for all environments
+        :param indices: all environments
+        :raises ValueError: only some environments are meant
         """
         if set(self._get_indices(indices)) != set(range(self.num_envs)):
             raise ValueError(f"{attr_name!r} is shared by all imagined environments, and cannot be set for {indices} alone.")
@@ -152,20 +159,20 @@ class LearnedModelVecEnv(ImaginedFromExperience, VecEnv):
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
         """
-        :param method_name: a method of this object, called once
-        :param method_args: for it
+        :param method_name: a method of this object, which is called once
+        :param method_args: arguments of the method
         :param indices: environments
-        :param method_kwargs: for it
-        :return: what it returned, for each of them
+        :param method_kwargs: keyword arguments of the method
+        :return: what the method returned, once for each environment
         """
         result = getattr(self, method_name)(*method_args, **method_kwargs)
         return [result for _ in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """
-        :param wrapper_class: of Gymnasium
+        :param wrapper_class: a wrapper of Gymnasium
         :param indices: environments
-        :return: False, for each of them
+        :return: False, once for each environment
         """
         return [False for _ in self._get_indices(indices)]
 

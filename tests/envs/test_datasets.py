@@ -238,7 +238,7 @@ def test_from_a_minari_dataset(record, tiny):
     venv = LearnedModelVecEnv.from_dataset(dataset, **tiny)
     assert isinstance(venv.dynamics.termination_fn, NeverTerminates)
     assert venv.imagination.rules.max_episode_steps == 25
-    assert len(venv._experience.initial) == 3
+    assert len(venv._origin.experience.initial) == 3
     del tiny["n_envs"]
     env = LearnedModelEnv.from_dataset(dataset, **tiny)
     assert env.env.spec.id == "Pendulum-v1" and env.env.spec.max_episode_steps == 25

@@ -265,8 +265,9 @@ def test_refit_keeps_the_start_states_that_were_given(from_drift):
     env = from_drift()
     fixed = LearnedModelVecEnv(env.dynamics, 2, np.zeros((1, 2)), max_episode_steps=5)
     assert fixed.transitions is None
-    fixed.refit(env.transitions[:50], max_epochs=1)
-    assert len(fixed.transitions) == 50 and len(fixed.imagination._pool) == 1
+    for n_known in (50, 100):
+        fixed.refit(env.transitions[:50], max_epochs=1)
+        assert len(fixed.transitions) == n_known and len(fixed.imagination._pool) == 1
 
 
 def test_a_simulator_is_not_fitted():

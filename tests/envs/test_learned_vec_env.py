@@ -96,6 +96,9 @@ def test_discrete_actions_reach_the_model_one_hot(scripted, make_vec, monkeypatc
     assert env.action_space == spaces.Discrete(3)  # SB3's policies count from 0
     env.step(np.array([0, 2]))
     assert seen[0].tolist() == [[1, 0, 0], [0, 0, 1]]
+    for actions in ([1, 3], [-1, 0]):  # as a policy counts that acts in the space of the model
+        with pytest.raises(ValueError, match=r"counts them from 0 to 2.*act in Discrete\(3, start=1\).*LearnedModelEnv"):
+            env.step(np.array(actions))
 
 
 def test_float64_observations(scripted, make_vec):
