@@ -1,13 +1,13 @@
 """
 PDDM's planner (Nagabandi et al. 2019, https://arxiv.org/abs/1909.11652) on a hand with 24 actuators that turns a pen.
 
-Needs Gymnasium-Robotics: ``pip install -e '.[robotics]'``.
+This example needs Gymnasium-Robotics: ``pip install -e '.[robotics]'``.
 
-PDDM's numbers: three networks of 2 x 250, plans of 7 steps, 700 candidates that are filtered over time (beta = 0.7; 0.6 or
-0.7 for its hands), weighted by their returns (kappa = 10, as for its cube; 0.5 for its valve, 20 for its two balls). As there,
-the reward is known: all of it can be read off the observation. What differs: networks are probabilistic and keep their weights
-from fit to fit (PDDM trains them from scratch), all candidates have the same noise (PDDM gives a tenth of them 0.3 times as
-much), and PDDM's own hands turn other things.
+It uses the numbers of PDDM: three networks of 2 x 250, plans of 7 steps, and 700 candidates. These are filtered over time
+(beta = 0.7; PDDM has 0.6 or 0.7 for hands) and weighted by their returns (kappa = 10, as for PDDM's cube; PDDM has 0.5 for the
+valve and 20 for the two balls). As in PDDM, the reward is known, because it can be computed from the observation. There are
+three differences: the networks are probabilistic and keep their weights between fits (PDDM trains them from scratch), all
+candidates have the same noise (PDDM gives a tenth of them 0.3 times as much), and PDDM's own hands turn other objects.
 
 Tested with Gymnasium-Robotics 1.4.2, Gymnasium 1.4.0 and MuJoCo 4.0.0.
 """
@@ -31,12 +31,12 @@ except ImportError as error:
 gym.register_envs(gymnasium_robotics)
 ENV_ID = "AdroitHandPen-v1"
 
-# Where things stand in the observation (45): 24 joints, pen (position, velocities, direction), and what is asked for
+# Indices in the observation, which has 45 numbers: 24 joints, the pen (position, velocities, direction), and the goal
 PEN_HEIGHT, PEN_DIRECTION, DESIRED_DIRECTION, OFFSET = 26, slice(33, 36), slice(36, 39), slice(39, 42)
 
 
 def reward(obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
-    """``adroit_pen.py``: be where asked and point there, with bonuses for doing so well; do not drop the pen."""
+    """Reward of ``adroit_pen.py``: distance and direction of the pen, bonuses if both are right, a penalty for dropping it."""
     distance = next_obs[:, OFFSET].norm(dim=1)
     similarity = (next_obs[:, PEN_DIRECTION] * next_obs[:, DESIRED_DIRECTION]).sum(dim=1)
     near = distance < 0.075
@@ -58,7 +58,7 @@ def random_returns(env: VecEnv, n_episodes: int) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--timesteps", type=int, default=3_000)
-    parser.add_argument("--episodes", type=int, default=10, help="for each mean")
+    parser.add_argument("--episodes", type=int, default=10, help="evaluation episodes for each mean return")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 

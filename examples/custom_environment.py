@@ -1,8 +1,8 @@
 """
-An environment of your own, with the reward and the termination that you know.
+Train MBPO in your own environment, with its reward and its termination as functions.
 
-What is known need not be learned: the model then predicts the next observation only. Both functions are torch, on batches,
-with raw observations and actions in the scale of the environment.
+If you pass both functions, the model only has to learn the next observation. They are written in PyTorch and take batches of
+raw observations and of actions in the scale of the environment.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from sb3_mbrl import MBPO
 
 
 class Cart(gym.Env[np.ndarray, np.ndarray]):
-    """A cart on a track of 4 m, pushed by up to 2 N: stay at the middle, do not fall off. Observation: position, speed."""
+    """A cart on a track of 4 m, pushed by up to 2 N, has to stay in the middle. The observation is its position and speed."""
 
     def __init__(self) -> None:
         self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)

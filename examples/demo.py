@@ -1,8 +1,9 @@
 """
-MBPO beside SAC on a MuJoCo task, at the same number of environment steps (``make demo``).
+Compare MBPO with SAC on a MuJoCo task, at the same number of environment steps (``make demo``).
 
-Trains MBPO on InvertedPendulum-v5 until it solves the task (a mean return of 1000) or the steps are used up, then SAC,
-with its defaults, for as many steps. Leaves a plot, ``demo/returns.png``, and a TensorBoard log, ``demo/tensorboard``.
+MBPO is trained on InvertedPendulum-v5 until it solves the task (a mean return of 1000) or the steps are used up. SAC is then
+trained with its defaults for the same number of steps. The script writes a plot, ``demo/returns.png``, and a TensorBoard log,
+``demo/tensorboard``.
 """
 
 import argparse
@@ -23,7 +24,7 @@ FOLDER = pathlib.Path("demo")
 
 
 def evaluation(name: str, stop: BaseCallback | None = None) -> EvalCallback:
-    """Five deterministic episodes every 250 steps, on an environment of their own; ``stop`` is asked at each new best."""
+    """Evaluates five episodes every 250 steps, in a separate environment; ``stop`` is called at each new best mean."""
     env = make_vec_env(ENV_ID, seed=1_000)
     return EvalCallback(env, stop, eval_freq=250, n_eval_episodes=5, log_path=str(FOLDER / name), verbose=0)
 
@@ -36,7 +37,7 @@ def curve(callback: EvalCallback) -> tuple[list[int], list[float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--timesteps", type=int, default=5_000, help="environment steps at most")
+    parser.add_argument("--timesteps", type=int, default=5_000, help="maximum number of environment steps")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     log = str(FOLDER / "tensorboard")

@@ -1,8 +1,8 @@
 """
-Train PPO and DQN in a learned model, unmodified.
+Train PPO and DQN, unchanged, in a learned model.
 
-``dyna.png`` shows the returns of evaluation episodes over real steps. Where the model promises much more than reality pays, a
-line says so: the policy has found errors of the model.
+``dyna.png`` shows the returns of evaluation episodes over real steps. If the model predicts a much higher return than the real
+environment gives, a line says so: the policy is exploiting errors of the model.
 """
 
 import argparse
@@ -22,10 +22,10 @@ TASKS: dict[str, type[BaseAlgorithm]] = {"Pendulum-v1": PPO, "CartPole-v1": DQN}
 
 class Curve(BaseCallback):
     """
-    Returns over real steps.
+    Records the mean return of evaluations over real steps.
 
-    :param env_id: a new environment for the evaluation
-    :param every: real steps
+    :param env_id: id of the environment to evaluate in
+    :param every: real steps between two evaluations
     """
 
     def __init__(self, env_id: str, every: int):
@@ -45,7 +45,7 @@ class Curve(BaseCallback):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--timesteps", type=int, default=3_000, help="in the real environment")
+    parser.add_argument("--timesteps", type=int, default=3_000, help="steps in the real environment")
     parser.add_argument("--envs", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

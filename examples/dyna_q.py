@@ -1,9 +1,9 @@
 """
-Planning with n imagined updates after each real step: n = 0 (Q-learning), 5 and 50, on CliffWalking-v1.
+Dyna-Q with n imagined updates after each real step: n = 0 (Q-learning), 5 and 50, on CliffWalking-v1.
 
-The figure of Sutton & Barto (2018, section 8.2) on another grid: what Q-learning has not learned after fifty episodes takes
-Dyna-Q a few, because each real transition is learned from again and again, without another step in the environment.
-``dyna_q.png`` shows the length of each episode, the mean of all seeds.
+This is the figure of Sutton & Barto (2018, section 8.2) on another grid. Q-learning has not learned the task after fifty
+episodes; Dyna-Q with n = 50 needs a few, because it learns from each real transition many times, without further steps in the
+environment. ``dyna_q.png`` shows the length of each episode, averaged over all seeds.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from sb3_mbrl import DynaQ
 
 EPISODES = 50
 SOLVED = 20
-"""Steps of an episode that is about as short as they get with one random action in ten; the shortest path takes 13."""
+"""Mean steps that count as solved: one action in ten is random, and the shortest path takes 13 steps."""
 
 
 def lengths(planning_steps: int, max_timesteps: int, seeds: int) -> Iterator[list[int]]:
-    """Steps of each episode, for each seed."""
+    """Yields the lengths of all episodes, one list per seed."""
     for seed in range(seeds):
         env = Monitor(gym.make("CliffWalking-v1"))
         stop = StopTrainingOnMaxEpisodes(max_episodes=EPISODES)
@@ -34,7 +34,7 @@ def lengths(planning_steps: int, max_timesteps: int, seeds: int) -> Iterator[lis
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--timesteps", type=int, default=50_000, help=f"at most, of a run of {EPISODES} episodes")
+    parser.add_argument("--timesteps", type=int, default=50_000, help=f"maximum steps of a run, which has {EPISODES} episodes")
     parser.add_argument("--seeds", type=int, default=10)
     args = parser.parse_args()
 
@@ -49,11 +49,11 @@ def main() -> None:
         seconds = (time.perf_counter() - start) / args.seeds
         complete = min(len(run) for run in runs)
         if complete == 0:
-            print(f"{n:3} no episode came to its end within {args.timesteps} steps, for some seed")
+            print(f"{n:3} for some seed, no episode ended within {args.timesteps} steps")
             continue
         steps = np.array([run[:complete] for run in runs])
         mean = steps.mean(axis=0)
-        # Solved: the first episode from which on five in a row are short, on average over the seeds
+        # Solved at the first of five consecutive episodes that are short, on average over these episodes and over the seeds
         window = np.convolve(mean, np.ones(5) / 5, mode="valid") if complete >= 5 else mean
         solved = int(np.argmax(window <= SOLVED)) + 1 if (window <= SOLVED).any() else None
         real = f"{steps[:, :solved].sum(axis=1).mean():.0f}" if solved else "-"

@@ -1,13 +1,14 @@
 """
-From planning once to model predictive control: the three rungs of PETS, each with the same number of environment steps.
+From planning once to model predictive control: PETS in three settings, each with the same number of environment steps.
 
-1. Fit a model to random data, and execute whole plans without looking. The model is asked about states that random actions
-   never reach.
-2. Aggregate: refit on what the plans met too. The model knows where plans go, but a plan still runs on when it is off.
-3. Model predictive control: look, plan, execute one action, plan again.
+1. Plan once: fit the model to random data only, and execute whole plans without replanning. Plans lead to states that random
+   actions never reach, where the model is wrong.
+2. Aggregate: refit the model to the data that the plans collect as well. The model is then right where plans lead, but a plan
+   still continues when the pendulum has left the predicted path.
+3. Model predictive control: plan, execute one action, observe, and plan again.
 
-The pendulum starts hanging at rest, from where random torques hardly lift it. ``ladder.png`` shows the states that each
-model was fitted to and those that its plans visit; a step further up the ladder brings the two together.
+The pendulum starts hanging at rest, and random torques hardly lift it. ``ladder.png`` shows the states that each model was
+fitted to and the states that its plans visit. From setting to setting, the two come closer together.
 """
 
 import argparse
@@ -38,7 +39,7 @@ RUNGS: dict[str, dict[str, Any]] = {
 
 
 class HangingPendulum(PendulumEnv):
-    """Pendulum-v1, from rest at the bottom."""
+    """Pendulum-v1 with episodes that start at rest at the bottom."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
@@ -57,8 +58,8 @@ def polar(obs: th.Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--timesteps", type=int, default=1_000, help="environment steps of each rung")
-    parser.add_argument("--episodes", type=int, default=5, help="for each mean")
+    parser.add_argument("--timesteps", type=int, default=1_000, help="environment steps in each setting")
+    parser.add_argument("--episodes", type=int, default=5, help="evaluation episodes for each mean return")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -69,7 +70,7 @@ def main() -> None:
         model = PETS(
             "MPCPolicy",
             make_vec_env(make_env, seed=args.seed),
-            # What is fitted once is fitted to nothing but random data, of which it gets as much as the others get in all
+            # A model that is fitted only once gets as many random steps as the other settings get steps in total
             learning_starts=2 * N_STEPS if rung["aggregate"] else args.timesteps - 1,
             horizon=HORIZON,
             dynamics_kwargs={"net_arch": (64, 64)},
@@ -83,7 +84,7 @@ def main() -> None:
         episodes = collect_trajectories(make_vec_env(make_env, args.episodes, seed=args.seed + 1_000), model.predict, N_STEPS)
         plans = concatenate(episodes)
         returns = np.array([episode.rewards.sum().item() for episode in episodes])
-        # The error of one step, relative to predicting no change: on the data, and where the plans go
+        # Error of one step relative to predicting no change: on the fitted data, and on the states that plans visit
         on_data, on_plans = (one_step_error(model.dynamics, rows).summary()["one_step_error"] for rows in (data, plans))
         shift = state_distribution(data.observations, plans.observations)
         print(

@@ -1,6 +1,6 @@
 """
-Learn a model of the environment from random actions, train PPO in hundreds of imagined episodes, and let it act in the real
-environment. What it meets there makes the model better, and so on.
+Learn a model of the environment from random actions and train PPO in hundreds of imagined episodes. Then let PPO act in the
+real environment, refit the model to what it met there, and train PPO again.
 """
 
 import argparse
@@ -18,7 +18,7 @@ IMAGINED_PER_REAL = 100
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--timesteps", type=int, default=2_000, help="real steps, of both rounds together")
+    parser.add_argument("--timesteps", type=int, default=2_000, help="real steps in both rounds together")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     per_round = args.timesteps // 2
@@ -31,7 +31,7 @@ def main() -> None:
         fit_kwargs={"max_gradient_steps": 1_500},
         seed=args.seed,
     )
-    # Pendulum's rewards are large: PPO likes them scaled
+    # The rewards of Pendulum are large, and PPO learns better from scaled rewards
     env = VecNormalize(VecMonitor(imagined), norm_obs=False, gamma=0.9)
     model = PPO("MlpPolicy", env, n_steps=64, batch_size=512, learning_rate=1e-3, gamma=0.9, seed=args.seed)
     real = make_vec_env("Pendulum-v1", n_envs=10, seed=args.seed + 1)

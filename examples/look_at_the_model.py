@@ -1,6 +1,7 @@
 """
-Is the learned model any good? Three checks, while MBPO trains (in TensorBoard and as PNG files) and afterwards, on an
-episode that the model has never seen. The figures are in ``model_checks/``.
+Check in three ways whether the learned model is any good. The checks run while MBPO trains (their results are logged to
+TensorBoard and saved as PNG files) and again afterwards, on episodes that the model has never seen. The figures are saved to
+``model_checks/``.
 """
 
 import argparse
@@ -35,7 +36,7 @@ trajectories = collect_trajectories(env, model.predict, n_steps=1_000, device=mo
 real = concatenate(trajectories)
 one_step = one_step_error(model.dynamics, real)
 open_loop = open_loop_error(model.dynamics, trajectories, n_steps=20, generator=th.Generator(model.device).manual_seed(0))
-# Imagination branches from all that happened since the start, not from these episodes alone
+# Imagined rollouts start from all states since the beginning of the run, not only from these episodes
 assert model.replay_buffer is not None
 past = real_transitions(model.replay_buffer, model.device)
 states = state_distribution(past.next_observations, model.model_buffer.contents().next_observations)

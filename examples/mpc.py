@@ -1,4 +1,4 @@
-"""Plan in what MBPO learned, with its actor and critic to help; then swap the reward, without learning anything anew."""
+"""Plan in the model that MBPO has learned, with the help of its actor and critic; then plan for another reward."""
 
 import argparse
 
@@ -17,7 +17,7 @@ def spin(obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--timesteps", type=int, default=2_000)
-    parser.add_argument("--episodes", type=int, default=4, help="for each mean, side by side")
+    parser.add_argument("--episodes", type=int, default=4, help="evaluation episodes for each mean, run in parallel")
     args = parser.parse_args()
 
     model = MBPO("MlpPolicy", "Pendulum-v1", learning_starts=500, gradient_steps=5, seed=0)
@@ -26,14 +26,14 @@ def main() -> None:
     print("MBPO's policy:", evaluate_policy(model, env, n_eval_episodes=args.episodes))
 
     planned = MPCPolicy(model, planner="icem", horizon=10, discount=model.gamma, actor=model, terminal_value=model)
-    print("a plan of 10 steps that ends in its critic:", evaluate_policy(planned, env, n_eval_episodes=args.episodes))
+    print("plans of 10 steps that end in MBPO's critic:", evaluate_policy(planned, env, n_eval_episodes=args.episodes))
 
     spinning = MPCPolicy(model, planner="icem", horizon=10, reward_fn=spin)
     obs, state = env.reset(), None
     for _ in range(50):
         action, state = spinning.predict(obs, state)
         obs, *_ = env.step(action)
-    print("angular velocities with another reward:", obs[:, 2])
+    print("angular velocities when planning for spin:", obs[:, 2])
 
 
 if __name__ == "__main__":

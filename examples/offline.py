@@ -1,9 +1,10 @@
 """
-Learn from a dataset that somebody else has recorded, without another step in the environment.
+Learn from a recorded dataset, without further steps in the environment.
 
-The dataset is a little of what a half-trained SAC did on the pendulum: the behaviour policy. A model is fitted to it. SAC is
-then trained in the model twice, equally long: for the rewards that the model predicts, and for these less MOPO's penalty
-where the members of the ensemble disagree. ``offline.png`` shows what the policies are worth in reality.
+The dataset is recorded by the behaviour policy, a half-trained SAC on the pendulum. A model is fitted to the dataset. SAC is
+then trained in the model twice, equally long: once for the rewards that the model predicts, and once for these rewards minus
+MOPO's penalty on the disagreement of the ensemble members. ``offline.png`` shows the returns of the policies in the real
+environment.
 """
 
 import argparse
@@ -19,16 +20,16 @@ from sb3_mbrl import LearnedModelVecEnv
 
 ENV_ID = "Pendulum-v1"
 N_ENVS = 100
-UPDATES_PER_STEP = 5  # of all imagined environments
+UPDATES_PER_STEP = 5  # per step of all imagined environments together
 N_POINTS = 10
 
 
 def record(policy: SAC, n_steps: int, seed: int) -> dict[str, np.ndarray]:
     """
-    :param policy: acts, stochastically
-    :param n_steps: to record
-    :param seed: of the environment
-    :return: a dataset with the names of Gymnasium
+    :param policy: the policy, which acts stochastically
+    :param n_steps: number of steps to record
+    :param seed: seed of the environment
+    :return: the dataset: arrays with the names of Gymnasium
     """
     env = gym.make(ENV_ID)
     rows = []
@@ -44,7 +45,7 @@ def record(policy: SAC, n_steps: int, seed: int) -> dict[str, np.ndarray]:
 
 
 def real_return(policy: SAC, seed: int, deterministic: bool = True) -> float:
-    """Mean of 20 episodes, from the same starts each time."""
+    """Mean return of 20 episodes, which have the same start states in each call."""
     env = make_vec_env(ENV_ID, n_envs=20, seed=seed + 1_000)
     mean, _ = evaluate_policy(policy, env, n_eval_episodes=20, deterministic=deterministic)
     return float(mean)  # type: ignore[arg-type]
@@ -52,13 +53,13 @@ def real_return(policy: SAC, seed: int, deterministic: bool = True) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--timesteps", type=int, default=2_500, help="of the behaviour policy")
+    parser.add_argument("--timesteps", type=int, default=2_500, help="training steps of the behaviour policy")
     parser.add_argument(
-        "--recorded", type=int, default=150, help="steps: from 300 on a model of the pendulum needs no caution"
+        "--recorded", type=int, default=150, help="steps in the dataset; from 300 on, the penalty makes no difference"
     )
     parser.add_argument("--penalty", type=float, default=50.0, help="reward per unit of disagreement")
-    parser.add_argument("--max-episode-steps", type=int, default=20, help="of imagined episodes, in steps")
-    parser.add_argument("--updates", type=int, help="of SAC in the model; twice --timesteps unless given")
+    parser.add_argument("--max-episode-steps", type=int, default=20, help="length of imagined episodes")
+    parser.add_argument("--updates", type=int, help="updates of SAC in the model; default: twice --timesteps")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     updates = args.updates or 2 * args.timesteps
@@ -68,7 +69,7 @@ def main() -> None:
     returns = {"behaviour policy": [real_return(behaviour, args.seed, deterministic=False)]}
 
     for name, penalty in (("unpenalised model", 0.0), ("penalised model", args.penalty)):
-        # The same seed: the same model
+        # With the same seed, the model is the same
         imagined = LearnedModelVecEnv.from_dataset(
             dataset,
             ENV_ID,

@@ -1,4 +1,4 @@
-"""Train, evaluate, save and load MBPO: what an SB3 user writes."""
+"""Train, evaluate, save and load MBPO in the same way as any algorithm of Stable-Baselines3."""
 
 import argparse
 
@@ -20,7 +20,7 @@ def main() -> None:
     loaded = MBPO.load("mbpo_pendulum", env=model.get_env())
     print("after loading:", evaluate_policy(loaded, loaded.get_env(), n_eval_episodes=10))
 
-    # The learned dynamics come along, and are useful on their own
+    # The learned dynamics are loaded as well, and can be saved on their own
     loaded.dynamics.save("pendulum_dynamics.safetensors")
 
 

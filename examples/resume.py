@@ -1,9 +1,10 @@
 """
-Stop and go on, bit for bit.
+Stop a run and resume it, bit for bit.
 
-``save`` and ``load`` are SB3's: weights, optimisers, model and clocks in one zip. A checkpoint carries everything else as
-well, both buffers, the state of the environment and of every generator, so that the run goes on as if it had never been
-stopped, in a new process too. The folder always holds a whole checkpoint, whenever the process is killed.
+``save`` and ``load`` work as in SB3: one zip file holds the weights, the optimizers, the learned model and the step counters.
+A checkpoint also holds both buffers, the state of the environment and the state of every random generator, so that the run
+continues as if it had never been stopped, in a new process too. The folder always contains a complete checkpoint, even if the
+process is killed while it saves.
 """
 
 import argparse
@@ -21,7 +22,7 @@ def main() -> None:
 
     if FOLDER.exists():
         model = MBPO.load_checkpoint(FOLDER, env="Pendulum-v1")
-        print(f"going on at step {model.num_timesteps}")
+        print(f"resuming at step {model.num_timesteps}")
     else:
         model = MBPO("MlpPolicy", "Pendulum-v1", learning_starts=200, gradient_steps=2, seed=0)
     model.learn(args.timesteps // 2, reset_num_timesteps=False, progress_bar=True)
@@ -29,7 +30,7 @@ def main() -> None:
 
     resumed = MBPO.load_checkpoint(FOLDER, env="Pendulum-v1")
     resumed.learn(args.timesteps // 2, reset_num_timesteps=False, progress_bar=True)
-    print(f"step {resumed.num_timesteps}: start this script again, and it goes on from step {model.num_timesteps}")
+    print(f"step {resumed.num_timesteps}. If you start this script again, it resumes at step {model.num_timesteps}.")
 
 
 if __name__ == "__main__":

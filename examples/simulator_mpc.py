@@ -1,13 +1,14 @@
 """
-Plan in the true environment: what a planner achieves when the model makes no error, and what each action costs.
+Plan in the true environment, to see what a planner achieves if the model makes no error, and how long each action takes.
 
     python examples/simulator_mpc.py Pendulum-v1 --episodes 20
     python examples/simulator_mpc.py HalfCheetah-v5 --population 100 --noise-beta 0.25 --shaped
     python examples/simulator_mpc.py InvertedPendulum-v5 --horizon 15 --init-std 0.3 --noise-beta 0.5 --shaped
 
-MuJoCo steps its candidates in parallel threads. A planner finds what pays within its horizon, not what was meant: HalfCheetah
-rolls over and over, faster and faster; InvertedPendulum-v5 pays the same wherever the cart stands, until it meets the end of
-its rail. ``--shaped`` plans with a reward that says what was meant. The return that is reported is the environment's.
+MuJoCo steps the candidates in parallel threads. A planner maximises the reward within its horizon, which may not be what was
+intended: HalfCheetah rolls over and over, faster and faster, and the reward of InvertedPendulum-v5 is the same wherever the
+cart is, until it reaches the end of its rail. With ``--shaped``, the planner gets a reward that describes the intended
+behaviour. The reported return is always that of the environment.
 """
 
 import argparse
@@ -22,13 +23,13 @@ from sb3_mbrl.dynamics import SimulatorModel
 
 
 def run_upright(obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
-    """About HalfCheetah's reward, less 10 while it lies on its back, as in iCEM's own experiments."""
+    """Approximately HalfCheetah's reward, minus 10 while it lies on its back, as in iCEM's experiments."""
     lies = next_obs[:, 1].abs() > np.pi / 2
     return next_obs[:, 8] - 0.1 * action.square().sum(dim=1) - 10.0 * lies
 
 
 def balance_in_the_middle(obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
-    """InvertedPendulum's reward, less the squares of position and angle."""
+    """InvertedPendulum's reward, minus the squares of position and angle."""
     return 1.0 - next_obs[:, 0] ** 2 - next_obs[:, 1] ** 2
 
 
@@ -37,17 +38,23 @@ SHAPED = {"HalfCheetah-v5": run_upright, "InvertedPendulum-v5": balance_in_the_m
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("env", nargs="?", default="Pendulum-v1", help="classic control, or a MuJoCo task")
-    parser.add_argument("--timesteps", type=int, help="environment steps at most")
+    parser.add_argument("env", nargs="?", default="Pendulum-v1", help="a task of classic control or MuJoCo")
+    parser.add_argument("--timesteps", type=int, help="maximum number of environment steps")
     parser.add_argument("--episodes", type=int, default=1)
     parser.add_argument("--planner", default="icem", choices=["icem", "cem", "mppi", "random_shooting"])
     parser.add_argument("--horizon", type=int, default=30)
     parser.add_argument("--population", type=int, default=40, help="candidates in the first iteration")
     parser.add_argument("--iterations", type=int, default=3)
-    parser.add_argument("--noise-beta", type=float, default=2.0, help="of iCEM; 0 is white, larger is smoother")
-    parser.add_argument("--init-std", type=float, default=0.5, help="of iCEM, in units of half the range of actions")
-    parser.add_argument("--shaped", action="store_true", help=f"plan with a reward of this script: {', '.join(SHAPED)}")
-    parser.add_argument("--threads", type=int, help="that step MuJoCo; one for each core unless told")
+    parser.add_argument(
+        "--noise-beta", type=float, default=2.0, help="exponent of iCEM's noise: 0 is white noise, larger is smoother"
+    )
+    parser.add_argument(
+        "--init-std", type=float, default=0.5, help="iCEM's initial standard deviation, in units of half the action range"
+    )
+    parser.add_argument(
+        "--shaped", action="store_true", help=f"plan with the shaped reward of this script ({', '.join(SHAPED)})"
+    )
+    parser.add_argument("--threads", type=int, help="threads that step MuJoCo; default: one per core")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 

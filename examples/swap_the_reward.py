@@ -1,8 +1,9 @@
 """
-Learn the dynamics once, then ask for something else: the reward is swapped where plans are made, and nothing is learned anew.
+Learn the dynamics once, then plan for other rewards without further training.
 
-PETS learns Pendulum-v1, whose reward is for standing upright. What it learned then stands, leans to one side and to the other,
-hangs, and turns, each for 80 steps of one long episode: a task is a function. ``swap_the_reward.png`` shows the angle.
+PETS learns Pendulum-v1, whose reward is for standing upright. With the learned model, plans then make the pendulum stand, lean
+to one side and to the other, hang, and turn, for 80 steps each within one long episode. Each of these tasks is a reward
+function. ``swap_the_reward.png`` shows the angle.
 """
 
 import argparse
@@ -20,7 +21,7 @@ N_EPISODES = 4
 LEAN = np.radians(20.0)  # torques of Pendulum-v1 hold the rod up to 24 degrees away from upright
 
 
-# An observation is the cosine and the sine of the angle from upright, and the velocity
+# An observation holds the cosine and the sine of the angle from upright, and the velocity
 def lean(target: float) -> RewardFn:
     def reward(obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
         return -((th.atan2(next_obs[:, 1], next_obs[:, 0]) - target) ** 2) - 0.1 * next_obs[:, 2] ** 2
@@ -48,7 +49,7 @@ TASKS: dict[str, RewardFn | None] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--timesteps", type=int, default=1_000)
-    parser.add_argument("--steps", type=int, default=80, help="of each task")
+    parser.add_argument("--steps", type=int, default=80, help="steps of each task")
     args = parser.parse_args()
 
     model = PETS("MPCPolicy", "Pendulum-v1", horizon=15, dynamics_kwargs={"net_arch": (100, 100)}, seed=0)
@@ -66,7 +67,7 @@ def main() -> None:
             angles.append(np.degrees(np.arctan2(obs[:, 1], obs[:, 0])) % 360)
             velocities.append(obs[:, 2])
         last = np.radians(np.stack(angles[-args.steps // 4 :]))
-        mean = np.angle(np.exp(1j * last).mean())  # of angles that jump from 360 to 0
+        mean = np.angle(np.exp(1j * last).mean())  # circular mean: angles jump from 360 to 0
         spread = np.angle(np.exp(1j * (last - mean))).std()
         velocity = np.mean(velocities[-args.steps // 4 :])
         print(f"{name:15} {np.degrees(mean):5.0f}° {np.degrees(spread):7.0f}° {velocity:9.2f}")

@@ -1,6 +1,6 @@
 """
-Train TD-MPC2, then act with it in three ways: with all the planning that it asks for, on a budget of time, and by its policy
-prior alone. For each, the return and what an action costs.
+Train TD-MPC2, then act with it in three ways: by planning, by planning within a time limit, and by its policy prior alone. The
+script prints the return and the time per action of each.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def main() -> None:
     model.save("tdmpc2_pendulum")
     model = TDMPC2.load("tdmpc2_pendulum", env=model.get_env())
 
-    # A plan on a budget is the best that its time allows; its first iteration is always made
+    # With a time limit, a plan makes as many iterations as fit into it, but at least one
     for name, max_plan_seconds, plans in (("planning", None, True), ("10 ms", 0.01, True), ("prior alone", None, False)):
         model.policy.max_plan_seconds, model.policy.plans = max_plan_seconds, plans
         start = time.perf_counter()

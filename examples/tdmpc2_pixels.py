@@ -1,7 +1,8 @@
 """
-TD-MPC2 from images: a white dot, pushed by the actions, is to come to the grey one in the middle.
+TD-MPC2 from images: the actions push a white dot, which has to reach the grey dot in the middle.
 
-Three frames are stacked, as one does not show which way the dot moves. While it learns, TD-MPC2 shifts the images at random.
+Three frames are stacked, because a single frame does not show in which direction the dot moves. During training, TD-MPC2
+shifts the images at random.
 """
 
 import argparse
@@ -21,7 +22,7 @@ SIZE = 40
 
 
 class Dot(gym.Env):
-    """Paid for being near the middle; seen from above."""
+    """A dot, seen from above, that is rewarded for being near the middle."""
 
     def __init__(self) -> None:
         self.observation_space = spaces.Box(0, 255, (SIZE, SIZE, 1), np.uint8)
@@ -52,7 +53,7 @@ def main() -> None:
 
     env = VecFrameStack(make_vec_env(lambda: TimeLimit(Dot(), 30), n_envs=2, seed=0), n_stack=3)
     starts = min(500, args.timesteps // 2)
-    # gamma=None would come to the same: it follows from the time limit
+    # With gamma=None, the discount is computed from the time limit, which gives 0.95 as well
     model = TDMPC2(
         "CnnPolicy",
         env,
@@ -64,7 +65,7 @@ def main() -> None:
         seed=0,
     )
     model.learn(args.timesteps, progress_bar=True)
-    print("mean and std of the return, of 30:", evaluate_policy(model, model.get_env(), n_eval_episodes=10))
+    print("mean and std of the return (at most 30):", evaluate_policy(model, model.get_env(), n_eval_episodes=10))
 
 
 if __name__ == "__main__":

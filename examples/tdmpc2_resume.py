@@ -1,7 +1,8 @@
 """
-Stop TD-MPC2 and go on, bit for bit: networks, optimisers, replayed sequences, plans under way, environments, random streams.
+Stop TD-MPC2 and resume it, bit for bit.
 
-The callback saves a checkpoint every so often. After a crash, start the script again.
+A callback saves checkpoints during training. They hold the networks, the optimizers, the replay buffer, the current plans, the
+environments and the random generators. After a crash, start the script again, and it resumes from the last checkpoint.
 """
 
 import argparse
@@ -20,7 +21,7 @@ def main() -> None:
 
     if FOLDER.exists():
         model = TDMPC2.load_checkpoint(FOLDER, env="Pendulum-v1")
-        print(f"going on at step {model.num_timesteps}")
+        print(f"resuming at step {model.num_timesteps}")
     else:
         starts = min(1_000, args.timesteps // 2)
         model = TDMPC2("MlpPolicy", "Pendulum-v1", learning_starts=starts, pretrain_steps=starts // 2, seed=0)

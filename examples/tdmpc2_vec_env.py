@@ -1,8 +1,8 @@
 """
-TD-MPC2 in four environments at once, that end when the pole falls.
+TD-MPC2 in four environments at once, whose episodes end when the pole falls.
 
-All plans of a step are made together. ``gradient_steps=-1``, the default, makes as many updates as environment steps, however
-many environments make them.
+In each step, the plans for all environments are made in one batch. With the default ``gradient_steps=-1``, there is one update
+per environment step, counted over all environments.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def main() -> None:
     model = TDMPC2("MlpPolicy", env, learning_starts=min(1_000, args.timesteps // 2), seed=0)
     model.learn(args.timesteps, progress_bar=True)
     model.save("tdmpc2_inverted_pendulum")
-    # By the prior: an episode of a pole that stands has a thousand steps
+    # Evaluate the prior alone: planning every action of episodes of a thousand steps would take long
     prior = TDMPC2.load("tdmpc2_inverted_pendulum", env=env, planner="none")
     print("mean and std of the return of the prior:", evaluate_policy(prior, env, n_eval_episodes=4))
 

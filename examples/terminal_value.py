@@ -1,9 +1,9 @@
 """
-A short plan that ends in a value: SAC's critic says what comes after the horizon, SAC's actor proposes plans.
+Short plans with a terminal value: SAC's critic estimates the return after the horizon, and SAC's actor proposes plans.
 
-A plan of five steps cannot see that the pendulum must swing away from upright to get there. A critic that was trained for a
-little while can, roughly; the plan then corrects the critic over the steps that it does see. Plans are made in the true
-simulator, so that nothing but the horizon limits them; a learned model takes its place in ``examples/mpc.py``.
+A plan of five steps is too short to see that the pendulum must first swing away from upright in order to get there. The critic
+of a briefly trained SAC knows this roughly, and the plan corrects the critic over its first five steps. Plans are made in the
+true simulator, so that only the horizon limits them; ``examples/mpc.py`` does the same with a learned model.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from sb3_mbrl.dynamics import SimulatorModel
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("env", nargs="?", default="Pendulum-v1")
-    parser.add_argument("--timesteps", type=int, default=2_000, help="of SAC")
+    parser.add_argument("--timesteps", type=int, default=2_000, help="training steps of SAC")
     parser.add_argument("--horizon", type=int, default=5)
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -38,7 +38,9 @@ def main() -> None:
         ),
     }
     for name, policy in policies.items():
-        env = make_vec_env(args.env, n_envs=min(5, args.episodes), seed=args.seed + 1_000)  # the same starts for each
+        env = make_vec_env(
+            args.env, n_envs=min(5, args.episodes), seed=args.seed + 1_000
+        )  # the same start states for each policy
         mean, std = evaluate_policy(policy, env, n_eval_episodes=args.episodes)
         print(f"{name:28} {mean:8.1f} ± {std:.1f}")
 

@@ -1,9 +1,8 @@
 """
-Several environments at once, normalised.
+MBPO in several environments at once, with normalised observations and rewards.
 
-One call of ``train`` follows one step of all environments: four environments and ``gradient_steps=20`` are an
-update-to-data ratio of 5. The clocks of the model (``model_train_freq``, ``rollout_schedule``) count environment steps,
-however many environments make them.
+SB3 calls ``train`` once after one step of all environments, so that four environments with ``gradient_steps=20`` are an
+update-to-data ratio of 5. ``model_train_freq`` and ``rollout_schedule`` count environment steps over all environments.
 """
 
 import argparse
