@@ -41,9 +41,9 @@ def executed(actions: th.Tensor, action_space: spaces.Space, low: th.Tensor, hig
     What an environment does with planned actions: it rounds them if its space holds whole numbers.
 
     :param actions: in [-1, 1] or one-hot, (..., A)
-    :param action_space: of the environment
-    :param low: its lowest action, (A,), where the actions are
-    :param high: its highest action, (A,), where the actions are
+    :param action_space: action space of the environment
+    :param low: lowest action of the space, (A,), on the device of the actions
+    :param high: highest action of the space, (A,), on the device of the actions
     :return: in [-1, 1] or one-hot, (..., A); gradients pass as if nothing was rounded
     """
     if not are_whole(action_space):
@@ -77,9 +77,9 @@ def action_bounds(action_space: spaces.Space) -> tuple[th.Tensor, th.Tensor]:
 
 def one_hot(actions: np.ndarray, action_space: spaces.Discrete) -> th.Tensor:
     """
-    :param actions: of the environment, (B,) integers
-    :param action_space: theirs
-    :return: (B, A) float32
+    :param actions: actions of the environment, (B,) integers
+    :param action_space: action space of the environment
+    :return: the actions one-hot, (B, A) float32
     :raises ValueError: an action is not in the space
     """
     first, n = int(action_space.start), int(action_space.n)
@@ -106,8 +106,8 @@ def from_environment(actions: np.ndarray, action_space: spaces.Space) -> np.ndar
 def to_environment(actions: th.Tensor, action_space: spaces.Space) -> np.ndarray:
     """
     :param actions: (B, A) in [-1, 1] or one-hot
-    :param action_space: of the environment
-    :return: what the environment's ``step`` takes, (B, \\*action_space.shape)
+    :param action_space: action space of the environment
+    :return: actions as the environment's ``step`` takes them, (B, \\*action_space.shape)
     """
     if isinstance(action_space, spaces.Discrete):
         return (actions.argmax(dim=1).cpu().numpy() + action_space.start).astype(action_space.dtype)
@@ -116,12 +116,13 @@ def to_environment(actions: th.Tensor, action_space: spaces.Space) -> np.ndarray
     scaled = unscale(actions.cpu().numpy().reshape(-1, *action_space.shape), low, high)
     if are_whole(action_space):
         scaled = np.rint(scaled)
-    # Rounding may have left the box
+    # Rounding errors may have left the box
     return np.clip(scaled, low, high).astype(action_space.dtype)
 
 
 def check_bounds(action_space: spaces.Box) -> None:
     """
+    :param action_space: action space of the environment
     :raises ValueError: actions cannot be scaled from [-1, 1] to its bounds
     """
     low, high = action_bounds(action_space)
@@ -144,10 +145,10 @@ def are_whole(action_space: spaces.Space) -> bool:
 
 def for_sb3(action_space: spaces.Space) -> spaces.Space:
     """
-    The space that an algorithm of SB3 gets, because it counts discrete actions from 0, and keeps all others in the type of
-    their Box: integers would cut those in [-1, 1] to whole numbers.
+    The space to build an algorithm of SB3 for, which counts discrete actions from 0 and stores others, scaled to [-1, 1], in
+    the type of their Box: a type of integers would cut them to whole numbers.
 
-    :param action_space: of the environment, Box or Discrete
+    :param action_space: action space of the environment, Box or Discrete
     :return: Discrete from 0, or a Box of float32 or float64; the same object if it is one already
     """
     if isinstance(action_space, spaces.Discrete):
@@ -160,9 +161,9 @@ def for_sb3(action_space: spaces.Space) -> spaces.Space:
 
 def from_sb3(actions: np.ndarray, action_space: spaces.Space) -> np.ndarray:
     """
-    :param actions: from an algorithm that acts in :func:`for_sb3` of the space, one or a batch of them
-    :param action_space: of the environment
-    :return: what the environment's ``step`` takes; rounded if the space holds whole numbers
+    :param actions: actions of an algorithm that acts in :func:`for_sb3` of the space, one or a batch
+    :param action_space: action space of the environment
+    :return: actions as the environment's ``step`` takes them, rounded if the space holds whole numbers
     """
     if isinstance(action_space, spaces.Discrete):
         return actions if action_space.start == 0 else actions + action_space.start

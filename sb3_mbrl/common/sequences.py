@@ -1,4 +1,4 @@
-"""Replay of sequences: Stable-Baselines3's buffers, from which consecutive transitions of one episode are sampled."""
+"""Stable-Baselines3's replay buffers, from which sequences of consecutive transitions of one episode are sampled."""
 
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_mbrl.common.arguments import BOOLEAN, OFF_POLICY, SHARE, check_arguments, integer
 
 _RARE = 0.25
-"""Share of starts below which they are listed instead of guessed."""
+"""If a smaller share of the stored transitions begins a sequence, the starts are listed instead of guessed."""
 
 _ACCEPTED = {
     "buffer_size": OFF_POLICY["buffer_size"],
@@ -51,12 +51,12 @@ class SequenceSamples(NamedTuple):
 
 class SequenceReplayBuffer(ReplayBuffer):
     """
-    Stores as SB3's :class:`ReplayBuffer` does and samples sequences of consecutive transitions of one environment. They
-    never go on after the end of an episode, a time limit or a reset between two calls of ``learn``, nor across the place
-    where a full buffer is being overwritten. Every transition of an episode that ended begins one, the last ones of it shorter
-    ones: in whole sequences a task would only ever end after H transitions, and nothing could be learned of an end at
-    hand. All sequences are equally likely, or, with ``priority_exponent``, those of higher priority are likelier (prioritised
-    experience replay, Schaul et al. 2016).
+    Stores transitions as SB3's :class:`ReplayBuffer` does, and samples sequences of consecutive transitions of one
+    environment. A sequence never crosses the end of an episode, a time limit, a reset between two calls of ``learn``, or the
+    place where a full buffer is being overwritten. Every transition of an episode that ended begins a sequence. Those that
+    begin close to the end are shorter: with sequences of H transitions alone, a task would end after H transitions or not at
+    all, and nothing could be learned about an end that is near. All sequences are equally likely, or, with
+    ``priority_exponent``, those of higher priority are likelier (prioritised experience replay, Schaul et al. 2016).
 
     :param buffer_size: transitions, of all environments together
     :param observation_space: Observation space
@@ -65,10 +65,10 @@ class SequenceReplayBuffer(ReplayBuffer):
     :param n_envs: Number of parallel environments
     :param optimize_memory_usage: Not supported
     :param handle_timeout_termination: False counts time limits as ends of the task
-    :param horizon: H, transitions in a sequence that is not shorter (TD-MPC: 5, TD-MPC2: 3)
+    :param horizon: H, transitions in a sequence, if the episode does not end before (TD-MPC: 5, TD-MPC2: 3)
     :param priority_exponent: alpha in [0, 1]: a sequence of priority p is sampled in proportion to p ** alpha. 0: uniform,
         as TD-MPC2; TD-MPC: 0.6
-    :param importance_exponent: beta in [0, 1]: how far the importance weights make up for the priorities; TD-MPC: 0.4
+    :param importance_exponent: beta in [0, 1]: how far importance weights correct for the priorities; TD-MPC: 0.4
     :raises ValueError: an argument out of its range, or less room in the buffer than a sequence needs
     """
 
@@ -122,24 +122,21 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.starts = np.zeros(shape, dtype=bool)
         # Consecutive transitions up to the newest one, per environment
         self.unbroken = np.zeros(self.n_envs, dtype=np.int64)
-        # Its p ** alpha, 0 where none starts
+        # Priorities p of sequences as p ** alpha, 0 where none starts
         self.scaled_priorities = np.zeros(shape)
         self.max_priority = 1.0
-
-    # ---------------------------------------------------------------- adding
 
     def add(self, *args: Any, **kwargs: Any) -> None:
         """Store a transition of each environment; the arguments are those of SB3's buffer."""
         row = self.pos
-        # Only sequences that start in this row contain it: the write head has cut those that start before it. They are removed
-        # before the row is overwritten, so that an interrupt leaves none that begins with the old transition and ends in new
-        # ones
+        # Of the old sequences only those that start in this row contain it, since earlier writes have cut the others. They are
+        # removed before the row is overwritten, so that an interrupt leaves none that mixes old and new transitions
         self.starts[row], self.scaled_priorities[row] = False, 0
         super().add(*args, **kwargs)
         self.unbroken = np.where(self._continues(row), self.unbroken + 1, 1)
         ended = self._ended(row)
         for length in range(1, self.horizon + 1):
-            # Sequences that this row completes: they have enough transitions, or it is the last one of an episode
+            # This row completes a sequence that now has H transitions, or all sequences of an episode that ends here
             completed = (self.unbroken >= length) & (ended | (length == self.horizon))
             first = (row - length + 1) % self.buffer_size
             self.starts[first] |= completed
@@ -151,10 +148,10 @@ class SequenceReplayBuffer(ReplayBuffer):
 
     def _continues(self, row: int) -> np.ndarray:
         """Whether the transitions of ``row`` follow those of the row before, (n_envs,) bool."""
-        before = row - 1  # of row 0 the last one, as in a full ring
+        before = row - 1  # before row 0 comes the last row
         follows = ~self._ended(before)
         for obs, next_obs in self._observation_arrays():
-            # SB3 resets the environments at every learn() without a word to the buffer: only the observation tells
+            # SB3 resets the environments at every learn() without telling the buffer: only the observation shows it
             follows &= (obs[row] == next_obs[before]).reshape(self.n_envs, -1).all(axis=1)
         return follows
 
@@ -162,8 +159,6 @@ class SequenceReplayBuffer(ReplayBuffer):
         if isinstance(self.observations, dict):
             return [(self.observations[key], self.next_observations[key]) for key in self.observations]
         return [(self.observations, self.next_observations)]
-
-    # ---------------------------------------------------------------- sampling
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> SequenceSamples:  # type: ignore[override]
         """
@@ -192,11 +187,11 @@ class SequenceReplayBuffer(ReplayBuffer):
         )
 
     def _transitions_from(self, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and environments of the transitions as one number, and whether each is not a repetition, (H, B) each."""
+        """Places of the transitions, as row * n_envs + environment, and whether they are no repetitions, (H, B) each."""
         transitions, valid = [starts], [np.ones(len(starts), dtype=bool)]
         for _ in range(self.horizon - 1):
             goes_on = valid[-1] & (_pick(self.dones, transitions[-1]) + _pick(self.timeouts, transitions[-1]) == 0)
-            # Going on by one step is going on by n_envs
+            # The next transition of the same environment is n_envs places further
             transitions.append((transitions[-1] + self.n_envs * goes_on) % (self.buffer_size * self.n_envs))
             valid.append(goes_on)
         return np.stack(transitions), np.stack(valid)
@@ -216,7 +211,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         return np.searchsorted(cumulative, cumulative[-1] * np.random.random(batch_size), side="right")
 
     def _importance_weights(self, starts: np.ndarray) -> np.ndarray:
-        # (N * P(i)) ** -beta over the largest of the batch: N and the sum of all priorities cancel
+        # (N * P(i)) ** -beta divided by the largest in the batch, in which N and the sum of all priorities cancel
         scaled = _pick(self.scaled_priorities, starts)
         return (scaled / scaled.min()) ** -self.importance_exponent
 
@@ -230,17 +225,15 @@ class SequenceReplayBuffer(ReplayBuffer):
         return self._to_torch(observations)
 
     def _to_torch(self, array: np.ndarray) -> th.Tensor:
-        # Networks are float32; what was picked is a copy already
+        # Networks are float32; the array is a copy already
         return self.to_torch(array.astype(np.float32) if array.dtype == np.float64 else array, copy=False)
-
-    # ---------------------------------------------------------------- priorities
 
     def update_priorities(self, indices: np.ndarray, priorities: th.Tensor | np.ndarray) -> None:
         """
-        Say how useful sampled sequences have been. Without effect if sampling is uniform. A new sequence has the highest
-        priority that any had so far, 1 at first.
+        Set the priorities of sampled sequences, which has no effect if sampling is uniform. A new sequence has the highest
+        priority so far, 1 at first.
 
-        :param indices: of the samples; those that have been overwritten meanwhile are left out, (B,)
+        :param indices: ``indices`` of the samples, (B,); sequences that have been overwritten meanwhile are left out
         :param priorities: finite and above 0, (B,) or (B, 1)
         :raises ValueError: a priority is 0, negative or not finite
         """

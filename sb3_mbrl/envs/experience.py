@@ -48,7 +48,7 @@ class Experience:
     def starts(self, which: StartStates) -> np.ndarray | th.Tensor | StartFn:
         """
         :param which: ``"all"`` observations, or ``"initial"`` ones; an array or a function stays what it is
-        :return: what :class:`Imagination` starts from
+        :return: start states for :class:`Imagination`
         :raises ValueError: there are no such states
         """
         if not isinstance(which, str):
@@ -71,10 +71,10 @@ class Experience:
 
 def check_start_states(start_states: StartStates, observation_space: spaces.Space, device: th.device) -> None:
     """
-    :param start_states: of imagined episodes
+    :param start_states: start states of imagined episodes
     :param observation_space: flat Box
-    :param device: of the model
-    :raises ValueError: the name is unknown, or states (also those of a function) have another shape or are not finite
+    :param device: device of the model
+    :raises ValueError: the name is unknown, or states, or those that a function returns, have another shape or are not finite
     """
     if isinstance(start_states, str):
         if start_states not in ("all", "initial"):

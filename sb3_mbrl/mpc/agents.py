@@ -19,9 +19,10 @@ ObsFn = Callable[[th.Tensor], th.Tensor]
 
 def value_function(model: BaseAlgorithm) -> ObsFn:
     """
-    The state value that a trained SB3 algorithm predicts: for SAC, TD3, CrossQ and MBPO the lowest critic's at the actor's
-    deterministic action, for TQC the mean of its quantiles there, for A2C and PPO the value head's, for DQN the highest
-    Q-value. SAC's is in the unit of its critics: rewards as ``VecNormalize`` gave them, entropy bonus included.
+    The state value that a trained SB3 algorithm predicts: for SAC, TD3, CrossQ and MBPO the lowest value by a critic of the
+    actor's deterministic action, for TQC the mean of its quantiles of that action, for A2C and PPO the output of the value
+    head, for DQN the highest Q-value. Values have the unit of the critics: rewards are those that ``VecNormalize`` gave, and
+    SAC's include the entropy bonus.
 
     :param model: a trained algorithm; the statistics of its ``VecNormalize`` are applied to observations
     :return: ``f(raw observations (B, O)) -> values (B,)``; NaN where the observation has diverged
@@ -70,7 +71,7 @@ def actor_function(model: BaseAlgorithm) -> ObsFn:
         if isinstance(space, spaces.Discrete):
             return F.one_hot(action.flatten(), action_dim(space)).float()  # SB3 counts from 0, whatever ``start`` is
         action = action.reshape(len(obs), -1)
-        if not policy.squash_output:  # in the environment's scale, not bounded
+        if not policy.squash_output:  # its actions are in the environment's scale, and not bounded
             low, high = (bound.to(action.device) for bound in action_bounds(space))
             action = scale(action, low, high)
         return action.clamp(-1, 1)
@@ -79,12 +80,12 @@ def actor_function(model: BaseAlgorithm) -> ObsFn:
 
 
 def _network_input(obs: th.Tensor, policy: BasePolicy, env: VecNormalize | None) -> th.Tensor:
-    """Where the policy lives: a simulator's states are on the CPU, the agent may be on a GPU."""
+    """Normalised, on the policy's device: a simulator's states are on the CPU, while the agent may be on a GPU."""
     return normalize_obs(obs.float(), env).to(policy.device)
 
 
 def _has_diverged(obs: th.Tensor) -> th.Tensor:
-    """Rows that a network, and the distribution that it parametrises, would not survive; (B, 1) bool."""
+    """Observations for which a network, or the distribution that it parametrises, would fail, (B, 1) bool."""
     return ~(obs.abs() < 1e10).all(dim=1, keepdim=True)
 
 

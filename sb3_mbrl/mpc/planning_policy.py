@@ -113,7 +113,7 @@ class PlanningPolicy(BasePolicy):
         """
         Plan, or go on with the plan that is being executed.
 
-        :param observation: of one environment, or of B
+        :param observation: observation of one environment, or of B
         :param state: what the last call returned; None to begin
         :param episode_start: where a new episode begins, (B,)
         :param deterministic: the same samples each time, instead of new ones
@@ -226,9 +226,9 @@ def check_observation(observation: Any) -> None:
 
 def _check_state(state: tuple[np.ndarray, ...], fresh: MPCState) -> None:
     """
-    :param state: given by the caller
-    :param fresh: as it would be at the beginning, for as many environments as there are observations
-    :raises ValueError: it is of another policy or of other environments
+    :param state: the state that the caller passed
+    :param fresh: the state at the beginning, for as many environments as there are observations
+    :raises ValueError: the state comes from another policy or from other environments
     """
     advice = "Pass what predict() of this policy returned last, or None to begin anew."
     if len(state) != len(fresh):

@@ -206,9 +206,9 @@ class MPCPolicy(PlanningPolicy):
 
 def _check_agents(model: DynamicsModel, **agents: Any) -> None:
     """
-    :param model: to plan in
-    :param agents: SB3 algorithms, or functions, of which nothing is known
-    :raises ValueError: an algorithm has learned something else
+    :param model: the model to plan in
+    :param agents: SB3 algorithms, or functions, which are not checked
+    :raises ValueError: an algorithm was trained on other observations
     """
     for name, agent in agents.items():
         if isinstance(agent, BaseAlgorithm) and agent.observation_space.shape != model.observation_space.shape:

@@ -1,4 +1,4 @@
-"""Optimisers of action sequences, and the objective that a model gives them."""
+"""Optimisers of action sequences, and what a sequence is worth in a model."""
 
 from functools import partial
 from typing import Any
@@ -29,8 +29,8 @@ __all__ = [
     "make_planner",
 ]
 
-# PDDM (https://arxiv.org/abs/1909.11652): its code has horizon 7, beta 0.6 or 0.7 and kappa 0.5 (valve), 10 (cube) or 20 (two
-# balls) for hands, and horizon 20, beta 0.9 or 0.7 and kappa 1 (cheetah) or 10 (ant) for walkers
+# The code of PDDM (https://arxiv.org/abs/1909.11652) has horizon 7, beta 0.6 or 0.7 and kappa 0.5 (valve), 10 (cube) or 20
+# (two balls) for hands, and horizon 20, beta 0.9 or 0.7 and kappa 1 (cheetah) or 10 (ant) for walkers
 _pddm: dict[str, Any] = {
     "horizon": 7,
     "population_size": 700,
@@ -62,8 +62,8 @@ PLANNER_CLASSES: dict[str, type[Planner]] = {
 
 def make_planner(name: str, discrete: bool = False, **kwargs: Any) -> Planner:
     """
-    :param name: ``"random_shooting"``, ``"cem"``, ``"icem"``, ``"mppi"``, ``"pddm"`` or ``"gradient"``; the first four have a
-        version for discrete actions
+    :param name: ``"random_shooting"``, ``"cem"``, ``"icem"``, ``"mppi"``, ``"pddm"`` or ``"gradient"``; the first four also
+        plan discrete actions
     :param discrete: whether actions are discrete
     :param kwargs: arguments of the planner
     :return: the planner

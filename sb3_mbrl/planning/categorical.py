@@ -11,14 +11,14 @@ from sb3_mbrl.planning.planner import PlannerState, SamplingPlanner, Search
 from sb3_mbrl.planning.random_shooting import RandomShooting
 
 EXPLORATION = 0.5
-"""Share of the uniform distribution in the first iteration of a plan. A continuous plan starts with its full standard
-deviation at each step; probabilities that an earlier plan drove to 0 and 1 need the like."""
+"""Share of the uniform distribution in the first iteration of a plan. It lets a plan leave the probabilities 0 and 1 of an
+earlier plan, as a continuous plan does, which starts with the full standard deviation at each step."""
 
 
 class Categorical(SamplingPlanner):
     """
-    Before a planner in the list of bases: its mean becomes a table of probabilities, (B, H, A), its samples one-hot.
-    A mean of one-hot elites is again such a table, so that the updates stay as they are.
+    Mixin: list it before a planner. The planner's mean becomes a table of probabilities, (B, H, A), and its samples are
+    one-hot. The mean of one-hot elites is such a table again, so that the updates of the planner need no change.
     """
 
     categorical = True
@@ -59,12 +59,12 @@ class CategoricalMPPI(Categorical, MPPI):
 def draw_one_hot(probabilities: th.Tensor, n: int, generator: Generators) -> th.Tensor:
     """
     :param probabilities: (B, H, A)
-    :param n: samples
-    :param generator: their source
-    :return: (B, n, H, A)
+    :param n: number of samples
+    :param generator: source of the samples
+    :return: one-hot samples, (B, n, H, A)
     """
     n_envs, horizon, action_dim = probabilities.shape
     uniform = rand((n_envs, n, horizon, 1), generator, probabilities.device)
-    # The last boundary is left out: rounding may have put it below 1
+    # The last boundary is left out, because rounding may have put it below 1
     index = (uniform >= probabilities.cumsum(dim=-1)[:, None, :, :-1]).sum(dim=-1)
     return F.one_hot(index, action_dim).to(probabilities.dtype)

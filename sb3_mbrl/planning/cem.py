@@ -13,16 +13,16 @@ MOMENTUM = number(0, 1, below=True)
 
 class CEM(SamplingPlanner):
     """
-    Fits a Gaussian to the best samples, again and again, and executes its mean. Numbers and details are those of the
-    official code of PETS.
+    Fits a Gaussian to the best samples, several times, and executes its mean. Numbers and details are those of the official
+    code of PETS.
 
     :param horizon: H, actions in a plan (PETS: 25; 30 for HalfCheetah)
     :param population_size: N, candidates in an iteration (PETS: 400 or 500)
     :param n_elites: the best samples, to which the distribution is fitted (PETS: 40 or 50)
-    :param n_iterations: iterations at most (PETS: 5)
+    :param n_iterations: number of iterations, if the search does not converge before (PETS: 5)
     :param momentum: share of the old mean and variance that is kept (PETS: 0.1)
     :param init_std: standard deviation of each new plan (PETS: a quarter of the range of actions, 0.5)
-    :param min_variance: an environment's search ends when no variance of its plan is larger (PETS: 1e-3)
+    :param min_variance: the search for an environment has converged when no variance of its plan is larger (PETS: 1e-3)
     :param smoothing: see :class:`~sb3_mbrl.planning.planner.SamplingPlanner`
     :raises ValueError: a number is out of its range
     """
@@ -46,7 +46,7 @@ class CEM(SamplingPlanner):
         self.min_variance = min_variance
 
     def _draw(self, search: Search, n: int, generator: Generators) -> th.Tensor:
-        # Two standard deviations, where the samples are cut, stay within the bounds
+        # Samples are truncated at two standard deviations, which therefore must not leave the bounds
         std = th.minimum(search.std, (1 - search.mean.abs()) / 2)
         n_envs, horizon, action_dim = search.mean.shape
         noise = truncated_normal((n_envs, n, horizon, action_dim), generator, search.mean.device)
@@ -63,7 +63,7 @@ class CEM(SamplingPlanner):
         search.std = th.where(goes_on, variance.sqrt(), search.std)
 
     def _converged(self, search: Search) -> th.Tensor:
-        """Environments whose search is over, (B,) bool."""
+        """Environments whose search has converged, (B,) bool."""
         return (search.std**2).amax(dim=(1, 2)) <= self.min_variance
 
     def _has_converged(self, search: Search) -> bool:

@@ -9,13 +9,14 @@ from sb3_mbrl.planning.planner import MOST_PLANS, Clock, Plan, Planner, PlannerS
 
 class GradientPlanner(Planner):
     """
-    Ascends the return by Adam on ``atanh`` of the actions, from the rest of the last plan, the proposals and random plans;
-    executes the best sequence met. The score must be differentiable: a learned model is, a simulator is not.
+    Improves plans by gradient ascent (Adam on ``atanh`` of the actions), starting from the rest of the last plan, the
+    proposals and random plans, and executes the best sequence met. The score must be differentiable: that of a learned model
+    is, that of a simulator is not.
 
     :param horizon: H, actions in a plan
     :param n_iterations: gradient steps
-    :param n_starts: plans improved side by side, proposals not counted
-    :param learning_rate: of Adam
+    :param n_starts: number of plans that are improved side by side, without the proposals
+    :param learning_rate: learning rate of Adam
     :raises ValueError: a number is out of its range; in ``plan``, the score is not differentiable
     """
 
@@ -35,7 +36,7 @@ class GradientPlanner(Planner):
     ) -> Plan:
         clock = Clock(max_seconds)
         plans = self._starts(state, generator, proposals)
-        # tanh is flat at the bounds: a plan that begins there would stay there
+        # tanh is flat at the bounds, where a plan would get stuck
         unbounded = th.atanh(plans.clamp(-0.97, 0.97)).requires_grad_()
         optimizer = th.optim.Adam([unbounded], lr=self.learning_rate)
         best, best_value = plans, th.full(plans.shape[:2], th.finfo(plans.dtype).min, device=plans.device)
@@ -63,7 +64,7 @@ class GradientPlanner(Planner):
         return Plan(chosen, value, th.zeros_like(chosen), n_iterations, new_state)
 
     def _starts(self, state: PlannerState, generator: Generators, proposals: th.Tensor | None) -> th.Tensor:
-        """The first start is the rest of the last plan, (B, N, H, A)."""
+        """Plans to start from, of which the first is the rest of the last plan, (B, N, H, A)."""
         n_envs, horizon, action_dim = state.mean.shape
         random = 2 * rand((n_envs, self.n_starts - 1, horizon, action_dim), generator, state.mean.device) - 1
         starts = [state.mean.unsqueeze(1), random]

@@ -1,4 +1,4 @@
-"""Model predictive path integral control: a mean of plans weighted by their returns."""
+"""Model predictive path integral control: the mean of plans, weighted by their returns."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,8 @@ from sb3_mbrl.planning.planner import SamplingPlanner, Search, elites_of, moment
 
 class MPPI(SamplingPlanner):
     """
-    Weights every sample by ``exp((R - max R) / temperature)`` and executes the weighted mean (Williams et al. 2017). Three
-    published forms are settings of it:
+    Weights every sample by ``exp((R - max R) / temperature)`` and executes the weighted mean (Williams et al. 2017). Its
+    settings cover three published forms:
 
     - all samples, a fixed standard deviation: MPPI, the default;
     - ``n_elites=64, std_bounds=(0.05, 2), n_iterations=6, temperature=2``: TD-MPC
@@ -23,12 +23,12 @@ class MPPI(SamplingPlanner):
 
     :param horizon: H, actions in a plan
     :param population_size: N, candidates in an iteration
-    :param n_iterations: iterations
-    :param temperature: in the unit of the return: small trusts the best sample alone
-    :param n_elites: weigh only the best samples; None: all
+    :param n_iterations: number of iterations
+    :param temperature: temperature, in the unit of the return; if it is small, the best sample alone has weight
+    :param n_elites: number of best samples that are weighted; None: all
     :param momentum: share of the old mean that is kept (TD-MPC: 0.1)
     :param init_std: standard deviation of each new plan
-    :param std_bounds: fit the standard deviation to the weighted samples, within these bounds; None: it stays
+    :param std_bounds: lowest and highest standard deviation, which is fitted to the weighted samples; None: it stays as it is
     :param smoothing: see :class:`~sb3_mbrl.planning.planner.SamplingPlanner`
     :raises ValueError: a number is out of its range
     """
@@ -72,7 +72,7 @@ class MPPI(SamplingPlanner):
         self._move(search, candidates, weights * (values > th.finfo(values.dtype).min))
 
     def _move(self, search: Search, candidates: th.Tensor, weights: th.Tensor) -> None:
-        """The new mean and standard deviation; where all weights are 0, the old ones."""
+        """Set the new mean and standard deviation; where all weights are 0, the old ones stay."""
         mean, variance = moments(candidates, weights)
         any_finite = (weights.sum(dim=1) > 0)[:, None, None]
         mean = self.momentum * search.mean + (1 - self.momentum) * mean

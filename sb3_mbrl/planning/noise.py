@@ -9,28 +9,28 @@ from sb3_mbrl.common.random import Generators, rand, randn
 
 def truncated_normal(shape: Sequence[int], generator: Generators, device: th.device | str) -> th.Tensor:
     """
-    :param shape: of the result
-    :param generator: its source
-    :param device: where it is made
-    :return: standard normal numbers given that they lie within [-2, 2]
+    :param shape: shape of the result
+    :param generator: source of the noise
+    :param device: where the noise is made
+    :return: samples of the standard normal distribution truncated to [-2, 2]
     """
-    inside = th.erf(th.tensor(2**0.5, device=device))  # probability of two standard deviations
+    inside = th.erf(th.tensor(2**0.5, device=device))  # the probability of [-2, 2]
     uniform = (2 * rand(shape, generator, device) - 1) * inside
     return 2**0.5 * th.erfinv(uniform)
 
 
 def colored_noise(shape: Sequence[int], beta: float, generator: Generators, device: th.device | str) -> th.Tensor:
     """
-    Gaussian noise whose power falls with its frequency over time as 1 / f^beta (Timmer & Koenig 1995), scaled as by the
-    package ``colorednoise`` 2.2, which iCEM's code calls. That package divides by the standard deviation of the waves alone,
-    of which it counts half the variance of the fastest one if the horizon is even. The mean over the plan comes on top: for a
-    horizon of 30, entries have a standard deviation of 1.03 (beta near 0) to 1.22 (large beta).
+    Gaussian noise whose power falls with the frequency over time as 1 / f^beta (Timmer & Koenig 1995), scaled as the package
+    ``colorednoise`` 2.2 does, which iCEM's code calls. That package divides by the standard deviation of the waves, without
+    the mean over the plan, and with half the variance of the fastest wave if the horizon is even. The standard deviation of
+    the noise is therefore larger than 1: for a horizon of 30 it is 1.03 (beta near 0) to 1.22 (large beta).
 
     :param shape: (B, N, H, A), H steps in time
     :param beta: 0 white (of unit variance), 1 pink, 2 brown
-    :param generator: its source
-    :param device: where it is made
-    :return: of this shape
+    :param generator: source of the noise
+    :param device: where the noise is made
+    :return: noise of this shape
     """
     n_envs, n, horizon, action_dim = shape
     if horizon == 1 or beta == 0:

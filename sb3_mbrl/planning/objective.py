@@ -43,7 +43,7 @@ class ModelObjective:
 
     A sequence with a particle that diverges (NaN, infinite) is worth NaN, which planners rank last.
 
-    :param model: to step
+    :param model: the model
     :param discount: discount of rewards, per model step (PETS: 1)
     :param n_particles: rollouts of each sequence (PETS: 20)
     :param propagation: ``"ts1"``: an elite drawn for each particle and step; ``"tsinf"``: particle p keeps elite p mod E,
@@ -55,10 +55,10 @@ class ModelObjective:
         times the Euclidean norm of the elites' standard deviations about the next observation, in the observation's units
         (``ModelStep.disagreement``). Below 0 it is a bonus, which seeks what the elites disagree about. Other values than 0
         cost an evaluation of all elites
-    :param reward_fn: takes the place of the model's reward: ``f(obs, action, next_obs)`` on raw observations and actions in
-        the environment's scale, so that one model serves many tasks
-    :param termination_fn: takes the place of the model's termination: ``f(obs, action, next_obs) -> (B,) bool``, called as
-        ``reward_fn`` is
+    :param reward_fn: replaces the model's reward, so that one model serves many tasks: ``f(obs, action, next_obs)`` of raw
+        observations and of actions in the environment's scale
+    :param termination_fn: replaces the model's termination: ``f(obs, action, next_obs) -> (B,) bool``, called as ``reward_fn``
+        is
     :param terminal_value: value of the observation where the plan ends; None: 0
     :param action_repeat: model steps for each action of a sequence
     :raises ValueError: a name that is not known, or a number out of its range
@@ -97,7 +97,7 @@ class ModelObjective:
         )
         self.model = model
         self.discount = discount
-        self.n_particles = int(n_particles)  # PyTorch splits by no integer of NumPy
+        self.n_particles = int(n_particles)  # PyTorch's split does not accept NumPy's integers
         self.propagation = propagation
         self.deterministic = deterministic
         self.value_mode = value_mode

@@ -1,4 +1,4 @@
-"""What all planners share: the warm start, the loop of sampling, scoring and updating, ranking, the time budget."""
+"""What all planners share: the warm start, the loop of sampling, scoring and updating, the ranking, the time budget."""
 
 import time
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ MOST_PLANS = 10**6
 
 Score = Callable[[th.Tensor], th.Tensor]
 """``f(actions (B, N, H, A)) -> returns (B, N)``: N candidate sequences of H actions for each of B environments. A return that
-is not finite (a prediction that diverged) is the worst."""
+is not finite, because a prediction has diverged, ranks worst."""
 
 
 class PlannerState(NamedTuple):
@@ -27,7 +27,7 @@ class PlannerState(NamedTuple):
     :param mean: the plan from here on, (B, H, A); probabilities for discrete actions
     :param elites: best sequences kept, best first, (B, K, H, A); K = 0 for planners that keep none
     :param previous: the action executed last, (B, A)
-    :param started: False where an episode begins: there is nothing to start from, (B,) bool
+    :param started: False where an episode begins, so that there is no earlier plan, (B,) bool
     """
 
     mean: th.Tensor
@@ -40,9 +40,9 @@ class Plan(NamedTuple):
     """
     :param actions: the sequence to execute, (B, H, A) in [-1, 1]; one-hot for discrete actions
     :param value: return of the best candidate seen, (B,)
-    :param std: of the last search distribution, (B, H, A); zero for planners without one
-    :param n_iterations: iterations made, fewer than asked for if the time was up or the search had converged
-    :param state: for :meth:`Planner.shift`, and then for the next call
+    :param std: standard deviation of the last search distribution, (B, H, A); zero for planners without one
+    :param n_iterations: number of iterations made, fewer than asked for if the time was up or the search had converged
+    :param state: the state to pass to :meth:`Planner.shift`, and then to the next call
     """
 
     actions: th.Tensor
@@ -54,8 +54,8 @@ class Plan(NamedTuple):
 
 class Planner(ABC):
     """
-    Optimises sequences of ``horizon`` actions in [-1, 1] for B environments at once. Knows nothing of models: it is given
-    a function that scores sequences. Keeps nothing between calls: its state goes in and out.
+    Optimises sequences of ``horizon`` actions in [-1, 1] for B environments at once. A planner knows nothing of models: it is
+    given a function that scores sequences. It keeps nothing between calls: its state goes in and out.
 
     :param horizon: H, actions in a plan
     :param n_iterations: rounds of improvement
@@ -81,8 +81,8 @@ class Planner(ABC):
         max_seconds: float | None = None,
     ) -> Plan:
         """
-        :param score: what is maximised
-        :param state: of :meth:`initial_state`, or of the last plan, shifted
+        :param score: the function that is maximised
+        :param state: the state by :meth:`initial_state`, or that of the last plan by :meth:`shift`
         :param generator: one, or one for each of the B environments: the plan of an environment then does not depend on the
             others
         :param proposals: sequences to consider among the samples, for instance a policy's, (B, M, H, A)
@@ -116,9 +116,9 @@ class Planner(ABC):
 
     def shift(self, state: PlannerState, executed: th.Tensor) -> PlannerState:
         """
-        :param state: of the last plan
+        :param state: the state of the last plan
         :param executed: the actions that were executed since, (B, n, A)
-        :return: the warm start of the next plan: the rest of the last one, filled up
+        :return: the warm start of the next plan: the rest of the last one, filled up at its end
         """
         n = min(executed.shape[1], self.horizon)
         rest = state.mean[:, n:]
@@ -133,21 +133,21 @@ class Planner(ABC):
         return th.zeros(n_envs, self.horizon, action_dim, device=device)
 
     def _filling(self, mean: th.Tensor, n: int) -> th.Tensor:
-        """The end of a shifted plan, (B, n, A): the last action goes on."""
+        """The end of a shifted plan, (B, n, A): the last action is repeated."""
         return mean[:, -1:].expand(-1, n, -1)
 
 
 @dataclass
 class Search:
     """
-    Where a search stands; B environments.
+    The state of a search for B environments.
 
     :param mean: (B, H, A)
     :param std: (B, H, A)
     :param elites: best sequences of the last iteration, best first, (B, K, H, A)
     :param best: best sequence so far, (B, H, A)
-    :param best_value: its return, (B,)
-    :param start: what the search began with
+    :param best_value: return of the best sequence so far, (B,)
+    :param start: state that the search began with
     """
 
     mean: th.Tensor
@@ -160,15 +160,15 @@ class Search:
 
 class SamplingPlanner(Planner):
     """
-    Planners that sample candidates around a mean, score them, and move the mean.
+    Base class of planners that sample candidates around a mean, score them, and move the mean.
 
     :param horizon: H, actions in a plan
     :param n_iterations: rounds of sampling, scoring and updating
     :param population_size: N, candidates sampled in a round
     :param init_std: standard deviation of the samples in the first round, in the unit of actions in [-1, 1]
-    :param smoothing: in [0, 1): a candidate's action is ``(1 - smoothing) * sample + smoothing * action before``, beginning
-        with the action that was executed last, or 0 where an episode begins; clipped to the bounds afterwards. PDDM's
-        1 - beta
+    :param smoothing: low-pass filter in [0, 1), PDDM's 1 - beta. An action of a candidate is
+        ``(1 - smoothing) * sample + smoothing * action before``, clipped to the bounds. The action before the first one is the
+        one that was executed last, or 0 where an episode begins
     :raises ValueError: a number is out of its range
     """
 
@@ -246,7 +246,7 @@ class SamplingPlanner(Planner):
     def _smooth(self, samples: th.Tensor, start: PlannerState) -> th.Tensor:
         if self.smoothing == 0:
             return samples
-        # An episode begins with 0: the action that was executed last belongs to another episode
+        # An episode begins with 0, since the action that was executed last belongs to another episode
         before = th.where(_like(start.started, start.previous), start.previous, 0.0).unsqueeze(1)
         actions = []
         for sample in samples.unbind(dim=2):
@@ -255,7 +255,7 @@ class SamplingPlanner(Planner):
         return th.stack(actions, dim=2)
 
     def _remember_best(self, search: Search, candidates: th.Tensor, values: th.Tensor) -> None:
-        # Ties go to the latest plan: where every plan survives, those of the first iteration are as good but less smooth
+        # Ties go to the later plan: where every plan survives, those of the first iteration are as good but less smooth
         value, index = values.max(dim=1)
         better = (value >= search.best_value) & (value > th.finfo(value.dtype).min)
         search.best = th.where(_like(better, search.best), take(candidates, index.unsqueeze(1)).squeeze(1), search.best)
@@ -264,9 +264,9 @@ class SamplingPlanner(Planner):
 
 class Clock:
     """
-    Expects the next iteration to take as long as the slowest so far.
+    Tells whether there is time for another iteration, which is expected to take as long as the slowest so far.
 
-    :param max_seconds: from now on; None for no limit
+    :param max_seconds: time from now on; None: no limit
     """
 
     def __init__(self, max_seconds: float | None):
@@ -277,8 +277,8 @@ class Clock:
 
     def allows_another(self, n_made: int) -> bool:
         """
-        :param n_made: iterations made so far
-        :return: whether one more is likely to end in time
+        :param n_made: number of iterations made so far
+        :return: whether another iteration is likely to end in time
         """
         if self.max_seconds is None:
             return True
@@ -290,7 +290,7 @@ class Clock:
 def worst_if_not_finite(values: th.Tensor) -> th.Tensor:
     """
     :param values: returns
-    :return: the same, with the lowest number there is in the place of NaN and infinities of either sign
+    :return: the same, with the lowest finite number in place of NaN and of infinities of either sign
     """
     return th.where(th.isfinite(values), values, th.finfo(values.dtype).min)
 
@@ -299,7 +299,7 @@ def take(sequences: th.Tensor, index: th.Tensor) -> th.Tensor:
     """
     :param sequences: (B, N, H, A)
     :param index: (B, K) long
-    :return: the sequences at these places, (B, K, H, A)
+    :return: the sequences with these indices, (B, K, H, A)
     """
     return sequences.gather(1, index[:, :, None, None].expand(-1, -1, *sequences.shape[2:]))
 
@@ -307,7 +307,7 @@ def take(sequences: th.Tensor, index: th.Tensor) -> th.Tensor:
 def elites_of(candidates: th.Tensor, values: th.Tensor, n: int) -> tuple[th.Tensor, th.Tensor]:
     """
     :param candidates: (B, N, H, A)
-    :param values: their returns, the lowest number for those that diverged, (B, N)
+    :param values: returns of the candidates, the lowest finite number where a prediction diverged, (B, N)
     :param n: K
     :return: the K best, best first, (B, K, H, A), and their returns (B, K)
     """
@@ -319,10 +319,10 @@ def moments(sequences: th.Tensor, weights: th.Tensor) -> tuple[th.Tensor, th.Ten
     """
     :param sequences: in [-1, 1], (B, K, H, A)
     :param weights: not negative, (B, K)
-    :return: weighted mean and variance, (B, H, A) each; zero where all weights are
+    :return: weighted mean and variance, (B, H, A) each; zero where all weights are zero
     """
     weights = (weights / weights.sum(dim=1, keepdim=True).clamp(min=th.finfo(weights.dtype).tiny))[:, :, None, None]
-    mean = (weights * sequences).sum(dim=1).clamp(-1, 1)  # rounding may leave the bounds
+    mean = (weights * sequences).sum(dim=1).clamp(-1, 1)  # rounding errors may exceed the bounds
     return mean, (weights * (sequences - mean.unsqueeze(1)) ** 2).sum(dim=1)
 
 

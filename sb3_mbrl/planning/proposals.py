@@ -1,4 +1,4 @@
-"""Plans of a policy, for a planner to improve on."""
+"""Plans that follow a policy, for a planner to improve on."""
 
 from collections.abc import Callable
 
@@ -25,17 +25,17 @@ def policy_proposals(
     generator: Generators = None,
 ) -> th.Tensor:
     """
-    What a policy would do, in the model.
+    What a policy would do in the model.
 
     :param actor: the policy
-    :param model: to step
+    :param model: the model
     :param starts: states of the model to start from, (B, S)
     :param n: proposals for each environment; the first follows the policy without noise
     :param horizon: H
-    :param noise: standard deviation added to actions; the probability of a random one if they are discrete
+    :param noise: standard deviation of the noise on actions; for discrete actions the probability of a random one
     :param action_repeat: model steps for each action
     :param generator: source of all noise
-    :return: (B, n, H, A)
+    :return: the proposals, (B, n, H, A)
     """
     states = starts.repeat_interleave(n, dim=0)
     noisy = (th.arange(len(states), device=states.device) % n > 0).unsqueeze(1)

@@ -12,7 +12,7 @@ class RandomShooting(SamplingPlanner):
 
     :param horizon: H, actions in a plan (Nagabandi et al.: 5 to 20)
     :param population_size: N, candidates in a round (Nagabandi et al.: 300 to 5000)
-    :param n_iterations: rounds; between them the time budget is looked at
+    :param n_iterations: number of rounds; the time budget is checked between them
     :param smoothing: see :class:`~sb3_mbrl.planning.planner.SamplingPlanner`
     """
 

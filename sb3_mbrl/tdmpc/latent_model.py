@@ -74,7 +74,7 @@ class LatentModel(nn.Module):
 
     @property
     def device(self) -> th.device:
-        """Where it lives."""
+        """The device of the networks."""
         return self.action_low.device
 
     def encode(self, obs: PyTorchObs) -> th.Tensor:
@@ -157,7 +157,7 @@ class LatentModel(nn.Module):
     def executed(self, action: th.Tensor) -> th.Tensor:
         """
         :param action: in [-1, 1], (..., A)
-        :return: what the environment makes of it, in [-1, 1]: rounded if its actions are whole numbers, (..., A)
+        :return: the action that the environment executes, in [-1, 1]: rounded if actions are whole numbers, (..., A)
         """
         return executed(action, self.action_space, self.action_low, self.action_high)
 

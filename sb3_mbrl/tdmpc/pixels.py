@@ -1,4 +1,4 @@
-"""Images as TD-MPC and TD-MPC2 see them."""
+"""How TD-MPC and TD-MPC2 read images."""
 
 import torch as th
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ class RandomShift(nn.Module):
     def forward(self, images: th.Tensor) -> th.Tensor:
         """
         :param images: (B, C, H, W)
-        :return: of the same shape
+        :return: shifted images of the same shape
         """
         if not self.training or self.pad == 0:
             return images
@@ -41,11 +41,11 @@ class PixelExtractor(BaseFeaturesExtractor):
     The convolutions of TD-MPC2 (four layers of 32 channels) on randomly shifted images.
 
     :param observation_space: images, (C, H, W), at least 39 pixels wide and high
-    :param n_channels: of each layer
-    :param pad: of :class:`RandomShift`, in pixels
+    :param n_channels: channels of each layer
+    :param pad: largest shift of the images, in pixels
     :param normalized_image: whether images are already in [0, 1], channels first (with ``normalize_images=False``, as for
         SB3's ``NatureCNN``)
-    :raises ValueError: no images, or too small ones
+    :raises ValueError: the observations are no images, or too small
     """
 
     def __init__(self, observation_space: spaces.Space, n_channels: int = 32, pad: int = 3, normalized_image: bool = False):
