@@ -3,13 +3,10 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
-
-if TYPE_CHECKING:
-    from sb3_mbrl.algorithms.base import ModelBasedAlgorithm
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class Forecast(BaseCallback):
     :param n_steps: environment steps of a round, at least
     """
 
-    model: "ModelBasedAlgorithm"
+    model: Any  # a ModelBasedAlgorithm, which imports this file
 
     def __init__(self, first_phase: str, n_steps: int):
         super().__init__()

@@ -141,6 +141,18 @@ def time_limit(env: VecEnv | None) -> int | None:
     return None
 
 
+def time_limit_or_warn(env: VecEnv | None, otherwise: str) -> int | None:
+    """
+    :param env: a vector of environments; None: there is none
+    :param otherwise: what is done if the time limit is not known, and which argument to pass instead; a sentence or two
+    :return: as :func:`time_limit`; where the time limit is not known, a warning says so
+    """
+    limit = time_limit(env)
+    if limit is None:
+        warnings.warn(f"The time limit of the environment is not known. {otherwise}")
+    return limit
+
+
 def max_episode_steps_for(env: VecEnv | None) -> int:
     """
     :param env: a vector of real environments; None: there is none
@@ -150,11 +162,7 @@ def max_episode_steps_for(env: VecEnv | None) -> int:
     """
     if env is None:
         raise ValueError("There is no environment to ask for its time limit: pass max_episode_steps=, in steps.")
-    limit = time_limit(env)
-    if limit is None:
-        warnings.warn(
-            "The time limit of the real environment is not known. Imagined episodes are truncated after "
-            f"{MAX_EPISODE_STEPS} steps; pass max_episode_steps= to choose their length."
-        )
-        return MAX_EPISODE_STEPS
-    return limit
+    otherwise = (
+        f"Imagined episodes are truncated after {MAX_EPISODE_STEPS} steps; pass max_episode_steps= to choose their length."
+    )
+    return time_limit_or_warn(env, otherwise) or MAX_EPISODE_STEPS

@@ -3,14 +3,13 @@
 import io
 import pathlib
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
@@ -29,73 +28,67 @@ from sb3_mbrl.algorithms.learning import LearnsDynamics
 from sb3_mbrl.algorithms.replay_files import pickle_replay_buffer
 from sb3_mbrl.common.actions import for_sb3, from_sb3
 from sb3_mbrl.common.arguments import Rule, integer
-from sb3_mbrl.common.environments import MAX_EPISODE_STEPS, time_limit
+from sb3_mbrl.common.environments import MAX_EPISODE_STEPS, max_episode_steps_for, time_limit
 from sb3_mbrl.common.replay_buffers import end_trajectories
 from sb3_mbrl.common.spaces import check_spaces
 from sb3_mbrl.common.tensors import check_optimizers
-from sb3_mbrl.common.trajectories import initial_rows, real_transitions
+from sb3_mbrl.common.trajectories import real_transitions
 from sb3_mbrl.common.types import RewardFn, TerminationFn
+from sb3_mbrl.dyna.spaces_only import SpacesOnly
+from sb3_mbrl.dyna.validation import StopWhenNoLongerBetter, ValidatesItsAgent
 from sb3_mbrl.envs import LearnedModelVecEnv
 from sb3_mbrl.envs.construction import N_ENVS
 from sb3_mbrl.envs.experience import StartStates, check_start_states
 from sb3_mbrl.envs.rules import RULES, ImaginationRules
 
-EPISODES_PER_MEMBER = 4
-"""Imagined episodes of each member of the ensemble, whenever the policy is validated."""
-
-VALIDATION_FREQ = 5
-"""Rollouts of an on-policy algorithm between two validations."""
-
-MIN_SHARE_BETTER = 0.7
-"""ME-TRPO's: go on as long as the policy became better on this share of the members."""
-
 _SET_HERE = {"policy", "env", "seed", "device", "tensorboard_log", "verbose", "_init_setup_model"}
 
 
-class Dyna(LearnsDynamics, MakesItsPolicy, OffPolicyAlgorithm):
+class Dyna(ValidatesItsAgent, MakesItsPolicy, OffPolicyAlgorithm):
     """
-    Trains an algorithm of Stable-Baselines3 in a learned model, as it is: acts at random, fits an ensemble of dynamics, lets
-    the algorithm learn in many imagined environments, acts with what it has learned, and so on (Sutton 1991; with ensembles
-    and a policy gradient it is ME-TRPO, https://arxiv.org/abs/1802.10592)::
+    Trains an algorithm of Stable-Baselines3, unchanged, in a learned model: Dyna acts at random, fits an ensemble of dynamics,
+    lets the algorithm learn in many imagined environments, acts with what it has learned, and so on (Sutton 1991; with
+    ensembles and a policy gradient it is ME-TRPO, https://arxiv.org/abs/1802.10592)::
 
         Dyna(PPO, "MlpPolicy", "Pendulum-v1").learn(10_000)  # real steps; those of PPO are imagined
 
-    What is counted, logged and seen by callbacks are real steps. The algorithm is ``agent``; its schedules follow the
-    progress of the real run. An on-policy one ends its round early when it is no longer better on most members of the
-    ensemble (ME-TRPO's rule).
+    Steps are counted, logged and shown to callbacks in the real environment. The trained algorithm is the attribute ``agent``;
+    its schedules follow the progress of the real run. The round of an on-policy algorithm ends early when its policy no longer
+    becomes better on most members of the ensemble (ME-TRPO's rule).
 
-    Logged beside the real ``rollout/ep_rew_mean``: ``imagination/return_mean``, the undiscounted return that the model
-    promises the policy, over episodes of the real time limit from real first states; ``imagination/gap``, how much more that
-    was than what the episodes that followed in reality returned; ``imagination/alarm``, 1 where they part, by more than
-    three standard deviations of the imagined returns and a fifth of their mean: the model is being exploited. Where the
-    environment does not tell its time limit, the longest of the latest real episodes takes its place; until one has ended,
-    where a longer one follows or one is truncated earlier, and where ``reward_fn`` is another reward, nothing is compared.
+    Three numbers tell whether the policy exploits errors of the model. ``imagination/return_mean`` is the undiscounted return
+    that the model promises for the policy, over episodes from real first states up to the real time limit.
+    ``imagination/gap`` is how much more that was than the mean return of the real episodes that followed.
+    ``imagination/alarm`` is 1 if the gap exceeds three standard deviations of the imagined returns and a fifth of their mean
+    together. If the environment does not tell its time limit, the longest of the latest real episodes replaces it. Nothing is
+    compared until an episode has ended, if a real episode is longer or is truncated earlier, or if ``reward_fn`` is another
+    reward.
 
-    :param algorithm_class: of Stable-Baselines3, sb3-contrib or yours, on- or off-policy
-    :param policy: of the algorithm
-    :param env: flat Box observations of floats; Box actions with finite bounds, or Discrete, as the algorithm has them; one
-        environment or many
-    :param algorithm_kwargs: further arguments of the algorithm. The ``n_steps`` of PPO are those of each imagined
-        environment; ``buffer_size`` of an off-policy one says how long it keeps what older models imagined
-    :param buffer_size: real transitions
+    :param algorithm_class: an on- or off-policy algorithm of Stable-Baselines3, sb3-contrib or yours
+    :param policy: policy of the algorithm
+    :param env: an environment or many, with flat Box observations of floats, and Box actions with finite bounds or Discrete
+        actions, as the algorithm supports them
+    :param algorithm_kwargs: further arguments of the algorithm. The ``n_steps`` of PPO count the steps of each imagined
+        environment; the ``buffer_size`` of an off-policy algorithm decides how long it keeps what older models imagined
+    :param buffer_size: capacity for real transitions
     :param learning_starts: real steps with uniform random actions first
-    :param action_noise: added to the actions of real steps, for algorithms that do not explore by themselves (TD3)
+    :param action_noise: noise added to the actions of real steps, for algorithms that do not explore by themselves (TD3)
     :param stats_window_size: Window size for the rollout logging
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param verbose: Verbosity level: 0 for no output, 1 for a line per fit and alarm
     :param seed: Seed for the pseudo random generators
     :param device: Device on which the code should run
-    :param n_imagined_envs: environments in the model
-    :param imagined_steps_per_step: imagined steps of the algorithm for each real one, over all imagined environments; at least
-        a rollout of an on-policy algorithm in each round
+    :param n_imagined_envs: number of environments in the model
+    :param imagined_steps_per_step: imagined steps of the algorithm for each real one, over all imagined environments; an
+        on-policy algorithm makes at least one rollout in each round
     :param max_episode_steps: steps until an imagined episode is truncated; None: the time limit of the environment, 1000 if
         it is not known. Short episodes keep the model's errors from adding up
-    :param start_states: of imagined episodes: ``"all"`` real states, ``"initial"`` ones, an array or a function, as in
+    :param start_states: where imagined episodes start: ``"all"`` real states, ``"initial"`` ones, an array or a function, see
         :meth:`LearnedModelVecEnv.from_algorithm <sb3_mbrl.LearnedModelVecEnv.from_algorithm>`
     :param value_mode: ``"expected"``, ``"pessimistic"`` or ``"optimistic"`` rewards
     :param uncertainty_penalty: subtracted from imagined rewards, times the disagreement of the ensemble (MOPO)
     :param max_disagreement: imagined tasks end where the ensemble disagrees by more (MOReL); None: never
-    :param halt_reward: reward of a step that ends in this way
+    :param halt_reward: reward of a step at which a task ends in this way
     :param model_train_freq: real steps between two rounds of fitting and imagining
     :param model_updates_per_step: budget of a fit: at most this many gradient steps of the model per real step since the last
         one; of the first fit, since the beginning. None: every fit runs to its end
@@ -106,7 +99,7 @@ class Dyna(LearnsDynamics, MakesItsPolicy, OffPolicyAlgorithm):
     :param dynamics_kwargs: arguments of :class:`~sb3_mbrl.dynamics.ProbabilisticEnsemble`
     :param fit_kwargs: arguments of :func:`~sb3_mbrl.dynamics.fitting.fit`
     :param _init_setup_model: Whether or not to build the networks at the creation of the instance
-    :param unknown: no others are accepted; arguments of the algorithm belong in ``algorithm_kwargs``
+    :param unknown: must be empty: arguments of the algorithm belong in ``algorithm_kwargs``
     :raises TypeError: an argument has an unknown name
     :raises ValueError: arguments or spaces that are not supported, saying what is
     """
@@ -158,9 +151,9 @@ class Dyna(LearnsDynamics, MakesItsPolicy, OffPolicyAlgorithm):
                 f"Dyna has no arguments {sorted(unknown)}. Those of the algorithm belong in algorithm_kwargs={unknown!r}."
             )
         super().__init__(
-            BasePolicy,  # that of the algorithm takes its place
+            BasePolicy,  # replaced by the policy of the algorithm
             env,  # type: ignore[arg-type]
-            learning_rate=1e-3,  # nothing is trained here but the model, whose own is among dynamics_kwargs
+            learning_rate=1e-3,  # not used: the model and the algorithm have learning rates of their own
             buffer_size=buffer_size,
             learning_starts=learning_starts,
             train_freq=1,
@@ -188,16 +181,11 @@ class Dyna(LearnsDynamics, MakesItsPolicy, OffPolicyAlgorithm):
         self.uncertainty_penalty = uncertainty_penalty
         self.max_disagreement = max_disagreement
         self.halt_reward = halt_reward
-        self._agent_zip = b""  # while it is saved
-        self._agent_state: Any = None  # of a recurrent policy
-        # Imagined return of the policy that acts now: mean, std, and the steps that it is summed over
-        self._promised: tuple[float, float, int] | None = None
-        self._episodes_before = 0  # of the real run, when the last round ended
+        self._agent_zip = b""  # filled only while the algorithm is being saved or loaded
+        self._agent_state: Any = None  # state of a recurrent policy
 
         if _init_setup_model:
             self._setup_model()
-
-    # ---------------------------------------------------------------- setup
 
     def _setup_model(self) -> None:
         self._check_algorithm()
@@ -208,7 +196,7 @@ class Dyna(LearnsDynamics, MakesItsPolicy, OffPolicyAlgorithm):
         super()._setup_model()
 
     def _check_algorithm(self) -> None:
-        """Checked first, as whoever forgets the algorithm has passed its policy and the environment in the wrong places."""
+        """Check this first: a user who forgets the algorithm passes the policy and the environment in the wrong places."""
         if not (isinstance(self.algorithm_class, type) and issubclass(self.algorithm_class, BaseAlgorithm)):
             raise ValueError(
                 f"algorithm_class must be a class of Stable-Baselines3 such as PPO, got {self.algorithm_class!r}."
@@ -235,8 +223,8 @@ class Dyna(LearnsDynamics, MakesItsPolicy, OffPolicyAlgorithm):
 
     def _make_policy(self, policy_class: type[BasePolicy], **policy_kwargs: Any) -> BasePolicy:
         self._setup_dynamics()
-        imagined: Any = _NothingYet(self.n_imagined_envs, self.observation_space, for_sb3(self.action_space))
-        if self._agent_zip:  # n_imagined_envs may be another than it was saved with
+        imagined: Any = SpacesOnly(self.n_imagined_envs, self.observation_space, for_sb3(self.action_space))
+        if self._agent_zip:  # n_imagined_envs may have been changed by an argument of load
             self.agent = self.algorithm_class.load(io.BytesIO(self._agent_zip), imagined, self.device)
             self._agent_zip = b""
             check_optimizers(self.agent)
@@ -249,8 +237,6 @@ class Dyna(LearnsDynamics, MakesItsPolicy, OffPolicyAlgorithm):
                 **deepcopy(self.algorithm_kwargs),  # SB3 writes to them
             )
         return self.agent.policy
-
-    # ---------------------------------------------------------------- the algorithm
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """
@@ -265,7 +251,7 @@ class Dyna(LearnsDynamics, MakesItsPolicy, OffPolicyAlgorithm):
         self._compare_with_reality()
         transitions = real_transitions(self.replay_buffer, self.device)
         report = self._fit_dynamics(transitions)
-        if report is not None:  # otherwise the replay buffer was not loaded: wait until it holds enough again
+        if report is not None:  # otherwise the replay buffer was not restored, and has to fill up first
             with self._timed("imagining", "imagining"):
                 self._learn_in_the_model(self.imagined_steps_per_step * self._steps_since_fit())
                 self._promise(comparable=report.reward_agrees)
@@ -273,19 +259,19 @@ class Dyna(LearnsDynamics, MakesItsPolicy, OffPolicyAlgorithm):
 
     def _learn_in_the_model(self, n_steps: int) -> None:
         """
-        :param n_steps: of the algorithm, over all imagined environments
+        :param n_steps: steps of the algorithm, over all imagined environments
         """
         length = self._imagined_episode_length()
         self.agent.set_env(self._imagined(self.n_imagined_envs, self.start_states, length, **self._rules()))
         self.agent.set_logger(Logger(None, []))
         if isinstance(self.agent, OffPolicyAlgorithm):
             self.agent.action_noise = noise_for(self.agent.action_noise, self.n_imagined_envs)
-        stop = _StopWhenNoLongerBetter(self._validate) if isinstance(self.agent, OnPolicyAlgorithm) else None
+        stop = StopWhenNoLongerBetter(self._validate) if isinstance(self.agent, OnPolicyAlgorithm) else None
         before = self.agent.num_timesteps
         try:
             with self._progress_of_the_real_run():
                 self.agent.learn(n_steps, callback=stop, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
-        finally:  # the next round begins in other states, even if this one was interrupted
+        finally:  # the next round begins in other states, even if this round was interrupted
             end_trajectories(getattr(self.agent, "replay_buffer", None))
 
         self._log({"imagination/n_steps": self.agent.num_timesteps - before})
@@ -298,7 +284,7 @@ class Dyna(LearnsDynamics, MakesItsPolicy, OffPolicyAlgorithm):
         if self.num_timesteps < learning_starts or not self.dynamics.is_fitted:
             return super()._sample_action(self.num_timesteps + 1, action_noise, n_envs)
         assert isinstance(self._last_obs, np.ndarray)
-        if np.all(self._last_episode_starts):  # type: ignore[arg-type]  # perhaps of other environments
+        if np.all(self._last_episode_starts):  # type: ignore[arg-type]  # these may be other environments
             self._agent_state = None
         actions, self._agent_state = self.agent.predict(
             self._last_obs, self._agent_state, self._last_episode_starts, deterministic=False
@@ -315,16 +301,14 @@ class Dyna(LearnsDynamics, MakesItsPolicy, OffPolicyAlgorithm):
         """
         Act with what the algorithm has learned.
 
-        :param observation: one or a batch
-        :param state: of a recurrent policy
-        :param episode_start: where to forget it
-        :param deterministic: whether to explore
+        :param observation: one observation or a batch
+        :param state: state of a recurrent policy
+        :param episode_start: where a new episode begins, and the state is forgotten
+        :param deterministic: False: the policy explores
         :return: actions in the environment's scale, and the new state
         """
         actions, state = self.agent.predict(observation, state, episode_start, deterministic)
         return from_sb3(actions, self.action_space), state
-
-    # ---------------------------------------------------------------- imagination
 
     def _imagined(
         self, n_envs: int, start_states: StartStates, max_episode_steps: int | None, norm_reward: bool = True, **rules: Any
@@ -341,37 +325,9 @@ class Dyna(LearnsDynamics, MakesItsPolicy, OffPolicyAlgorithm):
         normalized.norm_reward &= norm_reward
         return normalized
 
-    def _validate(self) -> np.ndarray:
-        """Mean return of the policy on each elite, (n_elites,)."""
-        length = time_limit(self.env) or self._imagined_episode_length()
-        return self._imagined_returns(length, deterministic=True).mean(axis=1)
-
-    def _imagined_returns(self, max_episode_steps: int, deterministic: bool) -> np.ndarray:
-        """
-        :param max_episode_steps: steps until an episode is truncated
-        :param deterministic: whether the policy explores
-        :return: of whole episodes from real first states, neither penalised nor normalised, (n_elites, EPISODES_PER_MEMBER)
-        """
-        assert self.replay_buffer is not None
-        n_elites = len(self.dynamics.elites)
-        n_envs = n_elites * EPISODES_PER_MEMBER
-        starts = "initial" if len(initial_rows(self.replay_buffer)) > 0 else "all"
-        env = self._imagined(n_envs, starts, max_episode_steps, norm_reward=False, propagation="tsinf", stagger=False)
-        env.seed(0)  # the same starts and noise: what differs is the policy
-        obs = env.reset()
-        env.unwrapped.imagination.members = self.dynamics.elites.repeat_interleave(EPISODES_PER_MEMBER)  # type: ignore
-        returns, running = np.zeros(n_envs), np.ones(n_envs, dtype=bool)
-        state, begins = None, np.ones(n_envs, dtype=bool)
-        while running.any():
-            actions, state = self.agent.predict(obs, state, begins, deterministic)  # type: ignore[arg-type]
-            obs, rewards, begins, _ = env.step(actions)
-            returns += running * rewards
-            running &= ~begins
-        return returns.reshape(n_elites, EPISODES_PER_MEMBER)
-
     @contextmanager
     def _progress_of_the_real_run(self) -> Iterator[None]:
-        """The algorithm's schedules (learning rate, exploration) see the real run, not the end of each imagined round."""
+        """A context in which the algorithm's schedules (learning rate, exploration) follow the real run, not a round."""
 
         def follow(num_timesteps: int, total_timesteps: int) -> None:
             self.agent._current_progress_remaining = self._current_progress_remaining
@@ -380,60 +336,7 @@ class Dyna(LearnsDynamics, MakesItsPolicy, OffPolicyAlgorithm):
         try:
             yield
         finally:
-            del self.agent._update_current_progress_remaining  # the method of the class is back
-
-    # ---------------------------------------------------------------- reality
-
-    def _promise(self, comparable: bool) -> None:
-        """
-        Note what the model promises for the policy that acts from now on, over episodes as long as the real ones.
-
-        :param comparable: whether the model and the environment pay the same reward
-        """
-        length = self._episode_length()
-        if length is None:
-            self._promised = None
-            return
-        returns = self._imagined_returns(length, deterministic=False)
-        self._promised = (float(returns.mean()), float(returns.std()), length) if comparable else None
-        self._log({"imagination/return_mean": float(returns.mean())})
-
-    def _episode_length(self) -> int | None:
-        """
-        :return: the time limit; if it is not known, because the environment truncates itself, the length of the longest of the
-            latest episodes; None: no episode has ended yet
-        """
-        assert self.ep_info_buffer is not None
-        return time_limit(self.env) or max((int(episode["l"]) for episode in self.ep_info_buffer), default=None)
-
-    def _compare_with_reality(self) -> None:
-        """What the model promised for the policy, beside what the episodes since then returned."""
-        assert self.ep_info_buffer is not None
-        n_episodes = min(self._episode_num - self._episodes_before, len(self.ep_info_buffer))
-        episodes = list(self.ep_info_buffer)[-n_episodes:] if n_episodes > 0 else []
-        if self._promised is not None and self._are_as_long_as_promised([int(episode["l"]) for episode in episodes]):
-            mean, std, _ = self._promised
-            gap = mean - float(np.mean([episode["r"] for episode in episodes]))
-            alarm = gap > 3 * std + 0.2 * abs(mean)
-            self._log({"imagination/gap": gap, "imagination/alarm": float(alarm)})
-            if alarm and self.verbose >= 1:
-                print(
-                    f"Step {self.num_timesteps}: the model promised a return of {mean:.4g}, reality gave {mean - gap:.4g}. "
-                    "The policy exploits errors of the model: try a smaller max_episode_steps or an uncertainty_penalty."
-                )
-        self._episodes_before = self._episode_num
-
-    def _are_as_long_as_promised(self, lengths: list[int]) -> bool:
-        """
-        :param lengths: of the episodes since the last round
-        :return: whether they ended where the promise ends, or by a termination, which the model imagines too. One that goes on
-            for longer, or is cut short, returns what was not promised
-        """
-        assert self._promised is not None and self.replay_buffer is not None
-        promised, buffer = self._promised[2], self.replay_buffer
-        n_rows = min(self._steps_since_fit() // self.n_envs, buffer.size())
-        n_truncated = int(buffer.timeouts[(buffer.pos - 1 - np.arange(n_rows)) % buffer.buffer_size].sum())
-        return len(lengths) > 0 and max(lengths) <= promised and n_truncated <= lengths.count(promised)
+            del self.agent._update_current_progress_remaining  # uncovers the method of the class
 
     def _setup_learn(
         self,
@@ -445,14 +348,9 @@ class Dyna(LearnsDynamics, MakesItsPolicy, OffPolicyAlgorithm):
     ) -> tuple[int, BaseCallback]:
         if reset_num_timesteps:
             self._episodes_before = 0
-        if self.verbose >= 1 and self.max_episode_steps is None and time_limit(self.env) is None:
-            print(
-                "The time limit of the environment is not known: imagined episodes are truncated after "
-                f"{MAX_EPISODE_STEPS} steps."
-            )
+        if self.max_episode_steps is None and self.env is not None:
+            max_episode_steps_for(self.env)  # warns if it is not known
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-
-    # ---------------------------------------------------------------- learn, save and load
 
     def save(
         self,
@@ -461,7 +359,7 @@ class Dyna(LearnsDynamics, MakesItsPolicy, OffPolicyAlgorithm):
         include: Iterable[str] | None = None,
     ) -> None:
         content = io.BytesIO()
-        self.agent.save(content)  # as it saves itself, whatever it consists of
+        self.agent.save(content)  # whatever the algorithm consists of, its own save knows it
         self._agent_zip = content.getvalue()
         try:
             super().save(path, exclude, include)
@@ -474,7 +372,7 @@ class Dyna(LearnsDynamics, MakesItsPolicy, OffPolicyAlgorithm):
     def _checkpoint_extras(self) -> dict[str, Any]:
         extras = super()._checkpoint_extras()
         buffer = getattr(self.agent, "replay_buffer", None)
-        if buffer is not None:  # what an off-policy algorithm has imagined
+        if buffer is not None:  # an off-policy algorithm keeps what it has imagined
             extras["agent_buffer"] = th.frombuffer(bytearray(pickle_replay_buffer(buffer)), dtype=th.uint8)
         return extras
 
@@ -491,7 +389,7 @@ class Dyna(LearnsDynamics, MakesItsPolicy, OffPolicyAlgorithm):
             self.agent.replay_buffer = buffer  # type: ignore[attr-defined]
 
     def _random_state(self) -> dict[str, Any]:
-        # Agent and environment share one action space until a checkpoint is loaded: pickled together, they share it again
+        # Agent and environment share one action space until a checkpoint is loaded. Pickled together, they share it again
         return {**super()._random_state(), "agent_action_space": self.agent.action_space._np_random}
 
     def _restore_random_state(self, state: dict[str, Any]) -> None:
@@ -500,63 +398,4 @@ class Dyna(LearnsDynamics, MakesItsPolicy, OffPolicyAlgorithm):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
-        return [name for name in state_dicts if name != "policy"], variables  # the policy is the agent's
-
-
-class _StopWhenNoLongerBetter(BaseCallback):
-    """
-    Ends a round of an on-policy algorithm when, since the last validation, its policy became better on less than
-    ``MIN_SHARE_BETTER`` of the members of the ensemble (ME-TRPO).
-
-    :param validate: return of the policy on each member
-    """
-
-    def __init__(self, validate: Callable[[], np.ndarray]):
-        super().__init__()
-        self.validate = validate
-        self.n_rollouts = 0
-        self.stop = False
-
-    def _on_training_start(self) -> None:
-        self.returns = self.validate()
-
-    def _on_rollout_start(self) -> None:
-        if self.n_rollouts > 0 and self.n_rollouts % VALIDATION_FREQ == 0:
-            before, self.returns = self.returns, self.validate()
-            self.stop = bool(np.mean(self.returns > before) < MIN_SHARE_BETTER)
-        self.n_rollouts += 1
-
-    def _on_step(self) -> bool:
-        return not self.stop
-
-
-class _NothingYet(VecEnv):
-    """Spaces to build an algorithm for, before there is a model to imagine in."""
-
-    def __init__(self, n_envs: int, observation_space: spaces.Space, action_space: spaces.Space):
-        self.render_mode = None
-        super().__init__(n_envs, observation_space, action_space)
-
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        return [getattr(self, attr_name) for _ in self._get_indices(indices)]
-
-    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        return [False for _ in self._get_indices(indices)]
-
-    def reset(self) -> Any:
-        raise NotImplementedError("The model is not fitted yet.")
-
-    def step_async(self, actions: np.ndarray) -> None:
-        self.reset()
-
-    def step_wait(self) -> Any:
-        self.reset()
-
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        self.reset()
-
-    def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
-        return self.reset()
-
-    def close(self) -> None:
-        """Nothing to close."""
+        return [name for name in state_dicts if name != "policy"], variables  # the agent saves its policy

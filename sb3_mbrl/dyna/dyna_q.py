@@ -21,7 +21,6 @@ SelfDynaQ = TypeVar("SelfDynaQ", bound="DynaQ")
 Outcome = tuple[int, float, bool]
 """Next state, reward, and whether the task ended there."""
 
-
 _RULES = {
     **{name: OFF_POLICY[name] for name in ("learning_rate", "stats_window_size", "verbose", "seed")},
     "gamma": DISCOUNT,
@@ -32,7 +31,7 @@ _RULES = {
 
 class TabularPolicy(BasePolicy):
     """
-    Epsilon-greedy in a table of action values; greedy if ``deterministic``, the first of equally good actions then.
+    Acts epsilon-greedily by a table of action values. ``deterministic`` actions are greedy, the first of equally good ones.
 
     :param observation_space: Discrete
     :param action_space: Discrete
@@ -48,7 +47,7 @@ class TabularPolicy(BasePolicy):
 
     @property
     def q(self) -> np.ndarray:
-        """The table, (states, actions) float64: a view, not a copy."""
+        """The table, (states, actions) float64; writing to it changes the policy."""
         return self.q_table.numpy()  # type: ignore[operator]
 
     def explore(self, state: int) -> int:
@@ -75,11 +74,11 @@ class DynaQ(AtomicSaves):
 
         DynaQ("TabularPolicy", "CliffWalking-v1", planning_steps=50).learn(5_000)
 
-    The model is a table of what has been seen: for each pair of state and action, how often which outcome followed. An
-    outcome is drawn as often as it was met; in a deterministic environment there is one, which is the book's model. Time
-    limits are not terminations: the value of the state where one strikes still counts.
+    The model is a table that counts, for each pair of state and action, how often each outcome followed. Outcomes are drawn in
+    proportion to these counts; in a deterministic environment there is only one, which is the book's model. Time limits are
+    not terminations: the value of the state at a time limit still counts.
 
-    CliffWalking has no time limit: to evaluate a policy that may walk in circles, give it one
+    CliffWalking has no time limit. To evaluate a policy that may walk in circles, give it one
     (``gym.make("CliffWalking-v1", max_episode_steps=200)``).
 
     :param policy: ``"TabularPolicy"``
@@ -134,8 +133,8 @@ class DynaQ(AtomicSaves):
         self.gamma = gamma
         self.epsilon = epsilon
         self.planning_steps = planning_steps
-        self.model: list[dict[Outcome, int]] = []  # how often each outcome followed, for state * n_actions + action
-        self._known: list[int] = []  # rows of the model that are not empty, to draw from
+        self.model: list[dict[Outcome, int]] = []  # how often each outcome followed; the index is state * n_actions + action
+        self._known: list[int] = []  # indices of the model's entries that are not empty, from which planning draws
         self._rng: np.random.Generator | None = None
         if _init_setup_model:
             self._setup_model()
@@ -147,7 +146,7 @@ class DynaQ(AtomicSaves):
     def _setup_model(self) -> None:
         self._check_arguments()
         self._setup_lr_schedule()
-        rng = self._rng  # of a loaded model: it goes on where it was
+        rng = self._rng  # the generator of a loaded model goes on where it was
         self.set_random_seed(self.seed)
         self._rng = rng or self._rng
         assert self._rng is not None
@@ -171,10 +170,8 @@ class DynaQ(AtomicSaves):
     def set_random_seed(self, seed: int | None = None) -> None:
         super().set_random_seed(seed)
         self._rng = np.random.default_rng(seed)
-        if hasattr(self, "policy"):  # SB3 sets the seeds before there is one
+        if hasattr(self, "policy"):  # SB3 sets the seeds before the policy is made
             self.policy.rng = self._rng
-
-    # ---------------------------------------------------------------- the algorithm
 
     def learn(
         self: SelfDynaQ,
@@ -187,11 +184,11 @@ class DynaQ(AtomicSaves):
     ) -> SelfDynaQ:
         """
         :param total_timesteps: real steps, over all environments
-        :param callback: called after each step of them
+        :param callback: called after each step of all environments
         :param log_interval: episodes between two logs
-        :param tb_log_name: name of the run
-        :param reset_num_timesteps: whether to count from 0 again; what was learned stays
-        :param progress_bar: show one
+        :param tb_log_name: name of the run in TensorBoard
+        :param reset_num_timesteps: whether to count steps from 0 again; what was learned is kept
+        :param progress_bar: whether to show a progress bar
         :return: this object
         """
         check_has_env(self)
@@ -203,7 +200,7 @@ class DynaQ(AtomicSaves):
         while self.num_timesteps < total_timesteps:
             states = self._last_obs
             assert isinstance(states, np.ndarray)
-            self._last_obs = None  # set again below: after an exception or Ctrl-C in between, learn() starts new episodes
+            self._last_obs = None  # set again below; if an exception or Ctrl-C comes first, learn() starts new episodes
             actions = np.array([self.policy.explore(state) for state in states])
             new_obs, rewards, dones, infos = self.env.step(actions)
             self.num_timesteps += self.env.num_envs
@@ -238,17 +235,15 @@ class DynaQ(AtomicSaves):
         counts = self.model[pair]
         is_new = len(counts) == 0
         counts[outcome] = counts.get(outcome, 0) + 1
-        if is_new:  # last, so that an interrupt leaves no pair without an outcome to plan from
+        if is_new:  # added last, so that an interrupt leaves no pair without an outcome to plan from
             self._known.append(pair)
 
     def _plan(self) -> None:
-        """Updates from pairs that were met before, drawn uniformly, and outcomes drawn as often as they followed."""
+        """Updates from known pairs, drawn uniformly, and outcomes, drawn in proportion to how often they followed."""
         assert self._rng is not None
         for i in self._rng.integers(len(self._known), size=self.planning_steps):
             state, action = divmod(self._known[i], self.policy.q.shape[1])
             self._update(state, action, _draw(self.model[self._known[i]], self._rng))
-
-    # ---------------------------------------------------------------- monitoring
 
     def _count_episodes(self, n: int, log_interval: int | None) -> None:
         before = self._episode_num
@@ -257,7 +252,7 @@ class DynaQ(AtomicSaves):
             self.dump_logs()
 
     def dump_logs(self) -> None:
-        """Write what there is to log."""
+        """Write the log."""
         assert self.ep_info_buffer is not None
         seconds = max((time.time_ns() - self.start_time) / 1e9, 1e-9)
         values: dict[str, Any] = {

@@ -13,13 +13,13 @@ from sb3_mbrl.common.types import Transitions
 
 class ModelReplayBuffer:
     """
-    Ring buffer of imagined transitions on the device. A transition is one row of one tensor, so that a batch is a
-    single gather. The memory is taken at the first transition.
+    Ring buffer of imagined transitions on the device. A transition is one row of one tensor, so that a batch is a single
+    gather. The memory is allocated when the first transition is added.
 
-    :param capacity: rows
+    :param capacity: number of transitions
     :param observation_dim: O
     :param action_dim: A
-    :param device: where the rows live
+    :param device: device of the rows
     """
 
     def __init__(self, capacity: int, observation_dim: int, action_dim: int, device: th.device | str):
@@ -35,7 +35,7 @@ class ModelReplayBuffer:
 
     def add(self, transitions: Transitions) -> None:
         """
-        :param transitions: N rows; of more than ``capacity``, the last ones stay
+        :param transitions: N transitions; if there are more than ``capacity``, the last ones are kept
         """
         rows = th.cat(
             [
@@ -57,8 +57,8 @@ class ModelReplayBuffer:
 
     def sample(self, batch_size: int, generator: th.Generator | None = None) -> Transitions:
         """
-        :param batch_size: B, drawn with replacement
-        :param generator: None draws from PyTorch's global stream
+        :param batch_size: B, number of transitions drawn with replacement
+        :param generator: source of random numbers; None: PyTorch's global stream
         :return: B transitions
         """
         chosen = th.randint(len(self), (batch_size,), generator=generator, device=self.device)
@@ -70,16 +70,16 @@ class ModelReplayBuffer:
 
     def resize(self, capacity: int) -> None:
         """
-        Change the capacity; the newest transitions stay.
+        Change the capacity and keep the newest transitions.
 
-        :param capacity: rows
+        :param capacity: number of transitions
         """
         if capacity == self.capacity:
             return
         kept = self._ordered()[-capacity:]
         rows = th.empty(capacity if len(kept) > 0 else 0, sum(self.widths), device=self.device)
         rows[: len(kept)] = kept
-        # Only replaced when complete, so that an interrupt leaves no rows that were never written
+        # Replaced only when the rows are complete, so that an interrupt leaves none that were never written
         self.rows, self.capacity, self.pos, self.full = rows, capacity, len(kept) % capacity, len(kept) == capacity
 
     def _ordered(self) -> th.Tensor:
@@ -94,16 +94,16 @@ class ModelReplayBuffer:
 
 class MixedReplayBuffer:
     """
-    A view over the real buffer and the model buffer with the one method that SB3's ``train`` uses. It owns no data:
-    the real buffer stays SB3's (n-step returns, user classes and ``save_replay_buffer`` keep working).
+    A view over the real buffer and the model buffer, with the one method that SB3's ``train`` uses. It holds no data: the real
+    buffer stays SB3's own, so that n-step returns, user classes and ``save_replay_buffer`` keep working.
 
     :param real: SB3's replay buffer
-    :param model: imagined transitions
+    :param model: buffer of the imagined transitions
     :param real_ratio: share of real rows in a batch, rounded down (the official code: 12 of 256 at 0.05)
-    :param gamma: discount of an imagined row, for real buffers that give a discount per row
-    :param generator: source of the imagined rows; the real rows come from SB3's own stream
-    :param n_batches: batches that are drawn at once, if the real rows are in a buffer of SB3's own. A user's ``sample`` is
-        called once per batch, as it may mix sources, weigh rows or draw without replacement, all of it within one batch
+    :param gamma: discount of an imagined row, for real buffers that return a discount for each row
+    :param generator: source of random numbers for imagined rows; real rows are drawn from SB3's own stream
+    :param n_batches: number of batches that are drawn at once, if the real buffer is one of SB3's classes. A user's ``sample``
+        is called once for each batch, since it may mix sources, weigh rows or draw without replacement within one batch
     """
 
     def __init__(
@@ -127,10 +127,10 @@ class MixedReplayBuffer:
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
         """
         :param batch_size: B, the same in every call
-        :param env: normalises observations and rewards of both kinds alike
-        :return: ``int(B * real_ratio)`` real rows, then imagined ones; all real while nothing has been imagined. Fields that a
-            user's buffer adds (weights, indices) describe the real rows alone
-        :raises ValueError: a user's buffer returns something other than transitions, or the wrong number of them
+        :param env: normalises the observations and rewards of both kinds of rows
+        :return: ``int(B * real_ratio)`` real rows, then imagined ones; real rows alone while nothing has been imagined. Fields
+            that a user's buffer adds (weights, indices) describe the real rows alone
+        :raises ValueError: a user's buffer does not return transitions, or returns the wrong number of them
         """
         n_real = int(batch_size * self.real_ratio) if len(self.model) > 0 else batch_size
         if n_real == batch_size:
@@ -144,7 +144,7 @@ class MixedReplayBuffer:
     def _real(self, n: int, env: VecNormalize | None) -> ReplayBufferSamples:
         if not samples_as_sb3(self.real):
             return self._sample_real(n, env)
-        if not self._drawn_real:  # one gather for all batches: one for each would cost several times as much
+        if not self._drawn_real:  # one gather for all batches, since one for each would cost several times as much
             self._drawn_real = _split(self._sample_real(self.n_batches * n, env), self.n_batches)
         return self._drawn_real.pop()
 
@@ -157,7 +157,7 @@ class MixedReplayBuffer:
     def _joined(self, real: ReplayBufferSamples, imagined: ReplayBufferSamples) -> ReplayBufferSamples:
         if real.discounts is not None:
             imagined = imagined._replace(discounts=th.full_like(imagined.rewards, self.gamma))
-        # float64 observations (most of MuJoCo) come out of SB3's buffer as float32, as do ours
+        # SB3's buffer returns float64 observations (most of MuJoCo) as float32, like the imagined ones
         columns = {name: column for name, column in imagined._asdict().items() if column is not None}
         return real._replace(**{name: th.cat([getattr(real, name).float(), column]) for name, column in columns.items()})
 
@@ -175,7 +175,7 @@ class MixedReplayBuffer:
 def samples_as_sb3(buffer: ReplayBuffer) -> bool:
     """
     :param buffer: a replay buffer of SB3 or of the user
-    :return: whether SB3's own methods draw its rows, each independently, so that many batches can be drawn as one
+    :return: whether SB3's own methods draw its rows, independently of each other, so that many batches can be drawn as one
     """
     draw, gather = (getattr(method, "__func__", None) for method in (buffer.sample, buffer._get_samples))
     return draw is ReplayBuffer.sample and gather in (ReplayBuffer._get_samples, NStepReplayBuffer._get_samples)

@@ -43,22 +43,21 @@ _AGENTS = ("actor", "terminal_value")
 
 class PETS(LearnsDynamics, ActsByPlanning, OffPolicyAlgorithm):
     """
-    Probabilistic ensembles with trajectory sampling (Chua et al. 2018): acts at random, fits an ensemble, then plans each
-    action in it, and refits as data come in. There is no policy to train: ``predict`` plans.
+    Probabilistic ensembles with trajectory sampling (Chua et al. 2018): PETS acts at random, fits an ensemble, then plans each
+    action in it, and refits it as data come in. There is no policy to train: ``predict`` plans.
 
-    Paper: https://arxiv.org/abs/1805.12114; its code: https://github.com/kchua/handful-of-trials. Two arguments are the
-    ladder from planning once to model predictive control: ``aggregate=False`` fits once, to the random data, where True goes
-    on fitting; ``replan_freq`` says how many actions of a plan are executed before the next one is made (``horizon``: open
-    loop; 1: MPC).
+    Paper: https://arxiv.org/abs/1805.12114; its code: https://github.com/kchua/handful-of-trials. Two arguments lead from
+    planning once to model predictive control: ``aggregate=False`` fits the model once, to the random data, and
+    ``replan_freq`` is the number of actions of a plan that are executed before the next plan (``horizon``: open loop; 1: MPC).
 
     :param policy: ``"MPCPolicy"`` or a subclass of :class:`~sb3_mbrl.MPCPolicy`
     :param env: flat Box observations of floats; Box actions with finite bounds, or Discrete; one environment or many
-    :param learning_rate: of the model (PETS: 1e-3)
+    :param learning_rate: learning rate of the model (PETS: 1e-3)
     :param buffer_size: size of the replay buffer
     :param learning_starts: environment steps of uniform random actions first (PETS: one episode)
     :param batch_size: rows of a gradient step of the model (PETS: 32)
     :param gamma: discount of rewards in a plan (PETS: 1)
-    :param action_noise: added to the planned actions
+    :param action_noise: noise added to the planned actions
     :param replay_buffer_class: Replay buffer class to use
     :param replay_buffer_kwargs: Keyword arguments to pass to the replay buffer on creation
     :param stats_window_size: Window size for the rollout logging
@@ -78,7 +77,7 @@ class PETS(LearnsDynamics, ActsByPlanning, OffPolicyAlgorithm):
     :param model_train_freq: environment steps between two fits (PETS: an episode)
     :param model_updates_per_step: budget of a fit: at most this many gradient steps of the model per environment step since
         the last one; of the first fit, since the beginning. None: every fit runs to its end
-    :param aggregate: fit to what planning has met too; False: once, to the random data
+    :param aggregate: fit the model again and again, to the steps of planning too; False: once, to the random data
     :param reward_fn: the reward ``f(obs (B, O), action (B, A), next_obs (B, O)) -> (B,)`` on torch tensors, actions in the
         environment's scale (one-hot if discrete); learned if None (PETS is given it)
     :param termination_fn: ``"auto"``: the environment's own rule where it is a known Gymnasium task, otherwise learned;
@@ -163,7 +162,7 @@ class PETS(LearnsDynamics, ActsByPlanning, OffPolicyAlgorithm):
         self.n_particles = n_particles
         self.propagation = propagation
         self.aggregate = aggregate
-        # Not in the zip: they bring along their own buffers, environments and open log files
+        # Not saved in the zip, because they hold buffers, environments and open log files of their own
         self._agents = {
             name: self.policy_kwargs[name] for name in _AGENTS if isinstance(self.policy_kwargs.get(name), BaseAlgorithm)
         }
@@ -172,8 +171,6 @@ class PETS(LearnsDynamics, ActsByPlanning, OffPolicyAlgorithm):
 
         if _init_setup_model:
             self._setup_model()
-
-    # ---------------------------------------------------------------- setup
 
     def _setup_model(self) -> None:
         self._check_common_arguments()
@@ -227,13 +224,11 @@ class PETS(LearnsDynamics, ActsByPlanning, OffPolicyAlgorithm):
         super().set_env(env, force_reset)
         self.policy.vec_normalize = self._vec_normalize_env
 
-    # ---------------------------------------------------------------- the algorithm
-
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """
         Refit the model if it is time.
 
-        :param gradient_steps: of no effect: the budget of a fit is ``model_updates_per_step``
+        :param gradient_steps: of no effect, since the budget of a fit is ``model_updates_per_step``
         :param batch_size: rows of a gradient step
         """
         if self._fit_is_due():
@@ -261,13 +256,13 @@ class PETS(LearnsDynamics, ActsByPlanning, OffPolicyAlgorithm):
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """
-        Plan, see :meth:`sb3_mbrl.MPCPolicy.predict`. Before the first fit there is no model to plan in: actions are then in
-        the middle of their bounds, or the first of discrete ones, so that evaluations during the warm-up go on.
+        Plan, see :meth:`sb3_mbrl.MPCPolicy.predict`. Before the first fit there is no model to plan in. Actions are then
+        the middle of their bounds, or the first of discrete ones, so that an evaluation during the warm-up does not fail.
 
-        :param observation: of one environment, or of B
-        :param state: what the last call returned; None to begin
+        :param observation: the observation of one environment, or of B environments
+        :param state: what the last call returned; None at the beginning
         :param episode_start: where a new episode begins, (B,)
-        :param deterministic: the same samples each time, instead of new ones
+        :param deterministic: draw the same samples in each call, instead of new ones
         :return: actions in the environment's scale, and the state for the next call
         """
         if self.dynamics.is_fitted:
@@ -276,8 +271,6 @@ class PETS(LearnsDynamics, ActsByPlanning, OffPolicyAlgorithm):
         obs, vectorized = self.policy.obs_to_tensor(observation)
         actions = to_environment(th.zeros(len(obs), self.dynamics.action_dim), self.action_space)
         return actions if vectorized else actions[0], None
-
-    # ---------------------------------------------------------------- learn, save and load
 
     @classmethod
     def load(
@@ -312,5 +305,5 @@ class PETS(LearnsDynamics, ActsByPlanning, OffPolicyAlgorithm):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()
-        # All that the policy holds is the dynamics
+        # The policy holds nothing but the dynamics, which are saved already
         return [name for name in state_dicts if name != "policy"], variables

@@ -20,7 +20,7 @@ from torch import nn
 from sb3_mbrl.algorithms.acting import ActsByPlanning
 from sb3_mbrl.algorithms.base import ModelBasedAlgorithm
 from sb3_mbrl.common.arguments import DISCOUNT, Rule, integer, number
-from sb3_mbrl.common.environments import time_limit
+from sb3_mbrl.common.environments import time_limit_or_warn
 from sb3_mbrl.common.sequences import DictSequenceReplayBuffer, SequenceReplayBuffer, SequenceSamples
 from sb3_mbrl.planning import MPPI
 from sb3_mbrl.planning.planner import MOST_PLANS
@@ -165,12 +165,8 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         check_keywords("planner_kwargs", self.planner_kwargs or {}, MPPI, self._of_the_planner)
 
     def _discount(self) -> float:
-        limit = time_limit(self.env)
-        if limit is not None:
-            return discount_for(limit)
-        if self.verbose >= 1:
-            print(f"The time limit of the environment, from which gamma is derived, is not known: gamma is {GAMMA}.")
-        return GAMMA
+        limit = time_limit_or_warn(self.env, f"gamma, which would follow from it, is {GAMMA}; pass gamma= to choose it.")
+        return GAMMA if limit is None else discount_for(limit)
 
     def _choose_replay_buffer(self) -> None:
         own = DictSequenceReplayBuffer if isinstance(self.observation_space, spaces.Dict) else SequenceReplayBuffer

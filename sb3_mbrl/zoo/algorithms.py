@@ -17,8 +17,8 @@ class DynaPPO(Dyna):
     """
     ``Dyna(PPO, ...)``, under one name.
 
-    :param policy: of PPO
-    :param env: as Dyna has it
+    :param policy: policy of PPO
+    :param env: as Dyna takes it
     :param kwargs: Dyna's other arguments
     """
 
@@ -30,8 +30,8 @@ class DynaDQN(Dyna):
     """
     ``Dyna(DQN, ...)``, under one name.
 
-    :param policy: of DQN
-    :param env: as Dyna has it
+    :param policy: policy of DQN
+    :param env: as Dyna takes it
     :param kwargs: Dyna's other arguments
     """
 

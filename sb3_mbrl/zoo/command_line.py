@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.exit(1, f"{error}\n")
 
     script = SCRIPTS[parsed.verb]
-    # First, so that the user's come later and win
+    # RL Zoo takes the last of two equal arguments, so the user's come after these
     defaults = _tuned(parsed.arguments) if script == "train" else []
     if parsed.verb == "optimize":
         defaults.append("--optimize")
@@ -44,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _tuned(arguments: list[str]) -> list[str]:
     """
-    :param arguments: the user's, for RL Zoo
-    :return: those by which RL Zoo reads our hyperparameters; none for its own algorithms, or with a file of the user's
+    :param arguments: the user's arguments for RL Zoo
+    :return: arguments with which RL Zoo reads our hyperparameters; none for its own algorithms, or if the user names a file
     """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--algo")
@@ -55,7 +55,7 @@ def _tuned(arguments: list[str]) -> list[str]:
     if user.algo not in ALGORITHMS or user.conf_file is not None:
         return []
     defaults = ["-conf", str(hyperparams_file(user.algo))]
-    # RL Zoo gives those of a file to the environment of the training alone: not to evaluations, not to videos
+    # RL Zoo passes env_kwargs of a file to the training environment alone, not to evaluations and videos
     env_kwargs = load_env_kwargs(user.algo, user.env)
     if env_kwargs:
         defaults += ["--env-kwargs", *(f"{name}:{value!r}" for name, value in env_kwargs.items())]

@@ -1,4 +1,4 @@
-"""Makes RL Zoo know our algorithms. It has no plugins, but looks them up in dictionaries."""
+"""Makes our algorithms known to RL Zoo, which has no plugins, but looks algorithms up in dictionaries."""
 
 from sb3_mbrl.zoo.algorithms import ALGORITHMS
 from sb3_mbrl.zoo.samplers import CONVERTERS, SAMPLERS

@@ -1,4 +1,4 @@
-"""Search spaces for ``--optimize``: what is model-based about each algorithm. All else is as its YAML file has it."""
+"""Search spaces for ``--optimize``: the model-based arguments of each algorithm. Its YAML file sets the others."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Converter = Callable[[dict[str, Any]], dict[str, Any]]
 
 def suggest_mbpo(trial: Trial, most_updates: int = 40) -> dict[str, Any]:
     """
-    :param trial: of Optuna
+    :param trial: a trial of Optuna
     :param most_updates: largest ``gradient_steps``
-    :return: for MBPO and its relatives
+    :return: arguments of MBPO and its siblings
     """
     return {
         "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-3, log=True),
         "gradient_steps": trial.suggest_int("gradient_steps", 1, most_updates, log=True),
         "model_train_freq": trial.suggest_categorical("model_train_freq", [125, 250, 500, 1000]),
         "rollouts_per_step": trial.suggest_categorical("rollouts_per_step", [50, 100, 200, 400]),
-        # One length throughout: a schedule that grows would depend on the length of the run
+        # A constant length, because a schedule would depend on the length of the run
         "rollout_schedule": trial.suggest_int("rollout_schedule", 1, 15, log=True),
-        # Nothing between 0 and one real transition in a batch
+        # A ratio between 0 and one real transition in a batch would be refused
         "real_ratio": trial.suggest_categorical("real_ratio", [0.0, 0.05, 0.1, 0.25, 0.5]),
         **suggest_ensemble(trial),
     }
@@ -34,8 +34,8 @@ def suggest_mbpo(trial: Trial, most_updates: int = 40) -> dict[str, Any]:
 
 def suggest_pets(trial: Trial) -> dict[str, Any]:
     """
-    :param trial: of Optuna
-    :return: for PETS
+    :param trial: a trial of Optuna
+    :return: arguments of PETS
     """
     return {
         "learning_rate": trial.suggest_float("learning_rate", 3e-4, 3e-3, log=True),
@@ -49,8 +49,8 @@ def suggest_pets(trial: Trial) -> dict[str, Any]:
 
 def suggest_dyna(trial: Trial) -> dict[str, Any]:
     """
-    :param trial: of Optuna
-    :return: for Dyna; nothing of the algorithm that it trains
+    :param trial: a trial of Optuna
+    :return: arguments of Dyna, but not of the algorithm that it trains
     """
     return {
         "imagined_steps_per_step": trial.suggest_int("imagined_steps_per_step", 10, 200, log=True),
@@ -63,7 +63,7 @@ def suggest_dyna(trial: Trial) -> dict[str, Any]:
 
 def suggest_ensemble(trial: Trial) -> dict[str, Any]:
     """
-    :param trial: of Optuna
+    :param trial: a trial of Optuna
     :return: size of the ensemble and of its networks
     """
     return {
@@ -75,8 +75,8 @@ def suggest_ensemble(trial: Trial) -> dict[str, Any]:
 
 def suggest_tdmpc(trial: Trial) -> dict[str, Any]:
     """
-    :param trial: of Optuna
-    :return: for TD-MPC and TD-MPC2
+    :param trial: a trial of Optuna
+    :return: arguments of TD-MPC and TD-MPC2
     """
     return {
         "learning_rate": trial.suggest_float("learning_rate", 1e-4, 2e-3, log=True),
@@ -90,16 +90,16 @@ def suggest_tdmpc(trial: Trial) -> dict[str, Any]:
 
 def suggest_tdmpc2(trial: Trial) -> dict[str, Any]:
     """
-    :param trial: of Optuna
-    :return: for TD-MPC2
+    :param trial: a trial of Optuna
+    :return: arguments of TD-MPC2
     """
     return {**suggest_tdmpc(trial), "entropy_coef": trial.suggest_float("entropy_coef", 1e-5, 1e-2, log=True)}
 
 
 def convert(sampled: dict[str, Any], share_of_elites: float = 1.0) -> dict[str, Any]:
     """
-    :param sampled: what a trial holds, by name
-    :param share_of_elites: of the ensemble
+    :param sampled: the parameters of a trial, by name
+    :param share_of_elites: share of the members of the ensemble that are elites
     :return: arguments of the algorithm
     """
     arguments = dict(sampled)
@@ -129,7 +129,7 @@ def _sample(
 _SUGGEST: dict[str, Callable[[Trial], dict[str, Any]]] = {
     "mbpo": suggest_mbpo,
     "mbtqc": suggest_mbpo,
-    "mbcrossq": partial(suggest_mbpo, most_updates=10),  # it needs few
+    "mbcrossq": partial(suggest_mbpo, most_updates=10),  # CrossQ needs few updates
     "mbtd3": suggest_mbpo,
     "pets": suggest_pets,
     "dyna_ppo": suggest_dyna,
@@ -142,7 +142,7 @@ CONVERTERS: dict[str, Converter] = {
     **dict.fromkeys(_SUGGEST, convert),
     **dict.fromkeys(("mbpo", "mbtqc", "mbcrossq", "mbtd3"), partial(convert, share_of_elites=5 / 7)),  # MBPO's
 }
-"""From the parameters of a trial to arguments, by algorithm."""
+"""Functions from the parameters of a trial to arguments, by algorithm."""
 
 SAMPLERS: dict[str, Sampler] = {algo: partial(_sample, suggest, CONVERTERS[algo]) for algo, suggest in _SUGGEST.items()}
-"""As RL Zoo calls them, by algorithm."""
+"""The samplers that RL Zoo calls, by algorithm."""

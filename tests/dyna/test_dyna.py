@@ -18,7 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sb3_mbrl import Dyna, LearnedModelVecEnv
 from sb3_mbrl.common.environments import time_limit
-from sb3_mbrl.dyna import dyna as module
+from sb3_mbrl.dyna import dyna, validation
+from sb3_mbrl.dyna.validation import StopWhenNoLongerBetter
 
 ON_POLICY = {"n_steps": 16, "batch_size": 16, "n_epochs": 1}
 OFF_POLICY = {"learning_starts": 16, "batch_size": 8, "buffer_size": 500}
@@ -45,10 +46,21 @@ TINY = {
 
 
 @pytest.fixture(autouse=True)
-def short_episodes(monkeypatch):
-    """Of the validation, which lasts as long as real episodes."""
-    monkeypatch.setattr(module, "time_limit", lambda env: 15)
-    monkeypatch.setattr(module, "EPISODES_PER_MEMBER", 2)
+def short_episodes(set_time_limit, monkeypatch):
+    """The policy is validated in imagined episodes that are as long as real ones."""
+    set_time_limit(lambda env: 15)
+    monkeypatch.setattr(validation, "EPISODES_PER_MEMBER", 2)
+
+
+@pytest.fixture
+def set_time_limit(monkeypatch):
+    """``set_time_limit(function)``: what Dyna takes for the time limit of an environment."""
+
+    def set_it(function):
+        for module in (dyna, validation):
+            monkeypatch.setattr(module, "time_limit", function)
+
+    return set_it
 
 
 def make(algorithm=PPO, policy="MlpPolicy", env="Pendulum-v1", algorithm_kwargs=None, **changes):
@@ -56,10 +68,11 @@ def make(algorithm=PPO, policy="MlpPolicy", env="Pendulum-v1", algorithm_kwargs=
     return Dyna(algorithm, policy, env, algorithm_kwargs={"policy_kwargs": {"net_arch": [8]}, **kwargs}, **{**TINY, **changes})
 
 
-def test_an_unknown_time_limit_is_chosen_aloud(monkeypatch, capsys):
-    monkeypatch.setattr(module, "time_limit", lambda env: None)
-    model = make(max_episode_steps=None, verbose=1, learning_starts=10).learn(5)
-    assert "imagined episodes are truncated after 1000 steps" in capsys.readouterr().out
+def test_an_unknown_time_limit_is_chosen_aloud(set_time_limit):
+    set_time_limit(time_limit)
+    model = make(env=TruncatesItself(), max_episode_steps=None, learning_starts=10)
+    with pytest.warns(UserWarning, match="time limit .* is not known. Imagined episodes are truncated after 1000 steps"):
+        model.learn(5)
     assert model._imagined_episode_length() == 1_000
 
 
@@ -205,8 +218,8 @@ class TruncatesItself(gym.Env):
         return self.np_random.uniform(-1.0, 1.0, 1).astype(np.float32), -1.0, False, self.n_steps >= 20, {}
 
 
-def test_a_promise_covers_as_many_steps_as_the_episodes_it_is_compared_with(monkeypatch):
-    monkeypatch.setattr(module, "time_limit", time_limit)
+def test_a_promise_covers_as_many_steps_as_the_episodes_it_is_compared_with(set_time_limit):
+    set_time_limit(time_limit)
     model = make(env=TruncatesItself(), max_episode_steps=10).learn(130, log_interval=1_000)
     assert model._promised[2] == 20
     assert abs(model.logger.name_to_value["imagination/gap"]) < 2
@@ -228,15 +241,15 @@ class TruncatesItselfEarly(TruncatesItself):
 
 
 @pytest.mark.parametrize("known", [None, 100])
-def test_an_episode_that_was_cut_short_is_not_compared(monkeypatch, known):
-    monkeypatch.setattr(module, "time_limit", lambda env: known)
+def test_an_episode_that_was_cut_short_is_not_compared(set_time_limit, known):
+    set_time_limit(lambda env: known)
     model = make(env=TruncatesItselfEarly(), max_episode_steps=10).learn(130, log_interval=1_000)
     assert "imagination/return_mean" in model.logger.name_to_value
     assert "imagination/alarm" not in model.logger.name_to_value
 
 
-def test_nothing_is_promised_before_an_episode_has_shown_how_long_it_is(monkeypatch):
-    monkeypatch.setattr(module, "time_limit", time_limit)
+def test_nothing_is_promised_before_an_episode_has_shown_how_long_it_is(set_time_limit, monkeypatch):
+    set_time_limit(time_limit)
     model = make(env=TruncatesItself(), learning_starts=10, model_train_freq=10, n_imagined_envs=1)
     monkeypatch.setattr("sb3_mbrl.algorithms.learning.MIN_FIT_TRANSITIONS", 10)
     model.learn(15, log_interval=1_000)
@@ -283,7 +296,7 @@ def test_a_round_ends_when_too_few_members_find_the_policy_better(better, n_vali
 
     env = make_vec_env("Pendulum-v1", seed=0)
     model = PPO("MlpPolicy", env, n_steps=8, batch_size=8, n_epochs=1, policy_kwargs={"net_arch": [4]}, device="cpu", seed=0)
-    model.learn(8 * 18, callback=module._StopWhenNoLongerBetter(validate))
+    model.learn(8 * 18, callback=StopWhenNoLongerBetter(validate))
     assert len(calls) == n_validations
     assert (model.num_timesteps < 8 * 18) == (better < 0.7)
 
