@@ -2,7 +2,6 @@
 
 from importlib.resources import files
 
-from sb3_mbrl.acceleration.memory import keep_freed_memory
 from sb3_mbrl.dyna import Dyna, DynaQ
 from sb3_mbrl.envs import LearnedModelEnv, LearnedModelVecEnv
 from sb3_mbrl.mbpo import MBPO, MBTD3, MBTQC, MBCrossQ
@@ -11,8 +10,6 @@ from sb3_mbrl.pets import PETS
 from sb3_mbrl.tdmpc import TDMPC, TDMPC2
 
 __version__ = files(__name__).joinpath("version.txt").read_text().strip()
-
-keep_freed_memory()
 
 __all__ = [
     "MBPO",

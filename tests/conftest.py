@@ -14,6 +14,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import EvalCallback, StopTrainingOnRewardThreshold
 from stable_baselines3.common.env_util import make_vec_env
 
+from sb3_mbrl import acceleration
 from tests.fake_device import FakeDevice, fake_device
 
 # `make test` runs two processes on two cores; results must not depend on how many threads sum
@@ -42,6 +43,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     for module in ("planning.planner", "mpc.planning_policy", "algorithms.base", "algorithms.forecast"):
         monkeypatch.setattr(f"sb3_mbrl.{module}.time", clock)
     return clock
+
+
+@pytest.fixture
+def not_accelerated() -> Iterator[None]:
+    """Only plain code runs, that of PyTorch and Stable-Baselines3, because faster code rounds otherwise."""
+    with acceleration.disabled():
+        yield
+
+
+@pytest.fixture(params=[True, False], ids=["accelerated", "plain"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test runs with acceleration and without."""
+    monkeypatch.setattr(acceleration, "enabled", request.param)
 
 
 @pytest.fixture

@@ -1,21 +1,23 @@
-"""Adam's step without its ceremony: of small networks that is most of it."""
+"""Adam's step without Python overhead, which dominates for small networks."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch as th
 
+from sb3_mbrl import acceleration
+
 UNUSUAL = ("amsgrad", "maximize", "capturable", "differentiable", "decoupled_weight_decay")
-"""Options of Adam that are left to PyTorch."""
+"""Options of Adam that only PyTorch's own ``step`` supports."""
 
 
 def adam_step(optimizer: th.optim.Optimizer) -> Callable[[], object]:
     """
-    :param optimizer: whose options and parameters, all with a gradient, stay what they are while the result is in use
-    :return: what ``optimizer.step`` does, up to rounding: of a usual Adam on a processor that has made its first step,
-        PyTorch's fused kernel, called right away, whatever ``fused`` says; otherwise ``optimizer.step`` itself
+    :param optimizer: its options, and that all of its parameters have gradients, must not change while the result is in use
+    :return: ``optimizer.step``, or a function that does the same up to rounding by calling PyTorch's fused kernel directly, if
+        the optimizer is supported
     """
-    if not _is_usual(optimizer):
+    if not supports(optimizer):
         return optimizer.step
     steps = [_fused_step(optimizer, group) for group in optimizer.param_groups]
 
@@ -27,10 +29,32 @@ def adam_step(optimizer: th.optim.Optimizer) -> Callable[[], object]:
     return step
 
 
+def supports(optimizer: th.optim.Optimizer) -> bool:
+    """
+    :param optimizer: any optimizer
+    :return: whether it is a plain Adam on a processor that has made its first step
+    """
+    # The exact type, because a subclass may compute something else. Learning rate schedulers replace ``step`` in the instance
+    if not acceleration.enabled or type(optimizer) is not th.optim.Adam or "step" in vars(optimizer):
+        return False
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        return False
+    return hasattr(th, "_fused_adam_") and all(_supports_group(optimizer, group) for group in optimizer.param_groups)
+
+
+def _supports_group(optimizer: th.optim.Optimizer, group: dict[str, Any]) -> bool:
+    """Whether all its parameters are trained, lie on a processor, and have been updated before."""
+    return (
+        not any(group.get(option) for option in UNUSUAL)
+        and isinstance(group["lr"], float)
+        and all(p.requires_grad and optimizer.state.get(p) and p.device.type == "cpu" for p in group["params"])
+    )
+
+
 def _fused_step(optimizer: th.optim.Optimizer, group: dict[str, Any]) -> Callable[[], None]:
     parameters: list[th.Tensor] = group["params"]
     means, squares, counts = ([optimizer.state[p][key] for p in parameters] for key in ("exp_avg", "exp_avg_sq", "step"))
-    # One addition counts for all of them
+    # Views of one tensor, so that one addition counts the step for all parameters
     all_counts = th.stack(counts)
     counts = list(all_counts.unbind())
     for parameter, count in zip(parameters, counts, strict=True):
@@ -44,22 +68,3 @@ def _fused_step(optimizer: th.optim.Optimizer, group: dict[str, Any]) -> Callabl
         th._fused_adam_(parameters, gradients, means, squares, [], counts, **options, amsgrad=False, maximize=False)  # type: ignore[arg-type]
 
     return step
-
-
-def _is_usual(optimizer: th.optim.Optimizer) -> bool:
-    # Not isinstance: subclasses may compute something else. A step of its own is what learning rate schedulers leave behind
-    if type(optimizer) is not th.optim.Adam or "step" in vars(optimizer):
-        return False
-    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-    return (
-        not hooks and hasattr(th, "_fused_adam_") and all(_is_usual_group(optimizer, each) for each in optimizer.param_groups)
-    )
-
-
-def _is_usual_group(optimizer: th.optim.Optimizer, group: dict[str, Any]) -> bool:
-    """Whether all its parameters are trained, lie on a processor, and have been updated before."""
-    return (
-        not any(group.get(option) for option in UNUSUAL)
-        and isinstance(group["lr"], float)
-        and all(p.requires_grad and optimizer.state.get(p) and p.device.type == "cpu" for p in group["params"])
-    )

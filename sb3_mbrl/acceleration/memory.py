@@ -1,4 +1,4 @@
-"""Memory that is freed and needed again at once."""
+"""Keeping freed memory in the process instead of giving it back to the system."""
 
 import ctypes
 from contextlib import suppress
@@ -9,12 +9,15 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 def keep_freed_memory(trim_threshold: int = 2**29, mmap_threshold: int = 2**25) -> None:
     """
-    Planners and imagination come by large intermediate results, one after the other. glibc gives the memory of each back to
-    the system, which clears it page by page for the next one: up to a quarter of the time of a plan. Elsewhere this does
-    nothing.
+    Make the process keep memory that it frees, up to half a gigabyte by default. Planners and imagination allocate large
+    intermediate results one after the other. By default glibc returns each of them to the system, which clears the memory page
+    by page when it hands it out again.
 
-    :param trim_threshold: bytes of freed memory that the process keeps
-    :param mmap_threshold: bytes; larger blocks are still given back, each for itself. glibc accepts at most 32 MiB
+    This changes the whole process until it ends, so no module of this package calls it: a program may. With another C library
+    than glibc it does nothing.
+
+    :param trim_threshold: bytes of freed memory at the top of the heap that the process keeps
+    :param mmap_threshold: bytes; larger blocks are still mapped and returned one by one. glibc accepts at most 32 MiB
     """
     with suppress(AttributeError, OSError, TypeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt

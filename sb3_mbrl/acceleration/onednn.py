@@ -1,4 +1,4 @@
-"""Products of matrices by oneDNN. PyTorch takes MKL, which leaves AMD's processors since Zen 5 at half their speed."""
+"""Matrix products by oneDNN. PyTorch uses MKL, which runs at half speed on AMD processors since Zen 5."""
 
 import pathlib
 import re
@@ -9,12 +9,14 @@ import torch as th
 import torch.nn.functional as F
 from torch import nn
 
+from sb3_mbrl import acceleration
+
 ZEN_5 = 26
-"""The first family of AMD's processors that multiply 512 bits at a time, where MKL's products for AMD have 256."""
+"""The first family of AMD processors with 512-bit multiplication, of which MKL's code for AMD uses 256 bits."""
 
 
 def _mkl_is_slow(cpuinfo: str = "/proc/cpuinfo") -> bool:
-    """Not measured: the same run on the same machine must round in the same way."""
+    """Read from the processor's name instead of measured, so that a run on the same machine always rounds in the same way."""
     try:
         info = pathlib.Path(cpuinfo).read_text()
     except OSError:  # not Linux
@@ -24,92 +26,103 @@ def _mkl_is_slow(cpuinfo: str = "/proc/cpuinfo") -> bool:
 
 
 MKL_IS_SLOW = _mkl_is_slow()
-"""Then oneDNN makes all products, elsewhere PyTorch the batched ones of an ensemble's fit, and narrow ones."""
+"""If True, oneDNN computes every product; otherwise PyTorch keeps batched and narrow ones."""
 
-ACTIVATIONS: dict[str, Callable[[th.Tensor], th.Tensor]] = {
-    "none": lambda multiplied: multiplied,
-    "swish": F.silu,
-    "relu": F.relu,
-    "tanh": th.tanh,
-}
-"""Activations by their names in oneDNN, for devices that do not use it."""
+Activation = Callable[[th.Tensor], th.Tensor]
+
+ACTIVATIONS: dict[Activation | None, str] = {None: "none", F.silu: "swish", F.relu: "relu", th.tanh: "tanh"}
+"""PyTorch's activations that oneDNN can apply to a product at once, and its names for them."""
 
 NARROW = 16
-"""Columns of a matrix for which oneDNN takes longer to begin than to multiply."""
+"""With at most this many inputs, oneDNN's overhead exceeds the time of the product."""
 
 
-def product(rows: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None, activation: str = "none") -> th.Tensor:
+def product(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None, activation: Activation | None = None) -> th.Tensor:
     """
-    :param rows: (B, n_in)
+    A linear layer and its activation, in one operation where oneDNN has it; without a gradient. On an accelerator PyTorch
+    computes them.
+
+    :param x: (..., n_in), float32 or bfloat16
     :param weight: (n_out, n_in)
     :param bias: (n_out,)
-    :param activation: ``"swish"``, ``"relu"`` or ``"tanh"``, applied to what was just multiplied; ``"none"``
-    :return: ``activation(F.linear(rows, weight, bias))``, (B, n_out), without a gradient
+    :param activation: any function of PyTorch; None: the layer is linear
+    :return: ``activation(F.linear(x, weight, bias))``, (..., n_out)
     """
-    if rows.device.type != "cpu":
-        return ACTIVATIONS[activation](F.linear(rows, weight, bias))
     n_out, n_in = weight.shape
     narrow = n_in <= NARROW or n_out == 1
-    if narrow and activation in ("none", "relu") and not MKL_IS_SLOW and rows.dtype == th.float32:
-        multiplied = F.linear(rows, weight, bias)
-        return multiplied.relu_() if activation == "relu" else multiplied
-    return _pointwise(rows, weight, bias, activation)
+    if x.device.type != "cpu" or (narrow and not MKL_IS_SLOW and x.dtype == th.float32 and activation in (None, F.relu)):
+        multiplied = F.linear(x, weight, bias)
+    elif activation in ACTIVATIONS:
+        return _linear_pointwise(x, weight, bias, ACTIVATIONS[activation])
+    else:
+        multiplied = _linear_pointwise(x, weight, bias, "none")
+    if activation is F.relu:
+        return multiplied.relu_()
+    return multiplied if activation is None else activation(multiplied)
 
 
-def weight_gradient(gradient: th.Tensor, rows: th.Tensor) -> th.Tensor:
+def weight_gradient(gradient: th.Tensor, x: th.Tensor) -> th.Tensor:
     """
-    :param gradient: in the output of a linear layer, (B, n_out)
-    :param rows: its input, (B, n_in)
-    :return: ``gradient.t() @ rows``, (n_out, n_in), without a gradient
+    The gradient in the weight of a linear layer; without a gradient of its own.
+
+    :param gradient: in the layer's output, (B, n_out)
+    :param x: the layer's input, (B, n_in)
+    :return: ``gradient.t() @ x``, (n_out, n_in), contiguous
     """
-    if rows.device.type != "cpu":
-        return th.mm(gradient.t(), rows)
-    n_in, n_out = rows.shape[1], gradient.shape[1]
-    # Rows that are transposed are copied: better the narrow ones
+    if x.device.type != "cpu":
+        return th.mm(gradient.t(), x)
+    n_in, n_out = x.shape[1], gradient.shape[1]
+    # Transposing copies, so transpose the narrower operand
     if n_in <= NARROW < n_out:
-        return product(rows.t(), gradient.t()).t().contiguous()
-    if rows.dtype == th.bfloat16:  # PyTorch leaves it to oneDNN itself, without that copy
-        return th.mm(gradient.t(), rows)
-    return product(gradient.t(), rows.t())
+        return product(x.t(), gradient.t()).t().contiguous()
+    if x.dtype == th.bfloat16:  # PyTorch itself calls oneDNN, without the copy
+        return th.mm(gradient.t(), x)
+    return product(gradient.t(), x.t())
 
 
-def _pointwise(rows: th.Tensor, weight: th.Tensor, bias: th.Tensor | None, activation: str) -> th.Tensor:
-    return th.ops.mkldnn._linear_pointwise(rows, weight, bias, activation, [], "")  # type: ignore[no-any-return]
+def _linear_pointwise(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None, activation: str) -> th.Tensor:
+    return th.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "")  # type: ignore[no-any-return]
 
 
 def _works() -> bool:
-    """The operator is PyTorch's own business: another version may not have it, or call it otherwise."""
+    """The operator is private to PyTorch: it may be missing, or have another signature."""
     try:
         with th.no_grad():
-            return bool((_pointwise(th.ones(1, 3), th.ones(2, 3), th.ones(2), "relu") == 4).all())
+            return bool((_linear_pointwise(th.ones(1, 3), th.ones(2, 3), th.ones(2), "relu") == 4).all())
     except Exception:
         return False
 
 
 AVAILABLE = _works()
+"""Whether this PyTorch has the operator."""
 
 
-def fits(*tensors: th.Tensor) -> bool:
+def supports(*tensors: th.Tensor) -> bool:
     """
-    :param tensors: to multiply
-    :return: whether oneDNN can
+    :param tensors: operands of a product
+    :return: whether oneDNN takes PyTorch's place in it: float32 on a processor, not empty, outside of autocast
     """
-    ours = all(each.device.type == "cpu" and each.dtype == th.float32 and each.numel() > 0 for each in tensors)
-    return AVAILABLE and ours and not th.is_autocast_enabled("cpu")
+    return (
+        acceleration.enabled
+        and AVAILABLE
+        and all(each.device.type == "cpu" and each.dtype == th.float32 and each.numel() > 0 for each in tensors)
+        and not th.is_autocast_enabled("cpu")
+    )
 
 
-def linear(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
-    """
-    :param x: (..., n_in)
-    :param weight: (n_out, n_in)
-    :param bias: (n_out,)
-    :return: ``F.linear(x, weight, bias)``, by oneDNN where that is possible, its gradient too
-    """
-    if not fits(x, weight):
-        return F.linear(x, weight, bias)
-    if not th.is_grad_enabled():
-        return product(x, weight, bias)
-    return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return]
+class Linear(nn.Linear):
+    """``torch.nn.Linear``, forward and backward by oneDNN where it is supported."""
+
+    def forward(self, input: th.Tensor) -> th.Tensor:
+        """
+        :param input: (..., in_features)
+        :return: (..., out_features)
+        """
+        if not supports(input, self.weight):
+            return super().forward(input)
+        if not th.is_grad_enabled():
+            return product(input, self.weight, self.bias)
+        return _Linear.apply(input, self.weight, self.bias)  # type: ignore[no-any-return]
 
 
 class _Linear(th.autograd.Function):
@@ -123,18 +136,11 @@ class _Linear(th.autograd.Function):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         gradient, rows = gradients[0].flatten(0, -2), x.flatten(0, -2)
-        again = th.is_grad_enabled()  # a second derivative will be asked for
-        in_x = (gradient @ weight if again else product(gradient, weight.t())).view(x.shape) if needs_x else None
-        in_weight = (gradient.t() @ rows if again else weight_gradient(gradient, rows)) if needs_weight else None
-        return in_x, in_weight, gradient.sum(dim=0) if needs_bias else None
-
-
-class Linear(nn.Linear):
-    """``torch.nn.Linear`` by :func:`linear`."""
-
-    def forward(self, input: th.Tensor) -> th.Tensor:
-        """
-        :param input: (..., in_features)
-        :return: (..., out_features)
-        """
-        return linear(input, self.weight, self.bias)
+        differentiable = th.is_grad_enabled()  # a second derivative will be asked for
+        grad_x = grad_weight = None
+        if needs_x:
+            flat = gradient @ weight if differentiable else product(gradient, weight.t())
+            grad_x = flat.view(x.shape)
+        if needs_weight:
+            grad_weight = gradient.t() @ rows if differentiable else weight_gradient(gradient, rows)
+        return grad_x, grad_weight, gradient.sum(dim=0) if needs_bias else None

@@ -13,8 +13,8 @@ from gymnasium import spaces
 from stable_baselines3.common.utils import get_device
 from torch import nn
 
-from sb3_mbrl.acceleration import onednn
-from sb3_mbrl.acceleration.perceptron import DERIVATIVES, PRECISIONS, Layout, check_precision, perceptron
+from sb3_mbrl.acceleration import ensemble as accelerated
+from sb3_mbrl.acceleration.precision import check_precision
 from sb3_mbrl.common.actions import action_bounds, action_dim, executed, scale, unscale
 from sb3_mbrl.common.arguments import BOOLEAN, NET_ARCH, SHARE, check_arguments, integer, list_of, number
 from sb3_mbrl.common.model import Members, ModelStep
@@ -31,25 +31,6 @@ from sb3_mbrl.dynamics.learned_termination import LearnedTermination, step_budge
 from sb3_mbrl.dynamics.networks import ACTIVATIONS, decay_per_layer, initial_weight, weight_shapes
 from sb3_mbrl.dynamics.normalizer import Normalizer
 from sb3_mbrl.tasks.termination_rules import NeverTerminates
-
-
-def _onednn_layer(bias: th.Tensor, rows: th.Tensor, weight: th.Tensor, activation: str | None = None) -> th.Tensor:
-    """
-    :param bias: (1, n_out)
-    :param rows: (B, n_in)
-    :param weight: (n_in, n_out)
-    :param activation: a key of ``ACTIVATIONS``; None: linear
-    :return: ``activation(th.addmm(bias, rows, weight))`` without a gradient
-    """
-    fused = {None: "none", "silu": "swish", "relu": "relu", "tanh": "tanh"}.get(activation)
-    multiplied = onednn.product(rows, weight.t(), bias.squeeze(0), fused or "none")
-    return multiplied if fused is not None or activation is None else ACTIVATIONS[activation](multiplied)
-
-
-BLOCK = 2048
-"""Rows of a member evaluated at a time: their activations stay in the processor's cache, and two threads have work."""
-PADDING = 64
-"""oneDNN compiles a kernel for each number of rows that it meets, which takes longer than to use it: rows are filled up."""
 
 _ACCEPTED = {
     "ensemble_size": integer(1, 10**4),
@@ -249,74 +230,30 @@ class ProbabilisticEnsemble(nn.Module):
         :param inputs: normalised observation and action, (members, B, O + A)
         :return: mean and log-variance of the normalised change of the observation and reward, (members, B, O + 1) each
         """
-        hidden_dtype = PRECISIONS[self.precision] if th.is_grad_enabled() else th.float32
-        # Several threads share out the members of a batched product, and wait for each other less often. Those in bfloat16 are
-        # oneDNN's anyway
-        pays = onednn.MKL_IS_SLOW and th.get_num_threads() == 1 and hidden_dtype == th.float32 and inputs.shape[1] >= PADDING
-        if pays and self.activation in DERIVATIVES and onednn.fits(inputs, self.weights[0]):
-            return self._split_head(th.stack(self._forward_each(inputs)))
-        return self._split_head(self._forward_batched(inputs, hidden_dtype))
+        weights, biases, activation = [*self.weights], [*self.biases], ACTIVATIONS[self.activation]
+        if accelerated.supports_own_rows(inputs, weights, activation, self.precision):
+            return self._split_head(accelerated.forward_own_rows(inputs, weights, biases, activation, self.precision))
+        return self._split_head(self._forward_all(inputs))
 
-    def _forward_batched(self, inputs: th.Tensor, hidden_dtype: th.dtype = th.float32) -> th.Tensor:
-        """Outputs of the last layer of each member on its own rows, by PyTorch's batched products."""
+    def _forward_all(self, inputs: th.Tensor) -> th.Tensor:
+        """The output layer's output of every member on its own rows, (members, B, O + A) -> (members, B, head)."""
         hidden = inputs
-        for i, (weight, bias) in enumerate(zip(self.weights[:-1], self.biases[:-1], strict=True)):
-            if i > 0 and hidden_dtype != th.float32:
-                weight, bias, hidden = (each.to(hidden_dtype) for each in (weight, bias, hidden))
+        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             hidden = ACTIVATIONS[self.activation](th.baddbmm(bias, hidden, weight))
-        if hidden_dtype != th.float32:
-            hidden = hidden.float()
         return th.baddbmm(self.biases[-1], hidden, self.weights[-1])
-
-    def _forward_each(self, inputs: th.Tensor) -> list[th.Tensor]:
-        """What the last layer gives, of each member, by oneDNN."""
-        layout = Layout.of(len(self.weights), [self.activation] * (len(self.weights) - 1))
-        layers = zip(self.weights, self.biases, strict=True)
-        parameters = [each.unbind() for weight, bias in layers for each in (weight.mT, bias.squeeze(1))]
-        return [perceptron(rows, member, layout) for rows, *member in zip(inputs, *parameters, strict=True)]
 
     def _forward_rows(self, inputs: th.Tensor, members: th.Tensor) -> th.Tensor:
         """
-        One member per row: a fifth of the work of evaluating five elites and picking one.
+        Each row by the member that is named for it.
 
         :param inputs: normalised observation and action, (B, O + A)
-        :param members: (B,) long
-        :return: what the last layer gives, (B, O + 1) or twice as many columns
+        :param members: (B,) long; or several for each row, (K, B)
+        :return: the output layer's output, (B, head) or (K, B, head): O + 1 columns, twice as many if it is probabilistic
         """
-        if inputs.device.type != "cpu":  # asking it which rows are whose would mean waiting for all its work
-            everything = self._forward_batched(inputs.expand(self.ensemble_size, *inputs.shape))
-            return everything[members, th.arange(len(members), device=members.device)]
-        if (members[1:] < members[:-1]).any():
-            order = members.argsort()
-            return self._forward_rows(inputs.index_select(0, order), members[order]).index_select(0, order.argsort())
-        counts = th.bincount(members, minlength=self.ensemble_size).tolist()
-        outputs = []
-        for member, rows in enumerate(inputs.split(counts)):
-            layers = [(bias[member], weight[member]) for bias, weight in zip(self.biases, self.weights, strict=True)]
-            outputs += [self._forward_member(block, layers) for block in rows.split(BLOCK)]
-        return th.cat(outputs)
-
-    def _forward_elites(self, inputs: th.Tensor) -> th.Tensor:
-        """(B, O + A) -> outputs of the last layer of each elite, (n_elites, B, O + 1) or twice as many columns."""
-        if inputs.device.type != "cpu":
-            return self._forward_batched(inputs.expand(self.ensemble_size, *inputs.shape))[self.elites]
-        members = self.elites.repeat_interleave(len(inputs))
-        return self._forward_rows(inputs.repeat(self.n_elites, 1), members).reshape(self.n_elites, len(inputs), -1)
-
-    def _forward_member(self, rows: th.Tensor, layers: list[tuple[th.Tensor, th.Tensor]]) -> th.Tensor:
-        """(B, O + A) through the biases and weights of one member."""
-        *inner, (last_bias, last_weight) = layers
-        # oneDNN's products have no gradient, and do not pay for few rows
-        fits = rows.device.type == "cpu" and rows.dtype == th.float32 and len(rows) >= PADDING
-        if onednn.AVAILABLE and fits and not th.is_grad_enabled():
-            hidden = F.pad(rows, (0, 0, 0, -len(rows) % PADDING))
-            for bias, weight in inner:
-                hidden = _onednn_layer(bias, hidden, weight, self.activation)
-            return _onednn_layer(last_bias, hidden, last_weight)[: len(rows)]
-        hidden = rows
-        for bias, weight in inner:
-            hidden = ACTIVATIONS[self.activation](th.addmm(bias, hidden, weight))
-        return th.addmm(last_bias, hidden, last_weight)
+        if accelerated.supports_rows(inputs):
+            return accelerated.forward_rows(inputs, members, [*self.weights], [*self.biases], ACTIVATIONS[self.activation])
+        of_all = self._forward_all(inputs.expand(self.ensemble_size, *inputs.shape))
+        return of_all[members, th.arange(len(inputs), device=inputs.device)]
 
     def _split_head(self, head: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         if not self.probabilistic:
@@ -327,7 +264,7 @@ class ProbabilisticEnsemble(nn.Module):
         return mean, logvar
 
     def _std(self, head: th.Tensor) -> th.Tensor:
-        """What the log-variance of :meth:`_split_head` means: the two softplus cancel the exponential."""
+        """Closed form of ``exp(logvar / 2)`` for :meth:`_split_head`: the exponential cancels both softplus."""
         logvar = head[:, self.output_dim :]
         return (self.min_logvar.exp() + self.max_logvar.exp() * th.sigmoid(logvar - self.max_logvar)).sqrt()
 
@@ -478,7 +415,8 @@ class ProbabilisticEnsemble(nn.Module):
         :return: means and variances of the next observation and the reward, (n_elites, B, O + 1) each
         """
         inputs = self.input_normalizer(th.cat([obs, action], dim=-1))
-        mean, logvar = self._split_head(self._forward_elites(inputs))
+        elites = self.elites.unsqueeze(1).expand(-1, len(inputs))
+        mean, logvar = self._split_head(self._forward_rows(inputs, elites))
         return Prediction(self._to_raw(mean, obs), logvar.exp() * self.target_normalizer.std**2)
 
     def step(

@@ -15,7 +15,9 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.sac.policies import MlpPolicy, SACPolicy
 from stable_baselines3.td3.policies import MlpPolicy as TD3MlpPolicy
 
-from sb3_mbrl.acceleration import sac as sac_updates
+from sb3_mbrl import acceleration
+from sb3_mbrl.acceleration import sac as fused_sac
+from sb3_mbrl.acceleration.precision import check_precision
 from sb3_mbrl.common.normalization import normalize_obs
 from sb3_mbrl.common.types import RewardFn, TerminationFn
 from sb3_mbrl.dynamics import AdaptiveRolloutLength
@@ -59,8 +61,9 @@ class MBPO(MBPOMixin, SAC):
     :param dynamics_kwargs: arguments of :class:`~sb3_mbrl.dynamics.ProbabilisticEnsemble` (``ensemble_size``,
         ``n_elites``, ``net_arch``, ...)
     :param fit_kwargs: arguments of :func:`~sb3_mbrl.dynamics.fitting.fit` (``patience``, ``bootstrap``, ...)
-    :param precision: of the products of hidden layers, of actor, critics and model, while they are trained, ``"float32"`` or
-        ``"bfloat16"``; parameters, inputs and outputs are float32
+    :param precision: of products between hidden layers while actor, critics and model are trained: ``"float32"`` or
+        ``"bfloat16"``; parameters, inputs and outputs are float32. bfloat16 is part of :mod:`sb3_mbrl.acceleration`, and needs
+        the networks of ``"MlpPolicy"`` with ReLU, tanh or SiLU, without gSDE
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises ValueError: arguments or spaces that are not supported, saying what is
     """
@@ -114,21 +117,44 @@ class MBPO(MBPOMixin, SAC):
         precision: str = "float32",
         _init_setup_model: bool = True,
     ):
-        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__", "precision")}
+        self.precision = precision  # before the other constructors, which set up the model
         super().__init__(**arguments)
 
+    def _setup_model(self) -> None:
+        check_precision(self.precision, self.device)
+        super()._setup_model()
+        if self.precision != "float32" and acceleration.enabled and not self._updates_are_fused():
+            raise ValueError(
+                f"precision={self.precision!r}: the networks of this policy, or the updates of {type(self).__name__}, are not "
+                "those of SAC's MlpPolicy with ReLU, tanh or SiLU and without gSDE. They are trained by their own code, in "
+                "float32. Use precision='float32'."
+            )
+
+    def _setup_dynamics(self, **arguments: Any) -> None:
+        super()._setup_dynamics(precision=self.precision, **arguments)
+
+    def _check_dynamics_arguments(self, *set_by_the_algorithm: str) -> None:
+        super()._check_dynamics_arguments("precision", *set_by_the_algorithm)
+
     def _update(self, gradient_steps: int, batch_size: int) -> None:
-        # Not of an algorithm in between that has its own
-        if super(MBPOMixin, self).train.__func__ is SAC.train and sac_updates.fits(self):  # type: ignore[attr-defined]
-            sac_updates.train(self, gradient_steps, batch_size, self.precision)
+        if self._updates_are_fused():
+            fused_sac.train(self, gradient_steps, batch_size, self.precision)
         else:
             super()._update(gradient_steps, batch_size)
+
+    def _updates_are_fused(self) -> bool:
+        """Whether faster code makes the same updates: only if no class between MBPO and SAC overrides ``train``."""
+        bases = type(self).__mro__
+        after_mixin = bases[bases.index(MBPOMixin) + 1 :]
+        trained_by = next(each for each in after_mixin if "train" in vars(each))
+        return trained_by is SAC and fused_sac.supports(self)
 
 
 class MBTQC(MBPOMixin, TQC):
     """
     MBPO over TQC (truncated mixture of quantile critics, https://arxiv.org/abs/2005.04269) instead of SAC. Takes the
-    arguments of ``sb3_contrib.TQC``, and those of :class:`~sb3_mbrl.MBPO` from ``model_train_freq`` on.
+    arguments of ``sb3_contrib.TQC``, and those of :class:`~sb3_mbrl.MBPO` from ``model_train_freq`` to ``fit_kwargs``.
     """
 
     algorithm_name = "MBTQC"
@@ -148,7 +174,8 @@ class MBCrossQ(MBPOMixin, CrossQ):
     """
     MBPO over CrossQ (batch normalisation instead of target networks, https://arxiv.org/abs/1902.05605) instead of SAC:
     few updates per environment step instead of many. Takes the arguments of ``sb3_contrib.CrossQ``, and those of
-    :class:`~sb3_mbrl.MBPO` from ``model_train_freq`` on. CrossQ makes one update per step; here two are the default.
+    :class:`~sb3_mbrl.MBPO` from ``model_train_freq`` to ``fit_kwargs``. CrossQ makes one update per step; here two are the
+    default.
     """
 
     algorithm_name = "MBCrossQ"
@@ -159,8 +186,8 @@ class MBCrossQ(MBPOMixin, CrossQ):
 class MBTD3(MBPOMixin, TD3):
     """
     MBPO over TD3 (https://arxiv.org/abs/1802.09477) instead of SAC. Takes the arguments of ``stable_baselines3.TD3``,
-    and those of :class:`~sb3_mbrl.MBPO` from ``model_train_freq`` on. Imagined actions are TD3's target actions: those of the
-    actor, with clipped noise.
+    and those of :class:`~sb3_mbrl.MBPO` from ``model_train_freq`` to ``fit_kwargs``. Imagined actions are TD3's target
+    actions: those of the actor, with clipped noise.
     """
 
     algorithm_name = "MBTD3"

@@ -10,7 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import NStepReplayBuffer
 
-from sb3_mbrl.acceleration.perceptron import accelerated, check_precision
+from sb3_mbrl.acceleration.sac import action_dist_params
 from sb3_mbrl.algorithms.forecast import growth
 from sb3_mbrl.algorithms.learning import LearnsDynamics
 from sb3_mbrl.common.actions import for_sb3, from_sb3
@@ -90,7 +90,6 @@ class MBPOMixin(LearnsDynamics):
         termination_fn: TerminationFn | str | None = "auto",
         dynamics_kwargs: Mapping[str, Any] | None = None,
         fit_kwargs: Mapping[str, Any] | None = None,
-        precision: str = "float32",
         _init_setup_model: bool = True,
         **kwargs: Any,
     ):
@@ -105,7 +104,6 @@ class MBPOMixin(LearnsDynamics):
         self.branch_from = branch_from
         self.deterministic_rollout = deterministic_rollout
         self.one_member_per_branch = one_member_per_branch
-        self.precision = precision
         self._adapted_length = 1  # of imagined rollouts, where no schedule sets it
 
         if _init_setup_model:
@@ -137,15 +135,14 @@ class MBPOMixin(LearnsDynamics):
             self.replay_buffer_class = None
         super()._setup_model()
         self.policy.action_space = for_sb3(self.action_space)  # it subtracts bounds in the type of the space
-        self._setup_dynamics(precision=self.precision)
+        self._setup_dynamics()
         self.model_buffer = ModelReplayBuffer(
             self._model_buffer_capacity(), self.dynamics.observation_dim, self.dynamics.action_dim, self.device
         )
 
     def _check_arguments(self) -> None:
         self._check_spaces(self.observation_space, self.action_space)
-        self._check_dynamics_arguments("precision")
-        check_precision(self.precision, self.device)
+        self._check_dynamics_arguments()
         if self.real_ratio > 0 and int(self.batch_size * self.real_ratio) == 0:
             raise ValueError(
                 f"batch_size={self.batch_size} at real_ratio={self.real_ratio} leaves no real transition in a batch. Use "
@@ -194,8 +191,7 @@ class MBPOMixin(LearnsDynamics):
             transitions = real_transitions(self.replay_buffer, self.device)
             self._adapt_rollout_length(transitions)
             self._fit_dynamics(transitions)
-            with accelerated(self.policy):
-                self._imagine(transitions.observations)
+            self._imagine(transitions.observations)
             self._last_fit_timestep = self.num_timesteps
         # While nothing has been imagined, all batches are real
         with self._timed("updating"), self._mixed_batches(gradient_steps):
@@ -203,8 +199,7 @@ class MBPOMixin(LearnsDynamics):
 
     def _update(self, gradient_steps: int, batch_size: int) -> None:
         """The algorithm's own updates."""
-        with accelerated(self.policy, self.precision):
-            super().train(gradient_steps, batch_size)
+        super().train(gradient_steps, batch_size)
 
     def _steps_since_fit(self) -> int:
         # If nothing was imagined yet, as after load, the next train makes up for a whole interval
@@ -267,7 +262,7 @@ class MBPOMixin(LearnsDynamics):
         matrix, whose marginal this is.
         """
         actor: Any = self.actor
-        params = actor.get_action_dist_params(normalize_obs(obs, self._vec_normalize_env))
+        params = action_dist_params(actor, normalize_obs(obs, self._vec_normalize_env))
         normal = actor.action_dist.proba_distribution(*params[:2], **params[2]).distribution
         noise = th.randn(normal.mean.shape, generator=self._generator, device=self.device)
         return th.tanh(normal.mean + normal.stddev * noise)

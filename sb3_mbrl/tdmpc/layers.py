@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch as th
 import torch.nn.functional as F
 from torch import nn
 
+from sb3_mbrl.acceleration.activations import group_softmax, mish_
 from sb3_mbrl.acceleration.onednn import Linear
 
 GROUP_SIZE = 8
@@ -30,69 +30,18 @@ class SimNorm(nn.Module):
         :param x: (..., D), D a multiple of V
         :return: the same shape, not negative, each group sums to 1
         """
-        return _GroupSoftmax.apply(x.unflatten(-1, (-1, self.group_size))).flatten(-2)  # type: ignore[no-any-return]
-
-
-class _GroupSoftmax(th.autograd.Function):
-    """``softmax(dim=-1)``, which PyTorch computes four times as slowly where that dimension is short."""
-
-    @staticmethod
-    def forward(ctx: Any, x: th.Tensor) -> th.Tensor:
-        shares = (x - x.amax(dim=-1, keepdim=True)).exp_()
-        shares.div_(shares.sum(dim=-1, keepdim=True))
-        ctx.save_for_backward(shares)
-        return shares
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: th.Tensor) -> th.Tensor:
-        (shares,) = ctx.saved_tensors
-        weighted = shares * gradients[0]
-        return weighted.addcmul_(shares, weighted.sum(dim=-1, keepdim=True), value=-1.0)  # type: ignore[no-any-return]
+        return group_softmax(x.unflatten(-1, (-1, self.group_size))).flatten(-2)
 
 
 class NormMish(nn.LayerNorm):
-    """Layer normalisation, then Mish, x tanh(softplus(x)), computed several times as fast as ``torch.nn.Mish`` does."""
+    """Layer normalisation, then Mish."""
 
     def forward(self, input: th.Tensor) -> th.Tensor:
         """
         :param input: (..., D)
         :return: the same shape
         """
-        return _mish(super().forward(input))
-
-
-def _mish(normed: th.Tensor) -> th.Tensor:
-    return _Mish.apply(normed) if normed.requires_grad else mish_(normed)  # type: ignore[no-any-return]
-
-
-def mish_(x: th.Tensor) -> th.Tensor:
-    """
-    Mish in place, computed from u = sigmoid(-x), which is vectorised and cannot overflow::
-
-        tanh(softplus(x)) = (1 - u^2) / (1 + u^2)
-
-    :param x: replaced by its Mish, since allocating large arrays would cost more than computing them
-    :return: x
-    """
-    square = th.neg(x).sigmoid_().square_()
-    return x.addcdiv_(square * x, square.add_(1), value=-2.0)
-
-
-class _Mish(th.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: th.Tensor) -> th.Tensor:
-        ctx.save_for_backward(x)
-        return mish_(x.clone())
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: th.Tensor) -> th.Tensor:
-        (x,), (gradient,) = ctx.saved_tensors, gradients
-        u = th.neg(x).sigmoid_()
-        square = u * u
-        below = square + 1
-        # (1 - u^2 + 4 x u^2 (1 - u) / (1 + u^2)) / (1 + u^2)
-        through_x = u.neg_().add_(1).mul_(square).mul_(x).mul_(4).div_(below)
-        return square.neg_().add_(1).add_(through_x).div_(below).mul_(gradient)
+        return mish_(super().forward(input))
 
 
 def normed_mlp(sizes: Sequence[int], n_out: int, last: nn.Module | None = None, dropout: float = 0.0) -> nn.Sequential:
@@ -143,7 +92,7 @@ class Critics(nn.ModuleList):
                 x = th.baddbmm(bias.unsqueeze(1), x, weight.mT)
             else:
                 normed = F.layer_norm(x, first.normalized_shape, eps=first.eps)
-                x = _mish(th.addcmul(bias.unsqueeze(1), normed, weight.unsqueeze(1)))
+                x = mish_(th.addcmul(bias.unsqueeze(1), normed, weight.unsqueeze(1)))
         return x
 
 

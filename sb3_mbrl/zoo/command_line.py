@@ -5,6 +5,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 
+from sb3_mbrl.acceleration import keep_freed_memory
 from sb3_mbrl.zoo.algorithms import ALGORITHMS
 from sb3_mbrl.zoo.hyperparams import hyperparams_file, load_env_kwargs
 from sb3_mbrl.zoo.registration import register
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     defaults = _tuned(parsed.arguments) if script == "train" else []
     if parsed.verb == "optimize":
         defaults.append("--optimize")
+    keep_freed_memory()
     sys.argv = [f"sb3_mbrl.zoo {parsed.verb}", *defaults, *parsed.arguments]
     runpy.run_module(f"rl_zoo3.{script}", run_name="__main__")
 

@@ -1,13 +1,14 @@
-"""Accelerated layers give PyTorch's values and gradients, and are only there for a while."""
+"""Perceptrons with gradients written out give PyTorch's values and gradients."""
 
 import pytest
 import torch as th
 from torch import nn
 
 from sb3_mbrl.acceleration import onednn
-from sb3_mbrl.acceleration import perceptron as accelerated_module
-from sb3_mbrl.acceleration.perceptron import HAS_BFLOAT16, MLP, HalfMLP, accelerated, check_precision
+from sb3_mbrl.acceleration.perceptron import backward, forward, is_perceptron, parameters_and_layout, perceptron
+from sb3_mbrl.acceleration.precision import HAS_BFLOAT16
 
+pytestmark = pytest.mark.skipif(not onednn.AVAILABLE, reason="oneDNN's product is not in this PyTorch")
 needs_bfloat16 = pytest.mark.skipif(not HAS_BFLOAT16, reason="no such products on this processor")
 
 NETWORKS = {
@@ -24,65 +25,66 @@ def network(name):
     return NETWORKS[name]()
 
 
-def value_and_gradients(net, needs_input=True, create_graph=False):
-    x = th.randn(32, 5, generator=th.Generator().manual_seed(1)).requires_grad_(needs_input)
-    output = net(x)
+def random_input():
+    return th.randn(32, 5, generator=th.Generator().manual_seed(1))
+
+
+def value_and_gradients(net, function, needs_input=True, create_graph=False):
+    x = random_input().requires_grad_(needs_input)
+    output = function(x)
     parameters = [p for p in net.parameters() if p.requires_grad]
     direction = th.randn(output.shape, generator=th.Generator().manual_seed(2))
     wanted = [x, *parameters] if needs_input else parameters
     return [output, *th.autograd.grad(output, wanted, direction, create_graph=create_graph)]
 
 
-@pytest.mark.parametrize("available", sorted({False, onednn.AVAILABLE}))
+def as_one_operation(net, dtype=th.float32):
+    parameters, layout = parameters_and_layout(list(net), dtype)
+    return lambda x: perceptron(x, parameters, layout)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
-def test_values_and_gradients_are_pytorchs(monkeypatch, available, name):
-    monkeypatch.setattr(onednn, "AVAILABLE", available)
+def test_values_and_gradients_are_pytorchs(name):
     net = network(name)
-    expected = value_and_gradients(net)
-    with accelerated(net):
-        assert type(net) is MLP
-        given = value_and_gradients(net)
-    for ours, pytorchs in zip(given, expected, strict=True):
-        assert th.allclose(ours, pytorchs, atol=1e-5)
+    expected = value_and_gradients(net, net)
+    given = value_and_gradients(net, as_one_operation(net))
+    th.testing.assert_close(given, expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", [*NETWORKS, "no activation"])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_second_derivatives_are_pytorchs(name):
     """As a penalty on the size of gradients asks for."""
-    th.manual_seed(0)
-    net = nn.Linear(5, 2) if name == "no activation" else network(name)
+    net = network(name)
 
-    def of_the_gradients_size():
+    def of_the_gradients_size(function):
         net.zero_grad()
-        first = value_and_gradients(net, create_graph=True)
+        first = value_and_gradients(net, function, create_graph=True)
         sum(each.pow(2).sum() for each in first[1:]).backward()
         return [each.grad for each in net.parameters() if each.grad is not None]
 
-    expected = of_the_gradients_size()
-    with accelerated(net):
-        given = of_the_gradients_size()
+    expected = of_the_gradients_size(net)
+    given = of_the_gradients_size(as_one_operation(net))
     assert any((each != 0).any() for each in expected)
     th.testing.assert_close(given, expected, atol=1e-3, rtol=1e-4)
 
 
-@needs_bfloat16
-def test_bfloat16_leaves_squashed_actions_alone():
-    net = nn.Sequential(nn.Linear(1, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1), nn.Tanh())
-    with th.no_grad(), accelerated(net, "bfloat16"):
-        net[4].bias += 3.0
-        actions = net(th.linspace(0, 1, 500)[:, None])
-    assert len(actions.unique()) > 100  # bfloat16 has four values between 0.98 and 1
-
-
-@pytest.mark.parametrize("available", sorted({False, onednn.AVAILABLE and HAS_BFLOAT16}))
 @pytest.mark.parametrize("name", NETWORKS)
-def test_bfloat16_is_near(monkeypatch, available, name):
-    monkeypatch.setattr(onednn, "AVAILABLE", available)
+def test_the_backward_pass_of_a_part_of_the_rows(name):
+    net, rows = network(name), slice(10, 20)
+    x, parameters = random_input().requires_grad_(), list(net.parameters())
+    output, trace = forward(x.detach(), *parameters_and_layout(list(net)))
+    gradient = th.randn(output[rows].shape, generator=th.Generator().manual_seed(2))
+    expected = th.autograd.grad(net(x)[rows], [x, *parameters], gradient)
+    grad_input, grad_parameters = backward(trace[rows], gradient)
+    th.testing.assert_close([grad_input, *grad_parameters], [expected[0][rows], *expected[1:]], atol=1e-5, rtol=1e-4)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("name", NETWORKS)
+def test_bfloat16_is_near(name):
     net = network(name)
-    expected = value_and_gradients(net)
-    with accelerated(net, "bfloat16"):
-        assert type(net) is HalfMLP
-        given = value_and_gradients(net)
+    expected = value_and_gradients(net, net)
+    given = value_and_gradients(net, as_one_operation(net, th.bfloat16))
     for ours, pytorchs in zip(given, expected, strict=True):
         assert ours.dtype == th.float32
         assert th.linalg.norm(ours - pytorchs) < 0.02 * th.linalg.norm(pytorchs)
@@ -90,30 +92,27 @@ def test_bfloat16_is_near(monkeypatch, available, name):
     assert th.equal(given[0], expected[0]) is False or name == "one layer"
 
 
+@needs_bfloat16
+def test_bfloat16_leaves_outputs_alone():
+    net = nn.Sequential(nn.Linear(1, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1))
+    with th.no_grad():
+        net[4].bias += 1000.0
+        values = as_one_operation(net, th.bfloat16)(th.linspace(-1, 1, 500)[:, None])
+    assert len(values.unique()) > 50  # bfloat16 has no value between 1000 and 1004
+
+
 def test_only_gradients_that_are_needed_are_computed(monkeypatch):
     net = network("critic")
     products = []
-    monkeypatch.setattr(onednn, "MKL_IS_SLOW", True)  # the product that is counted makes all of them
+    monkeypatch.setattr(onednn, "MKL_IS_SLOW", True)  # so that the product that is counted makes all of them
     product = onednn.product
     monkeypatch.setattr(onednn, "product", lambda *args: products.append(args) or product(*args))
-    if not onednn.AVAILABLE:
-        pytest.skip("no oneDNN")
-    with accelerated(net):
-        value_and_gradients(net, needs_input=False)
-        assert len(products) == 3 + 3 + 2
-        products.clear()
-        for parameter in net.parameters():
-            parameter.requires_grad_(False)
-        value_and_gradients(net)
-        assert len(products) == 3 + 3
-
-
-def test_classes_come_back_after_an_error():
-    net = nn.ModuleList([network("critic"), nn.Linear(3, 3)])
-    with pytest.raises(KeyboardInterrupt), accelerated(net):
-        assert type(net[0]) is MLP and type(net[1]) is onednn.Linear
-        raise KeyboardInterrupt
-    assert type(net[0]) is nn.Sequential and type(net[1]) is nn.Linear and type(net[0][0]) is nn.Linear
+    value_and_gradients(net, as_one_operation(net), needs_input=False)
+    assert len(products) == 3 + 3 + 2
+    products.clear()
+    net.requires_grad_(False)
+    value_and_gradients(net, as_one_operation(net))
+    assert len(products) == 3 + 3
 
 
 class OwnLinear(nn.Linear):
@@ -133,35 +132,13 @@ class OwnLinear(nn.Linear):
     ],
     ids=lambda layers: "-".join(type(layer).__name__ for layer in layers) or "empty",
 )
-def test_other_networks_are_left_alone(layers):
-    net = nn.Sequential(*layers)
-    x = th.ones(2, 5)
-    expected = net(x)
-    with accelerated(net, "bfloat16"):
-        assert type(net) is nn.Sequential
-        assert th.allclose(net(x), expected, atol=1e-6)
+def test_other_networks_are_no_perceptrons(layers):
+    assert not is_perceptron(layers)
 
 
-def test_hooks_are_called():
-    net, called = network("critic"), []
-    net.register_forward_hook(lambda *_: called.append(True))
-    with accelerated(net):
-        net(th.ones(2, 5))
-    assert called
-
-
-def test_hooks_between_layers_are_called():
-    net, x = network("critic"), th.ones(2, 5)
-    net[1].register_forward_hook(lambda module, args, output: 2 * output)
-    expected = net(x)
-    with accelerated(net):
-        assert th.allclose(net(x), expected, atol=1e-5)
-
-
-def test_precisions_are_checked(monkeypatch):
-    with pytest.raises(ValueError, match=r"precision must be one of \['float32', 'bfloat16'\], got 'half'"):
-        check_precision("half", th.device("cpu"))
-    monkeypatch.setattr(accelerated_module, "HAS_BFLOAT16", False)
-    with pytest.raises(ValueError, match="this processor has no"):
-        check_precision("bfloat16", th.device("cpu"))
-    check_precision("float32", th.device("cpu"))
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_hook_on_a_layer_would_be_skipped(name):
+    net = network(name)
+    assert is_perceptron(list(net))
+    net[1].register_forward_hook(lambda *_: None)
+    assert not is_perceptron(list(net))

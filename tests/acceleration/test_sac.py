@@ -11,8 +11,8 @@ from stable_baselines3.sac.policies import LOG_STD_MAX, SACPolicy
 from torch import nn
 
 from sb3_mbrl.acceleration import onednn
-from sb3_mbrl.acceleration import sac as sac_updates
-from sb3_mbrl.acceleration.perceptron import HAS_BFLOAT16
+from sb3_mbrl.acceleration import sac as fused_sac
+from sb3_mbrl.acceleration.precision import HAS_BFLOAT16
 from sb3_mbrl.mbpo import MBPO
 
 pytestmark = pytest.mark.skipif(not onednn.AVAILABLE, reason="oneDNN's product is not in this PyTorch")
@@ -75,13 +75,13 @@ def test_updates_are_sb3s(variant):
     if variant == "clamped deviations":
         for agent in (ours, theirs):
             agent.actor.log_std.bias.data += LOG_STD_MAX
-        now, _ = sac_updates.SACUpdates(ours)._sample(ours.replay_buffer.sample(64).observations, 32)
-        assert 0.1 < now.clamped.float().mean() < 0.9
-    assert sac_updates.fits(ours)
+        current, _ = fused_sac.SACUpdates(ours)._sample(ours.replay_buffer.sample(64).observations, 32)
+        assert 0.1 < current.clamped.float().mean() < 0.9
+    assert fused_sac.supports(ours)
     np.random.seed(1)
     th.manual_seed(1)
     for _ in range(2):  # Adam's later steps are made otherwise than its first
-        sac_updates.train(ours, 5, 64, "float32")
+        fused_sac.train(ours, 5, 64)
     drawn = th.get_rng_state(), np.random.get_state()[1]
     np.random.seed(1)
     th.manual_seed(1)
@@ -101,7 +101,7 @@ def test_bfloat16_is_near():
     for agent, precision in ((rounded, "bfloat16"), (exact, "float32")):
         np.random.seed(1)
         th.manual_seed(1)
-        sac_updates.train(agent, 10, 64, precision)
+        fused_sac.train(agent, 10, 64, precision)
     parameters = (agent.policy.parameters() for agent in (rounded, exact, before))
     for mine, full, initial in zip(*parameters, strict=True):
         assert (mine - full).norm() <= 0.05 * (full - initial).norm() + 1e-6
@@ -131,7 +131,7 @@ class OwnPolicy(SACPolicy):
     ],
 )
 def test_other_networks_are_left_to_sb3(policy, kwargs):
-    assert not sac_updates.fits(SAC(policy, Noise(), device="cpu", **kwargs))
+    assert not fused_sac.supports(SAC(policy, Noise(), device="cpu", **kwargs))
 
 
 def freeze(agent):
@@ -168,9 +168,9 @@ def watch_the_actor(agent):
 )
 def test_what_autograd_would_see_is_left_to_it(change):
     agent = SAC("MlpPolicy", Noise(), device="cpu")
-    assert sac_updates.fits(agent)
+    assert fused_sac.supports(agent)
     change(agent)
-    assert not sac_updates.fits(agent)
+    assert not fused_sac.supports(agent)
 
 
 def test_an_algorithm_in_between_keeps_its_own_updates():
@@ -190,13 +190,13 @@ def test_an_algorithm_in_between_keeps_its_own_updates():
 def test_without_onednn_updates_are_left_to_sb3(monkeypatch):
     agent = collected()
     monkeypatch.setattr(onednn, "AVAILABLE", False)
-    assert not sac_updates.fits(agent)
+    assert not fused_sac.supports(agent)
 
 
 def test_mbpo_takes_them(monkeypatch):
     trained = []
-    train = sac_updates.train
-    monkeypatch.setattr(sac_updates, "train", lambda *args: trained.append(args[1:]) or train(*args))
+    train = fused_sac.train
+    monkeypatch.setattr(fused_sac, "train", lambda *args: trained.append(args[1:]) or train(*args))
     precision = "bfloat16" if HAS_BFLOAT16 else "float32"
     model = MBPO("MlpPolicy", Noise(), learning_starts=20, gradient_steps=2, precision=precision, termination_fn="learned")
     model.learn(24)

@@ -1,6 +1,5 @@
 """A small world and a small model: each test of MBPO costs a second or two."""
 
-from contextlib import nullcontext
 from copy import deepcopy
 from typing import ClassVar
 
@@ -10,8 +9,7 @@ import pytest
 from gymnasium import spaces
 from gymnasium.envs.registration import register, registry
 
-from sb3_mbrl.acceleration import sac as sac_updates
-from sb3_mbrl.mbpo import MBPO, mixin
+from sb3_mbrl.mbpo import MBPO
 
 
 class PointMass(gym.Env):
@@ -115,10 +113,3 @@ def make_mbpo(tiny):
         return MBPO("MlpPolicy", env, **{**tiny, **changes})
 
     return make
-
-
-@pytest.fixture
-def not_accelerated(monkeypatch):
-    """Products by PyTorch itself, as the algorithms of SB3 compute them: oneDNN rounds otherwise."""
-    monkeypatch.setattr(mixin, "accelerated", lambda *_: nullcontext())
-    monkeypatch.setattr(sac_updates, "fits", lambda _: False)

@@ -3,7 +3,7 @@
 import pytest
 import torch as th
 
-from sb3_mbrl.acceleration import sac as sac_updates
+from sb3_mbrl.acceleration import sac as fused_sac
 
 DEVICE = "lazy"
 
@@ -34,7 +34,7 @@ def test_updates_are_those_of_a_processor(both):
     batch, losses = random_batch(both[0]), []
     for model in both:
         th.manual_seed(0)
-        losses.append(sac_updates.SACUpdates(model).update(moved(batch, model.device)))
+        losses.append(fused_sac.SACUpdates(model).update(moved(batch, model.device)))
     for name, value in losses[0].items():
         th.testing.assert_close(losses[1][name].detach().cpu(), value.detach(), atol=1e-4, rtol=1e-3)
     for on_device, on_cpu in zip(both[1].policy.parameters(), both[0].policy.parameters(), strict=True):

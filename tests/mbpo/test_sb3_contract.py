@@ -11,7 +11,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_mbrl.acceleration.perceptron import HAS_BFLOAT16
+from sb3_mbrl.acceleration.precision import HAS_BFLOAT16
 from sb3_mbrl.common.trajectories import real_transitions
 
 OWN_ARGUMENTS = {"model_train_freq", "rollouts_per_step", "real_ratio", "dynamics_kwargs", "fit_kwargs"}
