@@ -6,17 +6,19 @@ Learning curves: one CSV per algorithm, environment and seed in ``benchmarks/res
     python -m benchmarks.curves --algo pets --env Pendulum-v1 --seeds 0 1 2 --steps 2000 --eval-freq 200
     python -m benchmarks.curves --algo tdmpc2 --env dmc-walker-walk --seeds 0 --steps 50000 --eval-freq 5000
 
-``mbpo`` and all that have values in ``sb3_mbrl/zoo`` take them, ``mbcrossq-utd1`` and ``-utd4`` MBCrossQ's with that many
-updates per step; ``mbpo-adaptive``, ``-published-fits`` and ``-bfloat16`` take MBPO's but for what their names say;
-``tdmpc2-4envs`` takes TDMPC2's, in four environments; ``ppo-zoo`` and ``dqn-zoo`` take RL Zoo's; ``sac`` and ``dqn`` have
-their defaults; ``sac-utd`` is SAC with MBPO's update-to-data ratio, warm-up and target entropy: what the model adds is the
-gap between ``mbpo`` and ``sac-utd``. SAC makes its updates here as MBPO does, the same up to rounding in less time.
+Algorithms of sb3_mbrl have the hyperparameters of ``sb3_mbrl/zoo``. Their variants replace what their names say:
+``mbcrossq-utd1`` and ``-utd4`` the updates per step, ``mbpo-adaptive`` the rollout schedule, ``-published-fits`` the rule of
+fits, ``-bfloat16`` the precision, ``tdmpc2-4envs`` the number of environments. ``ppo-zoo`` and ``dqn-zoo`` have RL Zoo's
+hyperparameters, ``sac`` and ``dqn`` their defaults. ``sac-utd`` is SAC with MBPO's update-to-data ratio, warm-up and target
+entropy, so that the gap between ``mbpo`` and ``sac-utd`` is the effect of the model. SAC makes its updates with the same fast
+code as MBPO; the results are the same up to rounding.
 
-Each job is one process. The steps count everything, random warm-up included; an evaluation is the mean over deterministic
-episodes on an environment of its own, whose start states are drawn anew for each seed and evaluation. An interrupted run goes
-on from its last checkpoint, a finished one if it is asked for more steps (DQN then explores anew, as its schedule follows the
-progress); one that has as many is left alone, one without a checkpoint (PPO has none) or with other hyperparameters than
-today's is refused. A CSV begins with how and with what it was run, each time that differed.
+Each job is one process. Steps include the random warm-up. An evaluation is the mean over deterministic episodes in a separate
+environment, whose start states are drawn anew for each seed and evaluation. An interrupted run resumes from its last
+checkpoint, and so does a finished run if more steps are requested. (DQN then explores again, because its schedule follows the
+progress of the run.) A run that already has enough steps is skipped. A run without a checkpoint (PPO has none), or with other
+hyperparameters than the current ones, is refused. The first lines of a CSV hold the command, the hyperparameters and the
+versions; there is one such line for each time that they changed.
 """
 
 import argparse
@@ -64,11 +66,11 @@ TUNED: dict[str, Any] = {
     "tdmpc": TDMPC,
     "tdmpc2": TDMPC2,
 }
-"""With values in the zoo."""
+"""Algorithms that have hyperparameters in the zoo."""
 
 
 class ResumableSAC(ExactCheckpoints, SAC):
-    """SAC that goes on from checkpoints, with its updates as MBPO makes them."""
+    """SAC that resumes from checkpoints and makes its updates with the same fast code as MBPO."""
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         if fused_sac.supports(self):
@@ -78,7 +80,7 @@ class ResumableSAC(ExactCheckpoints, SAC):
 
 
 class ResumableDQN(ExactCheckpoints, DQN):
-    """DQN that goes on from checkpoints."""
+    """DQN that resumes from checkpoints."""
 
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -89,10 +91,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mbpo-bfloat16": ("mbpo", {"precision": "bfloat16"}),
     "tdmpc2-4envs": ("tdmpc2", {}),
 }
-"""Those values, some of them replaced."""
+"""Variants of these algorithms: the hyperparameters that they replace."""
 
 INNER: dict[str, Any] = {"dyna-ppo": PPO, "dyna-dqn": DQN}
-"""What Dyna trains in its model."""
+"""The algorithms that Dyna trains in its model."""
 
 RL_ZOO: dict[str, dict[str, Any]] = {
     "ppo-zoo": {"n_steps": 1024, "gamma": 0.9, "gae_lambda": 0.95, "learning_rate": 1e-3, "clip_range": 0.2},
@@ -109,7 +111,7 @@ RL_ZOO: dict[str, dict[str, Any]] = {
         "policy_kwargs": {"net_arch": [256, 256]},
     },
 }
-"""RL Zoo's values: of PPO for Pendulum-v1 (without gSDE) in four environments, of DQN for CartPole-v1."""
+"""RL Zoo's hyperparameters of PPO for Pendulum-v1 (without gSDE, in four environments) and of DQN for CartPole-v1."""
 
 ALGORITHMS: dict[str, Any] = {
     **TUNED,
@@ -121,25 +123,25 @@ ALGORITHMS: dict[str, Any] = {
     "dqn": ResumableDQN,
 }
 N_ENVS = {"ppo-zoo": 4, "tdmpc2-4envs": 4}
-"""Environments side by side, where there are more than one."""
+"""Number of parallel environments, if there is more than one."""
 
 SHARED_WITH_SAC = ("learning_starts", "gradient_steps", "target_entropy")
 
 
 def upright(obs: th.Tensor, action: th.Tensor, next_obs: th.Tensor) -> th.Tensor:
-    """For InvertedPendulum, whose own reward, 1 until it falls, is the same for all plans that do not."""
+    """A reward for InvertedPendulum, whose own reward of 1 until the pole falls is the same for all plans that keep it up."""
     return 1 - next_obs[:, 0] ** 2 - 10 * next_obs[:, 1] ** 2
 
 
 REWARDS = {"InvertedPendulum-v5": upright}
-"""What PETS plans for, which its paper gives it too. The returns of the curves are the environment's."""
+"""Rewards that PETS is given to plan with, as in its paper. The returns of the curves are those of the environment."""
 
 
 def hyperparams(algo: str, env_id: str) -> dict[str, Any]:
     """
     :param algo: a key of ``ALGORITHMS``
     :param env_id: Gymnasium id
-    :return: what differs from the defaults of the algorithm
+    :return: the arguments that differ from the defaults of the algorithm
     """
     algo, replaced = VARIANTS.get(algo, (algo, {}))
     if algo in TUNED:
@@ -153,7 +155,7 @@ def hyperparams(algo: str, env_id: str) -> dict[str, Any]:
 
 
 def make_env(env_id: str, seed: int, n_envs: int = 1) -> VecEnv:
-    """As the hyperparameters are tuned for."""
+    """The environment with the arguments for which the hyperparameters are tuned."""
     dm_control.register(env_id)
     return make_vec_env(env_id, n_envs, seed=seed, env_kwargs=load_env_kwargs("mbpo", env_id))
 
@@ -161,38 +163,39 @@ def make_env(env_id: str, seed: int, n_envs: int = 1) -> VecEnv:
 class CurveCallback(BaseCallback):
     """
     Evaluates every ``eval_freq`` environment steps and writes the CSV. Its lines and the seconds that training took so far are
-    attributes of the model, ``curve`` and ``seconds_spent``, and as such in its checkpoints: a run that goes on has them all.
+    stored as attributes of the model, ``curve`` and ``seconds_spent``. Checkpoints therefore contain them, and a resumed run
+    has them all.
 
     :param path: the CSV
-    :param env_id: environment to evaluate on
-    :param eval_freq: environment steps
-    :param n_episodes: per evaluation
-    :param seed: of the run
+    :param env_id: id of the environment to evaluate in
+    :param eval_freq: environment steps between two evaluations
+    :param n_episodes: episodes per evaluation
+    :param seed: seed of the run
     """
 
     def __init__(self, path: pathlib.Path, env_id: str, eval_freq: int, n_episodes: int, seed: int):
         super().__init__()
         self.path, self.eval_freq, self.n_episodes = path, eval_freq, n_episodes
-        self.first_seed = 10_000_000 * (1 + seed)  # far from those of training and of other runs
-        # Side by side: a planner plans for all of them at once
+        self.first_seed = 10_000_000 * (1 + seed)  # far from the seeds of training and of other runs
+        # All episodes run in parallel, so that a planner plans for all of them at once
         self.eval_env = make_env(env_id, seed=self.first_seed, n_envs=n_episodes)
 
     def _on_training_start(self) -> None:
         self.clock = time.perf_counter(), time.process_time()
 
     def _on_rollout_start(self) -> None:
-        # Here the last transition is stored and trained on; on_step would come before both
+        # Here the last transition has been stored and trained on; on_step is called before both
         self.evaluate()
 
     def evaluate(self) -> None:
-        """Does nothing where no evaluation is due."""
+        """Evaluates and writes the CSV if an evaluation is due."""
         steps = self.model.num_timesteps
         if steps // self.eval_freq == _steps(self.model.curve[-1]) // self.eval_freq:
             return
         self._count_seconds()
-        self.eval_env.seed(self.first_seed + steps)  # also of a run that goes on
+        self.eval_env.seed(self.first_seed + steps)  # the same for a resumed run
         mean, std = evaluate_policy(self.model, self.eval_env, self.n_episodes)
-        # The time of evaluations is not the algorithm's
+        # The time of evaluations does not count
         self.clock = time.perf_counter(), time.process_time()
         wall, cpu = self.model.seconds_spent
         self.model.curve = [*self.model.curve, f"{steps},{wall:.1f},{cpu:.1f},{mean:.2f},{std:.2f}"]
@@ -210,7 +213,7 @@ class CurveCallback(BaseCallback):
 
 
 def header(args: argparse.Namespace) -> str:
-    """What a reader needs to run the curve again."""
+    """The line that a reader needs to reproduce the curve."""
     about = {
         "command": " ".join(_arguments(args, args.seeds[0])),
         "hyperparams": {name: getattr(value, "__name__", value) for name, value in hyperparams(args.algo, args.env).items()},
@@ -229,7 +232,7 @@ def header(args: argparse.Namespace) -> str:
 
 
 def _commit() -> str | None:
-    """Of the code that runs; None outside of a checkout."""
+    """The commit of the running code; None outside of a git checkout."""
     here = pathlib.Path(__file__).parent
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
     return git.stdout.strip() or None
@@ -244,26 +247,26 @@ def _processor() -> str:
 
 
 def _arguments(args: argparse.Namespace, seed: int) -> list[str]:
-    """Of a run of one seed."""
+    """Command-line arguments of a run with one seed."""
     arguments = ["--algo", args.algo, "--env", args.env, "--seeds", str(seed), "--steps", str(args.steps)]
     arguments += ["--eval-freq", str(args.eval_freq), "--eval-episodes", str(args.eval_episodes)]
     return [*arguments, "--checkpoint-freq", str(args.checkpoint_freq), "--threads", str(args.threads)]
 
 
 def _steps(row: str) -> int:
-    """Of a line of a CSV; 0 for those before the numbers."""
+    """Steps in a line of a CSV; 0 for the lines before the numbers."""
     return int(row.split(",")[0]) if row[0].isdigit() else 0
 
 
 def run_one(args: argparse.Namespace) -> None:
-    """One curve, in this process; goes on where an earlier one stopped."""
+    """Runs one curve in this process, or resumes it."""
     th.set_num_threads(args.threads)
     seed = args.seeds[0]
     name = f"{args.algo}_{args.env}_{seed}"
     path, checkpoints = RESULTS / f"{name}.csv", RESULTS / "checkpoints" / name
     written = path.read_text().splitlines() if path.exists() else []
     if written and _steps(written[-1]) >= args.steps:
-        print(f"{name}: has {_steps(written[-1])} steps", flush=True)
+        print(f"{name}: skipped, since it already has {_steps(written[-1])} steps", flush=True)
         return
     env = make_env(args.env, seed, n_envs=N_ENVS.get(args.algo, 1))
     model: BaseAlgorithm
@@ -274,11 +277,13 @@ def run_one(args: argparse.Namespace) -> None:
         before = [line for line in model.curve if line.startswith("#")]
         began, now = (json.loads(line[2:])["hyperparams"] for line in (before[0], about))
         if began != now:
-            sys.exit(f"{path} was made with {began}, today's hyperparameters are {now}. Remove its checkpoint to begin anew.")
+            sys.exit(
+                f"{path} was made with {began}, the current hyperparameters are {now}. Remove its checkpoint to start again."
+            )
         if about != before[-1]:
             model.curve = [*before, about, *model.curve[len(before) :]]
     elif written:
-        sys.exit(f"{path} has {_steps(written[-1])} steps, and no checkpoint to go on from. Remove it to begin anew.")
+        sys.exit(f"{path} has {_steps(written[-1])} steps and no checkpoint to resume from. Remove it to start again.")
     else:
         model = algorithm(env=env, seed=seed, device="cpu", **hyperparams(args.algo, args.env))
         model.curve = [about, COLUMNS]
@@ -287,7 +292,7 @@ def run_one(args: argparse.Namespace) -> None:
     callbacks: list[BaseCallback] = [curve]
     if isinstance(model, ExactCheckpoints):
         callbacks.append(ExactCheckpointCallback(args.checkpoint_freq, checkpoints, verbose=2))
-    # In one piece: schedules follow the progress of the whole run
+    # One call of learn, because schedules follow the progress of the whole run
     model.learn(args.steps - model.num_timesteps, callback=callbacks, log_interval=1_000_000, reset_num_timesteps=False)
     curve.evaluate()
     if isinstance(model, ExactCheckpoints):
@@ -304,8 +309,8 @@ def main() -> None:
     parser.add_argument("--eval-freq", type=int, default=500)
     parser.add_argument("--eval-episodes", type=int, default=5)
     parser.add_argument("--checkpoint-freq", type=int, default=1_000)
-    parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
-    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--jobs", type=int, default=1, help="number of processes at a time")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each process")
     args = parser.parse_args()
     if len(args.seeds) == 1:
         keep_freed_memory()
@@ -318,7 +323,7 @@ def main() -> None:
 
     with ThreadPoolExecutor(args.jobs) as jobs:
         if any(jobs.map(run, args.seeds)):
-            sys.exit("Not all seeds came to their end.")
+            sys.exit("Some seeds failed; see their messages above.")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """
-The DeepMind Control Suite as TD-MPC2's paper takes it: flat observations, two frames a step, 500 steps an episode.
+The DeepMind Control Suite as in the paper of TD-MPC2: flat observations, two frames per step, 500 steps per episode.
 
-dm_control needs a MuJoCo before 4.0: an environment of its own, ``make dmcontrol``.
+dm_control needs a MuJoCo before 4.0, so ``make dmcontrol`` installs it into a separate virtual environment.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ PREFIX = "dmc-"
 
 
 class RepeatAction(gym.Wrapper[Any, Any, Any, Any]):
-    """Each action for ``ACTION_REPEAT`` frames, whose rewards are added."""
+    """Repeats each action for ``ACTION_REPEAT`` frames and adds up their rewards."""
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         total = 0.0
@@ -31,7 +31,7 @@ class RepeatAction(gym.Wrapper[Any, Any, Any, Any]):
 def make(task: str) -> gym.Env:
     """
     :param task: domain and task, for instance ``"walker-walk"``
-    :return: it, which ends after 1000 frames
+    :return: the environment, whose episodes end after 1000 frames
     """
     import shimmy
 
@@ -41,7 +41,7 @@ def make(task: str) -> gym.Env:
 
 def register(env_id: str) -> None:
     """
-    :param env_id: ``"dmc-walker-walk"``, for ``gymnasium.make``; ids of other environments are left alone
+    :param env_id: an id like ``"dmc-walker-walk"``, which ``gymnasium.make`` then accepts; other ids are ignored
     """
     if env_id.startswith(PREFIX) and env_id not in gym.registry:
         task = env_id.removeprefix(PREFIX)

@@ -1,12 +1,13 @@
 """
-How much fitting a model needs: rules compared along one and the same stream of transitions.
+How much fitting does a model need? Compares rules for refitting on the same stream of transitions.
 
     python -m benchmarks.fit_rules --env Hopper-v5 --steps 15000
     python -m benchmarks.fit_rules --env HalfCheetah-v5 --steps 43000 --start 40000 --rules 'published: every' '(default)'
 
-SAC makes the stream, after random actions as MBPO's. Each rule refits one ensemble as the stream comes in, and is judged on
-what comes next, which it has not seen: the error one step ahead relative to that of no model, and ten steps ahead in standard
-deviations of the data. Prints a Markdown table, means over the stream.
+SAC collects the stream, after as many random actions as MBPO makes. Each rule refits one ensemble as the stream arrives, and
+is judged by its errors on the next transitions, which it has not seen: the error one step ahead, relative to that of
+predicting no change, and the error ten steps ahead, in standard deviations of the data. Prints means over the stream as a
+Markdown table.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from sb3_mbrl.diagnostics.statistics import over_outputs
 from sb3_mbrl.dynamics import ProbabilisticEnsemble, known_termination
 
 PIECE = 250
-"""Transitions that a model is judged on before a rule may show them to it."""
+"""Number of transitions on which a model is judged before it may be fitted to them."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,11 @@ class Rule:
     """
     :param updates_per_step: gradient steps of the model for each environment step; None: no limit
     :param train_freq: environment steps between two fits
-    :param surprise: a fit is left out while the squared error on the newest ``PIECE`` transitions is at most so many times
-        that on the last fit's holdout; its gradient steps are the next one's
-    :param newest: fitted to these many newest transitions and as many of the others; None: to all
-    :param fit_kwargs: of ``fit``
-    :param dynamics_kwargs: of the ensemble
+    :param surprise: a fit is skipped as long as the squared error on the newest ``PIECE`` transitions is at most this many
+        times the error on the holdout of the last fit; the next fit gets its gradient steps
+    :param newest: fit to this many of the newest transitions and as many of the others; None: fit to all
+    :param fit_kwargs: arguments of ``fit``
+    :param dynamics_kwargs: arguments of the ensemble
     """
 
     updates_per_step: float | None
@@ -72,7 +73,7 @@ HORIZON = 10
 
 
 def stream(env_id: str, random_steps: int, steps: int, seed: int) -> ReplayBuffer:
-    """SAC's replay buffer after so many steps, the first of them random."""
+    """SAC's replay buffer after ``steps`` steps, of which the first ``random_steps`` are random."""
     model = SAC("MlpPolicy", make_env(env_id, seed), learning_starts=random_steps, buffer_size=steps, seed=seed, device="cpu")
     model.learn(steps, log_interval=1_000_000)
     assert model.replay_buffer is not None
@@ -83,9 +84,9 @@ def follow(
     buffer: ReplayBuffer, env_id: str, start: int, rule: Rule, seed: int
 ) -> tuple[list[float], list[float], int, float]:
     """
-    :param start: of the stream, that the first fit sees
-    :return: errors one and ``HORIZON`` steps ahead on each piece of the stream that the model has not seen, gradient steps,
-        seconds of fitting
+    :param start: number of transitions in the first fit
+    :return: errors one and ``HORIZON`` steps ahead on each piece of the stream that the model has not seen, the number of
+        gradient steps, and the seconds of fitting
     """
     generator = th.Generator().manual_seed(seed)
     dynamics = ProbabilisticEnsemble(
@@ -117,7 +118,7 @@ def follow(
 
 
 def chosen(now: int, newest: int | None, generator: th.Generator) -> th.Tensor:
-    """Rows to fit to, of the first ``now``."""
+    """Indices of the transitions to fit to, among the first ``now``."""
     if newest is None or now <= 2 * newest:
         return th.arange(now)
     others = th.randperm(now - newest, generator=generator)[:newest]
@@ -125,7 +126,7 @@ def chosen(now: int, newest: int | None, generator: th.Generator) -> th.Tensor:
 
 
 def unseen(buffer: ReplayBuffer, start: int, end: int) -> list:
-    """Unbroken pieces of the transitions from ``start`` to ``end``."""
+    """Unbroken pieces of trajectories among the transitions from ``start`` to ``end``."""
     pieces, row = [], 0
     for piece in trajectories_from_buffer(buffer):
         first, last = max(start, row) - row, min(end, row + len(piece)) - row
@@ -140,14 +141,14 @@ def main() -> None:
     parser.add_argument("--env", default="Hopper-v5")
     parser.add_argument("--random-steps", type=int, default=5_000)
     parser.add_argument("--steps", type=int, default=15_000)
-    parser.add_argument("--start", type=int, help="transitions that the first fit sees; the random ones by default")
-    parser.add_argument("--rules", nargs="+", default=[""], help="parts of the names of those wanted; all by default")
+    parser.add_argument("--start", type=int, help="number of transitions in the first fit; default: the random ones")
+    parser.add_argument("--rules", nargs="+", default=[""], help="parts of the names of rules to run; default: all")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     start = args.start or args.random_steps
     rules = {name: rule for name, rule in RULES.items() if any(part in name for part in args.rules)}
     if not rules or start >= args.steps:
-        parser.error(f"--rules takes parts of {list(RULES)}, and fits start before --steps {args.steps}.")
+        parser.error(f"--rules takes parts of {list(RULES)}, and --start must be below --steps {args.steps}.")
     th.set_num_threads(1)
 
     buffer = stream(args.env, args.random_steps, args.steps, args.seed)

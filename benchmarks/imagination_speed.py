@@ -1,11 +1,11 @@
 """
-How many transitions a second a vector of learned environments imagines.
+How many transitions per second does a vector of learned environments imagine?
 
     python -m benchmarks.imagination_speed --envs 1024 --threads 2
 
-One line of JSON, for MBPO's ensemble on Hopper-v5; ``benchmarks/peers.py mbrl-lib --imagine 1024`` prints the same for
-mbrl-lib (run both in turns and quote the ratio). A step is one of the environment that SB3 sees: actions as NumPy arrays in,
-observations, rewards and infos out, episodes begun anew.
+Prints one line of JSON for MBPO's ensemble on Hopper-v5. ``benchmarks/peers.py mbrl-lib --imagine 1024`` prints the same for
+mbrl-lib; run both in turns and quote the ratio. A step is the complete step that SB3 sees: it takes actions as NumPy arrays,
+returns observations, rewards and infos, and resets episodes that have ended.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from sb3_mbrl import LearnedModelVecEnv
 def transitions_per_second(env: LearnedModelVecEnv, steps: int) -> tuple[float, float]:
     """
     :param env: learned environments
-    :param steps: of all of them, after a tenth as many that are not timed
-    :return: transitions per second of the clock, and per second of all threads
+    :param steps: steps of all environments to time, after a tenth as many that are not timed
+    :return: transitions per second of wall-clock time, and per second of CPU time
     """
     rng = np.random.default_rng(0)
     actions = rng.uniform(-1, 1, (env.num_envs, *(env.action_space.shape or ()))).astype(np.float32)
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--envs", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--uncertainty-penalty", type=float, default=0.0, help="above 0 all elites are evaluated")
+    parser.add_argument("--uncertainty-penalty", type=float, default=0.0, help="if above 0, all elites are evaluated")
     args = parser.parse_args()
     th.set_num_threads(args.threads)
     env = LearnedModelVecEnv.from_env(

@@ -1,12 +1,12 @@
 """
-What a plan and an update of TD-MPC2 cost, in seconds.
+How many seconds do a plan and an update of TD-MPC2 take?
 
     python -m benchmarks.latent_cost --model-size 1 --threads 2
     python -m benchmarks.latent_cost --model-size small --threads 1 --envs 8
 
-One line of JSON, of random numbers of the shapes of cheetah-run; ``benchmarks/peers_tdmpc2.py`` prints the same for the
-official code (run both in turns and quote the ratio). With ``--envs``, plans for so many environments at once, and for each of
-them alone.
+Prints one line of JSON, measured on random numbers with the shapes of cheetah-run. ``benchmarks/peers_tdmpc2.py`` prints the
+same for the official code; run both in turns and quote the ratio. With ``--envs``, it plans for that many environments at once
+and then for each of them alone.
 """
 
 import argparse
@@ -28,7 +28,7 @@ OBS_DIM, ACTION_DIM, EPISODE_LENGTH = 17, 6, 500
 
 
 class Noise(gym.Env):
-    """Random numbers of the shapes of cheetah-run."""
+    """An environment that returns random numbers with the shapes of cheetah-run."""
 
     observation_space = spaces.Box(-np.inf, np.inf, (OBS_DIM,), np.float32)
     action_space = spaces.Box(-1, 1, (ACTION_DIM,), np.float32)
@@ -48,9 +48,9 @@ class Noise(gym.Env):
 
 def median_seconds(work: Callable[[], Any], repeats: int) -> float:
     """
-    :param work: what to time
-    :param repeats: calls, after three that are not timed
-    :return: the median
+    :param work: the function to time
+    :param repeats: number of timed calls, after three that are not timed
+    :return: the median of the seconds
     """
     seconds = []
     for _ in range(repeats + 3):
@@ -62,7 +62,7 @@ def median_seconds(work: Callable[[], Any], repeats: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model-size", default="1", help="small, or millions of parameters")
+    parser.add_argument("--model-size", default="1", help="small, or the size in millions of parameters")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--envs", type=int, default=1)

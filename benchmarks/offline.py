@@ -1,13 +1,13 @@
 """
-Offline: from a fixed dataset of medium quality, is a policy better for the model's uncertainty being punished?
+Offline learning: does a penalty on the model's uncertainty improve a policy that is trained on a fixed dataset?
 
     python -m benchmarks.offline --env Hopper-v5 --seeds 0 1 2
     python -m benchmarks.offline --env Pendulum-v1 --seeds 0 1 2
 
-SAC, stopped early, is the behaviour policy; what it does, stochastically, is the dataset. A model is fitted to it, and PPO
-or SAC trained in the model, with and without a penalty on its uncertainty. One CSV an environment, penalty and seed in
-``results/offline/``: returns in the real environment over imagined steps. The last of them counts: without the environment
-nobody could choose another.
+The behaviour policy is a SAC that was stopped early; it acts stochastically to record the dataset. A model is fitted to the
+dataset, and PPO or SAC is trained in the model, with and without a penalty on the uncertainty. ``results/offline/`` has one
+CSV per environment, penalty and seed, with returns in the real environment over imagined steps. Only the last return counts,
+because without the environment nobody could choose an earlier policy.
 """
 
 import argparse
@@ -35,14 +35,14 @@ POINTS = 6
 @dataclass(frozen=True)
 class Task:
     """
-    :param behaviour_steps: of SAC in the real environment, seed 0
-    :param dataset: recorded transitions
-    :param penalties: on the uncertainty
-    :param max_episode_steps: of imagined episodes
-    :param n_envs: imagined
-    :param imagined_steps: of the algorithm
-    :param algorithm: trained in the model
-    :param algorithm_kwargs: its arguments
+    :param behaviour_steps: training steps of the behaviour policy in the real environment, with seed 0
+    :param dataset: number of recorded transitions
+    :param penalties: penalties on the uncertainty to compare
+    :param max_episode_steps: length of imagined episodes
+    :param n_envs: number of imagined environments
+    :param imagined_steps: training steps of the algorithm in the model
+    :param algorithm: the algorithm that is trained in the model
+    :param algorithm_kwargs: arguments of the algorithm
     """
 
     behaviour_steps: int
@@ -80,7 +80,7 @@ TASKS = {
 
 
 def behaviour_policy(env_id: str, steps: int) -> SAC:
-    """Trained once, seed 0, and kept."""
+    """The behaviour policy, which is trained once with seed 0 and then loaded from its file."""
     path = RESULTS / "checkpoints" / f"behaviour_{env_id}_{steps}.zip"
     if not path.exists():
         SAC("MlpPolicy", env_id, seed=0, device="cpu").learn(steps).save(path)
@@ -88,14 +88,14 @@ def behaviour_policy(env_id: str, steps: int) -> SAC:
 
 
 def real_return(policy: BaseAlgorithm, env_id: str, deterministic: bool = True) -> float:
-    """Mean of ten episodes, from the same starts each time."""
+    """Mean return of ten episodes, which have the same start states in each call."""
     env = make_vec_env(env_id, n_envs=10, seed=10_000)
     mean, _ = evaluate_policy(policy, env, n_eval_episodes=10, deterministic=deterministic)
     return float(mean)  # type: ignore[arg-type]
 
 
 def train(env_id: str, task: Task, imagined: LearnedModelVecEnv, penalty: float, seed: int, behaviour_return: float) -> None:
-    """One policy, in a model that was fitted."""
+    """Trains one policy in the fitted model and writes its CSV."""
     start = time.process_time()
     imagined.imagination.rules = replace(imagined.imagination.rules, uncertainty_penalty=penalty)
     imagined.seed(seed)
@@ -120,7 +120,7 @@ def train(env_id: str, task: Task, imagined: LearnedModelVecEnv, penalty: float,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", choices=sorted(TASKS), required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of dataset, model and PPO")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of dataset, model and policy")
     args = parser.parse_args()
     th.set_num_threads(1)
     OFFLINE.mkdir(parents=True, exist_ok=True)

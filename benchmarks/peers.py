@@ -1,13 +1,15 @@
 r"""
 Time a peer library on the work that this library does.
 
-This script runs under the *peer's* Python, not ours: it imports nothing from this repository. The peers so far are
-mbrl-lib 0.2.0, whose ``mbrl.algorithms.mbpo.train`` is run on Gymnasium's Hopper-v5 at the settings of the MBPO paper and
-whose ``mbrl.planning`` is timed per action, pytorch_mppi 0.9.1, which plans in mbrl-lib's model, and SBX 0.28.0, whose SAC
-is compiled by JAX.
+This script runs under the Python of the *peer*, not ours, and imports nothing from this repository. There are three peers:
 
-Set up its environment from published packages (``--no-deps`` because mbrl-lib pins a Gymnasium, a Hydra and an OmegaConf
-that do not go with the others)::
+- mbrl-lib 0.2.0, whose ``mbrl.algorithms.mbpo.train`` is run on Gymnasium's Hopper-v5 at the settings of the MBPO paper, and
+  whose ``mbrl.planning`` is timed per action
+- pytorch_mppi 0.9.1, which plans in mbrl-lib's model
+- SBX 0.28.0, whose SAC is compiled by JAX
+
+Set up a virtual environment from published packages (``--no-deps`` because mbrl-lib pins versions of Gymnasium, Hydra and
+OmegaConf that do not work with the other packages)::
 
     python3.11 -m venv /path/to/peer
     /path/to/peer/bin/pip install torch==2.13.0 numpy==2.4.6 gymnasium==1.4.0 mujoco==4.0.0 hydra-core==1.3.8 \
@@ -16,7 +18,7 @@ that do not go with the others)::
         pytorch-seed==0.2.0
     /path/to/peer/bin/pip install scipy==1.17.1
 
-For SBX, one of its own::
+SBX needs a virtual environment of its own::
 
     /path/to/sbx/bin/pip install torch==2.13.0 numpy==2.4.6 gymnasium==1.4.0 mujoco==4.0.0 imageio==2.38.1 packaging==26.3 \
         sbx-rl==0.28.0
@@ -30,9 +32,9 @@ Then measure the training loop, its two components alone, imagined steps, or pla
     /path/to/peer/bin/python benchmarks/peers.py pytorch_mppi --planner mppi --threads 2
     /path/to/sbx/bin/python benchmarks/peers.py sbx --component --threads 1
 
-The last line on standard output is a JSON object; everything the peer prints goes to standard error. The shims without
-which mbrl-lib does not start on this stack are described in ``benchmarks/README.md`` and written in
-:func:`hopper_config` and :func:`make_box`; nothing in the installed package is changed.
+The last line on standard output is a JSON object; everything that the peer prints goes to standard error. mbrl-lib does not
+start with current versions of its dependencies without a few shims. ``benchmarks/README.md`` describes them, and
+:func:`hopper_config` and :func:`make_box` contain them. Nothing in the installed package is changed.
 """
 
 import argparse
@@ -61,7 +63,7 @@ PACKAGES = (
 )
 
 PROPAGATIONS = {"tsinf": "fixed_model", "ts1": "random_model"}
-"""Names of ``benchmarks/planning_cost.py``, and mbrl-lib's."""
+"""Names in ``benchmarks/planning_cost.py``, mapped to those of mbrl-lib."""
 
 PLANNING_SIZES = {
     "obs_dim": 17,
@@ -75,7 +77,7 @@ PLANNING_SIZES = {
     "particles": 20,
     "repeats": 5,
 }
-"""PETS on HalfCheetah (but its four layers and horizon of 30), as in ``benchmarks/planning_cost.py``."""
+"""PETS on HalfCheetah (except for its four layers and horizon of 30), as in ``benchmarks/planning_cost.py``."""
 
 BATCH_SIZE = 256
 FIT_ROWS = 8_000
@@ -84,7 +86,7 @@ VALIDATION_RATIO = 0.2
 
 class Stopwatch:
     """
-    Wall-clock time and number of calls of functions, by a label.
+    Measures the wall-clock time and counts the calls of functions, by label.
     """
 
     def __init__(self) -> None:
@@ -93,11 +95,11 @@ class Stopwatch:
 
     def wrap(self, owner: Any, name: str, label: str) -> None:
         """
-        Replace ``owner.name`` by a function that does the same and is timed.
+        Replace ``owner.name`` by a timed version of the function.
 
         :param owner: the module or class that holds the function
-        :param name: the function's name there
-        :param label: where to add its time
+        :param name: name of the function in ``owner``
+        :param label: label under which its time is added
         """
         function = getattr(owner, name)
         self.seconds[label], self.calls[label] = 0.0, 0
@@ -117,7 +119,7 @@ def make_box(low: Sequence[float], high: Sequence[float], shape: Sequence[int]) 
     """
     The action space that mbrl-lib's configuration asks for.
 
-    :param low: lower bounds, in whatever list type the configuration library hands over
+    :param low: lower bounds, in the list type of the configuration library
     :param high: upper bounds
     :param shape: shape of one action
     :return: a ``gymnasium.spaces.Box``
@@ -130,8 +132,8 @@ def make_box(low: Sequence[float], high: Sequence[float], shape: Sequence[int]) 
 
 def hopper_config(env: str, random_steps: int, steps: int, seed: int, train_freq: int) -> Any:
     """
-    mbrl-lib's own configuration of MBPO, read from the installed package, with the paper's numbers in place of those that
-    it changed and with what it needs to start on the current stack.
+    mbrl-lib's own configuration of MBPO, read from the installed package. Numbers that differ from the paper are replaced by
+    those of the paper, and the entries that keep it from starting with current dependencies are replaced as well.
 
     :param env: a key of ``OVERRIDES``
     :param random_steps: uniformly random steps before training
@@ -156,18 +158,17 @@ def hopper_config(env: str, random_steps: int, steps: int, seed: int, train_freq
         }
     )
     # Shims. (1) The target `gym.env.Box` does not exist. (2) `Box` refuses OmegaConf's lists: make_box converts them.
-    # (3) Hydra has learnt to instantiate nested targets, but the ensemble expects its activation as a configuration.
-    # (4) The packages that mbrl-lib pins: installed without them, see the module's docstring.
+    # (3) Hydra since 1.1 instantiates nested targets, but the ensemble expects its activation as a configuration.
     cfg.algorithm.agent.action_space["_target_"] = f"{__name__}.{make_box.__name__}"
     cfg.dynamics_model["_recursive_"] = False
 
-    # The paper's settings (those that mbrl-lib has already are repeated where a reader would look for them).
+    # The paper's settings. Some of them are mbrl-lib's anyway, and are repeated so that all stand in one place.
     cfg.dynamics_model.update({"ensemble_size": 7, "num_layers": 4, "hid_size": 200})
     cfg.algorithm.update(
         {
             "random_initial_explore": True,
             "initial_exploration_steps": random_steps,
-            # without this the replay buffer holds `num_steps` rows and forgets the random steps
+            # Without this, the replay buffer holds only `num_steps` rows and loses the random steps
             "dataset_size": random_steps + steps,
         }
     )
@@ -203,7 +204,7 @@ def versions() -> dict[str, str]:
     """
     found = {}
     for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # not every measurement needs each of them
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # not every measurement needs every package
             found[name] = importlib.metadata.version(name)
     return {"python": platform.python_version()} | found
 
@@ -228,8 +229,8 @@ def peer_session(seed: int, threads: int) -> Iterator[str]:
 
 def time_mbpo(env: str, random_steps: int, steps: int, seed: int, threads: int, train_freq: int) -> dict[str, Any]:
     """
-    Run mbrl-lib's MBPO and time its training part: from the end of the random steps to the end of the last step, less the
-    evaluation, which is left out.
+    Run mbrl-lib's MBPO and time its training, from the end of the random steps to the end of the last step, without the
+    evaluation.
 
     :param env: a key of ``OVERRIDES``
     :param random_steps: uniformly random steps before training, not counted in the time
@@ -237,7 +238,7 @@ def time_mbpo(env: str, random_steps: int, steps: int, seed: int, threads: int, 
     :param seed: seed of everything
     :param threads: threads that PyTorch may use
     :param train_freq: environment steps between two fits (the paper: 250)
-    :return: the measurement (``env_seconds``: choosing actions, stepping the environment and storing the transitions)
+    :return: the measurement (``env_seconds`` is the time to choose actions, step the environment and store transitions)
     """
     if steps % min(steps, 1000):
         raise ValueError(f"mbrl-lib trains whole epochs of 1000 steps: {steps} steps are not a multiple")
@@ -253,7 +254,7 @@ def time_mbpo(env: str, random_steps: int, steps: int, seed: int, threads: int, 
     watch.wrap(sac, "update_parameters", "sac")
     watch.wrap(common, "step_env_and_add_to_buffer", "env")
 
-    # Evaluation is not what is measured; a return that beats no other also keeps the loop from saving a checkpoint.
+    # Evaluation is not measured. A return of minus infinity also keeps the loop from saving a checkpoint.
     mbpo.evaluate = lambda *_args, **_kwargs: -float("inf")
 
     fit_epochs: list[int] = []
@@ -312,8 +313,8 @@ def time_components(env: str, seed: int, threads: int, epochs: int = 10, updates
     :param env: a key of ``OVERRIDES``
     :param seed: seed of everything
     :param threads: threads that PyTorch may use
-    :param epochs: epochs to time, after one that is not
-    :param updates: updates to time, after twenty that are not
+    :param epochs: epochs to time, after one that is not timed
+    :param updates: updates to time, after twenty that are not timed
     :return: the measurement, with medians
     """
     np: Any = importlib.import_module("numpy")
@@ -338,7 +339,7 @@ def time_components(env: str, seed: int, threads: int, epochs: int = 10, updates
             buffer.add_batch(obs, action, next_obs, rng.normal(size=rows), ended, ended)
             return buffer
 
-        # as mbpo.train does: real data in double precision, imagined data in single
+        # As in mbpo.train, real data have double precision and imagined data single precision
         model = common.create_one_dim_tr_model(cfg, *shapes)
         real = filled_buffer(int(FIT_ROWS / (1 - VALIDATION_RATIO)), np.double)
         model.update_normalizer(real.get_all())
@@ -379,9 +380,9 @@ def time_sbx(env: str, seed: int, threads: int, updates: int = 20) -> dict[str, 
 
     :param env: Gymnasium id
     :param seed: seed of everything
-    :param threads: processor cores that JAX, whose threads cannot be counted, may use
-    :param updates: in each call of ``train``
-    :return: the measurement, median of fifteen calls
+    :param threads: CPU cores that JAX may use, since the number of its threads cannot be set
+    :param updates: updates in each call of ``train``
+    :return: the measurement, the median of fifteen calls
     """
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     np: Any = importlib.import_module("numpy")
@@ -395,7 +396,7 @@ def time_sbx(env: str, seed: int, threads: int, updates: int = 20) -> dict[str, 
         action = rng.uniform(-1, 1, size=(1, *action_shape))
         model.replay_buffer.add(obs, next_obs, action, rng.normal(size=1), np.zeros(1), [{}])
     ends = [0.0]
-    for _ in range(18):  # compiled in the first one
+    for _ in range(18):  # the first call compiles
         model.train(updates, 256)
         ends.append(time.perf_counter())
     return {"measured": "component", "env": env, "seed": seed, "seconds_per_sac_update": median_step(ends[3:]) / updates}
@@ -428,10 +429,10 @@ def peer_model(sizes: argparse.Namespace) -> Any:
 
 def mbrl_agent(sizes: argparse.Namespace) -> Callable[[Any], Any]:
     """
-    mbrl-lib's way to act by planning: ``TrajectoryOptimizerAgent`` on ``ModelEnv.evaluate_action_sequences``.
+    mbrl-lib's agent that acts by planning: ``TrajectoryOptimizerAgent`` on ``ModelEnv.evaluate_action_sequences``.
 
-    :param sizes: of :func:`peer_model`, and ``planner``, ``population``, ``horizon``, ``iterations`` and ``particles``
-    :return: an observation to an action
+    :param sizes: those of :func:`peer_model`, and ``planner``, ``population``, ``horizon``, ``iterations`` and ``particles``
+    :return: a function from an observation to an action
     """
     torch: Any = importlib.import_module("torch")
     env: Any = importlib.import_module("mbrl.models").ModelEnv
@@ -460,7 +461,7 @@ def mbrl_agent(sizes: argparse.Namespace) -> Callable[[Any], Any]:
         "mppi": {"gamma": 10.0, "sigma": 0.5, "beta": 1.0},
     }[sizes.planner]
     target = {"cem": "CEMOptimizer", "icem": "ICEMOptimizer", "mppi": "MPPIOptimizer"}[sizes.planner]
-    bounds = {"lower_bound": None, "upper_bound": None}  # which the agent fills in
+    bounds = {"lower_bound": None, "upper_bound": None}  # the agent fills them in
     optimizer = omega_conf.create({"_target_": f"mbrl.planning.{target}"} | common | own | bounds)
     acts = agent(optimizer, [-1.0] * sizes.action_dim, [1.0] * sizes.action_dim, sizes.horizon)
     acts.set_trajectory_eval_fn(
@@ -471,10 +472,10 @@ def mbrl_agent(sizes: argparse.Namespace) -> Callable[[Any], Any]:
 
 def pytorch_mppi_agent(sizes: argparse.Namespace) -> Callable[[Any], Any]:
     """
-    pytorch_mppi in mbrl-lib's model. The learned reward travels as one more column of the state.
+    pytorch_mppi in mbrl-lib's model. The learned reward is an additional column of the state.
 
-    :param sizes: of :func:`mbrl_agent`
-    :return: an observation to an action
+    :param sizes: those of :func:`mbrl_agent`
+    :return: a function from an observation to an action
     """
     torch: Any = importlib.import_module("torch")
     mppi: Any = importlib.import_module("pytorch_mppi").MPPI
@@ -511,7 +512,7 @@ def pytorch_mppi_agent(sizes: argparse.Namespace) -> Callable[[Any], Any]:
 
 def time_planning(sizes: argparse.Namespace) -> dict[str, Any]:
     """
-    Time planning one action for one environment, as often as ``sizes.repeats`` says after one that is not timed.
+    Time the planning of one action for one environment, ``sizes.repeats`` times after one call that is not timed.
 
     :param sizes: the command line
     :return: the measurement, with medians
@@ -537,12 +538,12 @@ def time_planning(sizes: argparse.Namespace) -> dict[str, Any]:
 
 def time_imagination(n_envs: int, steps: int, seed: int, threads: int) -> dict[str, Any]:
     """
-    Time steps of ``ModelEnv``, a batch of environments in a model, of the shapes of Hopper and MBPO's ensemble with its
-    initial weights: seven members of four layers, five elites, one of them drawn for each row and step.
+    Time steps of ``ModelEnv``, a batch of environments in a model. It has the shapes of Hopper and MBPO's ensemble with its
+    initial weights: seven members of four layers, and five elites, one of which is drawn for each row and step.
 
-    :param n_envs: environments in the batch, rounded up to a multiple of the elites, which the peer demands
-    :param steps: to time, after a tenth as many that are not
-    :param seed: of everything
+    :param n_envs: environments in the batch, rounded up to a multiple of the elites, which the peer requires
+    :param steps: steps to time, after a tenth as many that are not timed
+    :param seed: seed of everything
     :param threads: threads that PyTorch may use
     :return: the measurement
     """
@@ -569,7 +570,7 @@ def time_imagination(n_envs: int, steps: int, seed: int, threads: int) -> dict[s
             if step == steps // 10:
                 wall, cpu = time.perf_counter(), time.process_time()
             state = model_env.step(actions, state, sample=True)[-1]
-            if step % 10 == 9:  # initial weights drift away
+            if step % 10 == 9:  # with initial weights, states drift away
                 state = model_env.reset(first, return_as_np=True)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return {
@@ -583,14 +584,14 @@ def time_imagination(n_envs: int, steps: int, seed: int, threads: int) -> dict[s
 def median_step(moments: Sequence[float]) -> float:
     """
     :param moments: increasing times
-    :return: the median time between neighbours
+    :return: the median time between consecutive moments
     """
     return statistics.median(later - earlier for earlier, later in itertools.pairwise(moments))
 
 
 def main() -> None:
     """
-    Measure what the command line asks for and print it.
+    Make the measurement that the command line selects and print it.
     """
     parser = argparse.ArgumentParser(description="Time a peer library (run under the peer's own Python).")
     parser.add_argument("peer", choices=["mbrl-lib", "pytorch_mppi", "sbx"])
@@ -601,20 +602,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--component", action="store_true", help="time one fit epoch and one SAC update instead of the loop")
-    parser.add_argument("--imagine", type=int, metavar="ENVS", help="time steps of so many imagined environments instead")
+    parser.add_argument("--imagine", type=int, metavar="ENVS", help="time steps of this many imagined environments instead")
     planning = parser.add_argument_group("planning", "the same as those of planning_cost.py")
-    planning.add_argument("--planner", choices=["cem", "icem", "mppi"], help="time this instead of the loop")
+    planning.add_argument("--planner", choices=["cem", "icem", "mppi"], help="time plans by this planner instead of the loop")
     planning.add_argument("--propagation", choices=sorted(PROPAGATIONS), default="tsinf")
     for name, default in PLANNING_SIZES.items():
         planning.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     args = parser.parse_args()
     if args.peer == "pytorch_mppi" and args.planner != "mppi":
-        parser.error("pytorch_mppi has one planner: --planner mppi")
+        parser.error("pytorch_mppi has only one planner: pass --planner mppi")
 
     if args.peer == "sbx" and not args.component:
-        parser.error("of sbx nothing but its update is timed: --component")
+        parser.error("only the update of sbx can be timed: pass --component")
 
-    # before NumPy and PyTorch are imported, which happens no earlier than in the functions called below
+    # These variables must be set before NumPy and PyTorch are imported, which happens in the functions called below
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(args.threads)
     if args.planner:

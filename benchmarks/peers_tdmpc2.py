@@ -1,15 +1,17 @@
 """
-Time the official code of TD-MPC2 on a processor: one plan, and one update.
+Time one plan and one update of the official code of TD-MPC2 on a CPU.
 
-Runs under a Python of its own, and imports nothing from this repository. Its environment is that of ``peers.py`` and
-tensordict; the code is a clone of https://github.com/nicklashansen/tdmpc2 (measured at e9f5932 of 2026-07-13)::
+This script runs under a Python of its own and imports nothing from this repository. It needs the virtual environment of
+``peers.py`` with tensordict added, and a clone of https://github.com/nicklashansen/tdmpc2 (measured at commit e9f5932 of
+2026-07-13)::
 
     /path/to/peer/bin/pip install tensordict==0.10.0 pyyaml
     /path/to/peer/bin/python benchmarks/peers_tdmpc2.py /path/to/tdmpc2 --model-size 1 --threads 2
     python -m benchmarks.latent_cost --model-size 1 --threads 2
 
-Two shims, as it asserts CUDA: ``torch.device("cuda:0")`` is the processor, and Adam is not ``capturable``. It is not compiled:
-that mode captures CUDA graphs. One line of JSON, of random numbers of the shapes of cheetah-run.
+The official code requires CUDA, so two things are replaced: ``torch.device("cuda:0")`` is the CPU, and Adam is not
+``capturable``. The code is not compiled, because its compiled mode captures CUDA graphs. The script prints one line of JSON,
+measured on random numbers with the shapes of cheetah-run.
 """
 
 import argparse
@@ -29,9 +31,9 @@ OBS_DIM, ACTION_DIM, EPISODE_LENGTH, BATCH_SIZE = 17, 6, 500, 256
 
 def settings(clone: pathlib.Path, model_size: int) -> SimpleNamespace:
     """
-    :param clone: of the official repository
-    :param model_size: millions of parameters
-    :return: its own configuration, with what its parser would add
+    :param clone: folder of the clone of the official repository
+    :param model_size: size of the model in millions of parameters
+    :return: the configuration of the official code, with the entries that its parser adds
     """
     yaml: Any = importlib.import_module("yaml")
     sizes: dict[int, dict[str, int]] = importlib.import_module("common").MODEL_SIZE
@@ -54,9 +56,9 @@ def settings(clone: pathlib.Path, model_size: int) -> SimpleNamespace:
 
 def median_seconds(work: Callable[[], Any], repeats: int) -> float:
     """
-    :param work: what to time
-    :param repeats: calls, after three that are not timed
-    :return: the median
+    :param work: the function to time
+    :param repeats: number of timed calls, after three that are not timed
+    :return: the median of the seconds
     """
     seconds = []
     for _ in range(repeats + 3):
@@ -86,7 +88,7 @@ def main() -> None:
     scale: Any = importlib.import_module("common.scale")
     on_processor = SimpleNamespace(**{**vars(torch), "device": lambda *_: device("cpu")})
     tdmpc2.torch = scale.torch = on_processor
-    sys.stdout, stdout = sys.stderr, sys.stdout  # it prints
+    sys.stdout, stdout = sys.stderr, sys.stdout  # its printed lines must not mix with the JSON
     agent = tdmpc2.TDMPC2(settings(args.clone, args.model_size))
     tdmpc2.torch = scale.torch = torch
     sys.stdout = stdout

@@ -1,12 +1,12 @@
 """
-What an action costs that is planned in a learned ensemble, in seconds.
+How many seconds does it take to plan an action in a learned ensemble?
 
     python -m benchmarks.planning_cost --planner cem --threads 2
     python -m benchmarks.planning_cost --planner cem --threads 2 --envs 16 --iterations 1
 
-One line of JSON: of the first, what ``benchmarks/peers.py --planner`` prints for mbrl-lib and pytorch_mppi (run both in turns
-and quote the ratio); the second plans for 16 environments at once and then for each of them alone. The ensemble has its
-initial weights, which cost what fitted ones do.
+Prints one line of JSON. The first command measures the same as ``benchmarks/peers.py --planner`` does for mbrl-lib and
+pytorch_mppi; run both in turns and quote the ratio. The second command plans for 16 environments at once and then for each of
+them alone. The ensemble has its initial weights, with which plans cost as much as with fitted ones.
 """
 
 import argparse
@@ -24,7 +24,8 @@ from gymnasium import spaces
 from sb3_mbrl.dynamics import ProbabilisticEnsemble
 from sb3_mbrl.planning import ModelObjective, Planner, PlannerState, make_planner
 
-# As in benchmarks/peers.py, which imports nothing of ours: PETS on HalfCheetah, but its four layers and horizon of 30
+# PETS on HalfCheetah, except for its four layers and its horizon of 30. benchmarks/peers.py repeats these numbers, because it
+# imports nothing from this repository
 SIZES = {
     "obs_dim": 17,
     "action_dim": 6,
@@ -43,7 +44,7 @@ SIZES = {
 def objective_of(args: argparse.Namespace) -> ModelObjective:
     """
     :param args: the command line
-    :return: returns in an ensemble with its initial weights
+    :return: the objective, which scores plans in an ensemble with its initial weights
     """
     model = ProbabilisticEnsemble(
         spaces.Box(-np.inf, np.inf, (args.obs_dim,), np.float32),
@@ -64,7 +65,7 @@ def planner_of(args: argparse.Namespace) -> Planner:
     """
     n_elites = args.population // 10
     own: dict[str, Any] = {
-        "cem": {"n_elites": n_elites, "min_variance": 0.0},  # it makes all its iterations
+        "cem": {"n_elites": n_elites, "min_variance": 0.0},  # a variance limit of 0 makes it use all iterations
         "icem": {"n_elites": n_elites},
         "mppi": {},
     }[args.planner]
@@ -75,8 +76,8 @@ def planner_of(args: argparse.Namespace) -> Planner:
 
 def timed(act: Callable[[], th.Tensor]) -> tuple[float, float, th.Tensor]:
     """
-    :param act: what to time
-    :return: seconds on the clock, seconds of all threads, and what it returned
+    :param act: the function to time
+    :return: seconds of wall-clock time, seconds of CPU time, and the result of the function
     """
     wall, cpu = time.perf_counter(), time.process_time()
     result = act()
@@ -87,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--planner", choices=["cem", "icem", "mppi"], default="cem")
     parser.add_argument("--propagation", choices=["ts1", "tsinf"], default="tsinf")
-    parser.add_argument("--envs", type=int, default=1, help="environments planned for at once")
+    parser.add_argument("--envs", type=int, default=1, help="number of environments to plan for at once")
     parser.add_argument("--threads", type=int, default=2)
     for name, default in SIZES.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
@@ -124,7 +125,7 @@ def main() -> None:
         "seconds_per_action": median(wall for wall, _ in together),
         "cpu_seconds_per_action": median(cpu for _, cpu in together),
     }
-    if args.envs > 1:  # an "action" is then one for each environment
+    if args.envs > 1:  # planning "an action" then means one action for each environment
         measured |= {
             "seconds_alone": median(wall for wall, _ in alone),
             "cpu_seconds_alone": median(cpu for _, cpu in alone),

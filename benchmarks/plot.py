@@ -1,11 +1,11 @@
 """
-Plots and two tables, ``docs/_static/returns.md`` and ``steps.md``, from the CSVs of ``benchmarks/results/``, for the docs.
+Make the figures and the two tables of the docs (``docs/_static/returns.md`` and ``steps.md``) from ``benchmarks/results/``.
 
     pip install -c constraints.txt -e .[benchmarks]
     python -m benchmarks.plot
 
 Curves are interquartile means over the seeds with bootstrap intervals (Agarwal et al. 2021, https://arxiv.org/abs/2108.13264,
-the definitions of rliable). Of three seeds the interquartile mean is the mean.
+with the definitions of rliable). For three seeds, the interquartile mean is the mean.
 """
 
 import json
@@ -50,16 +50,16 @@ PAGES = {
     "variants": ("mbpo", "mbpo-adaptive", "mbpo-published-fits", "mbpo-bfloat16"),
     "dyna": ("dyna-ppo", "ppo-zoo", "dyna-dqn", "dqn-zoo"),
 }
-"""Figures of an environment, and what each shows. The x-axis of the last is logarithmic."""
+"""Suffixes of the figures of an environment, and the algorithms in each. The last one has a logarithmic x-axis."""
 
 
 TARGETS = {"Pendulum-v1": -200, "InvertedPendulum-v5": 1_000, "Hopper-v5": 1_800, "HalfCheetah-v5": 3_500}
-"""Returns of which the second table says when they were reached."""
+"""Returns for which the second table lists when they were reached."""
 
 
 def load_curves() -> dict[str, dict[str, list[np.ndarray]]]:
     """
-    :return: environment -> algorithm -> one array a seed, columns as in the CSV (steps, wall, CPU, mean, std)
+    :return: for each environment and algorithm, one array per seed with the columns of the CSV (steps, wall, CPU, mean, std)
     """
     curves: dict[str, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
     for path in sorted(RESULTS.glob("*.csv")):
@@ -71,7 +71,7 @@ def load_curves() -> dict[str, dict[str, list[np.ndarray]]]:
 def read(path: pathlib.Path) -> tuple[list[dict[str, Any]], np.ndarray]:
     """
     :param path: a CSV
-    :return: how it was made, each time that somebody went on with it; its rows
+    :return: its header lines (one for the first run, and one for each resumed run that changed them), and its rows
     """
     lines = path.read_text().splitlines()
     about = [json.loads(line.removeprefix("# ")) for line in lines if line.startswith("#")]
@@ -85,7 +85,7 @@ def in_common(seeds: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def interquartile_mean(returns: np.ndarray, axis: int = 0) -> np.ndarray:
-    """Mean over what is left of the seeds without the lowest and the highest quarter."""
+    """Mean over the seeds without the lowest and the highest quarter."""
     return trim_mean(returns, 0.25, axis=axis)
 
 
@@ -99,7 +99,7 @@ def interval(returns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def plot(env_id: str, algos: dict[str, list[np.ndarray]], logarithmic: bool) -> Figure:
-    """Interquartile mean over seeds with its interval, each seed as a thin line."""
+    """Plots the interquartile mean over seeds with its interval, and each seed as a thin line."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for color, algo in enumerate(label for label in LABELS if label in algos):
@@ -141,8 +141,8 @@ def plot_offline(env_id: str, paths: list[pathlib.Path]) -> Figure:
 
 def table(curves: dict[str, dict[str, list[np.ndarray]]]) -> str:
     """
-    Markdown: the last common evaluation of each algorithm on each environment, a number a seed; before it the one where MBPO's
-    curve ends, of those that go on.
+    The first table in Markdown. It shows the last evaluation that all seeds have, for each algorithm and environment. An
+    algorithm that ran longer than MBPO also gets a line for the step at which MBPO's curve ends.
     """
     lines = [
         "| environment | steps | algorithm | IQM | 95 % interval | each seed | CPU minutes |",
@@ -165,7 +165,7 @@ def table(curves: dict[str, dict[str, list[np.ndarray]]]) -> str:
 
 
 def steps_to_targets(curves: dict[str, dict[str, list[np.ndarray]]]) -> str:
-    """Markdown: the first evaluation of each seed that reaches the target of its environment."""
+    """The second table in Markdown: the first evaluation of each seed that reaches the target of the environment."""
     lines = ["| environment | return | algorithm | steps, each seed |", "|---|---|---|---|"]
     for env_id, target in TARGETS.items():
         algos = curves.get(env_id, {})
@@ -194,7 +194,7 @@ def made_with() -> str:
 
 
 def _own(page: str) -> set[str]:
-    """What no page before shows."""
+    """Algorithms that no earlier page shows."""
     pages = list(PAGES)
     return set(PAGES[page]) - {algo for earlier in pages[: pages.index(page)] for algo in PAGES[earlier]}
 

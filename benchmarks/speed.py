@@ -1,14 +1,15 @@
 """
-What one update and one epoch of the model cost, and a step of MBPO, beside other libraries, in turns.
+Compare the cost of an update, of an epoch of the model and of a step of MBPO with other libraries, measured in turns.
 
     python -m benchmarks.speed --threads 1 --rounds 5 --mbrl-lib /path/to/peer/bin/python --sbx /path/to/sbx/bin/python
     python -m benchmarks.speed --threads 1 --rounds 1 --mbrl-lib /path/to/peer/bin/python --loop-steps 2000
 
-With ``--loop-steps`` the whole of MBPO is run for so many steps after 5000 random ones, instead of its parts: half an hour
-a round.
-Ours and Stable-Baselines3's updates are made in one process, twenty at a time in turns; the peers have processes of their
-own, A B C, A B C, ... under their own Python (``benchmarks/README.md``). Quote the ratios, and leave the machine alone
-meanwhile.
+With ``--loop-steps``, the whole of MBPO is run for that many steps after 5000 random ones, instead of its parts. A round then
+takes half an hour.
+
+Our updates and those of Stable-Baselines3 run in one process, twenty at a time in turns. The peers run in processes of their
+own under their own Python (``benchmarks/README.md``), in the order A B C, A B C, ... Quote the ratios, and do not use the
+machine for anything else during a measurement.
 """
 
 import argparse
@@ -37,11 +38,11 @@ FIT_ROWS = 8_000
 VALIDATION_RATIO = 0.2
 IMAGINED_ROWS = 400_000
 UPDATES = 20
-"""Per environment step, as MBPO makes them on Hopper."""
+"""Updates per environment step, as many as MBPO makes on Hopper."""
 
 
 def random_transitions(env: gym.Env, n: int) -> Transitions:
-    """Random numbers of its shapes."""
+    """Random transitions with the shapes of ``env``."""
     generator = th.Generator().manual_seed(0)
     obs, next_obs = (th.randn(n, *env.observation_space.shape, generator=generator) for _ in range(2))  # type: ignore[misc]
     action = 2 * th.rand(n, *env.action_space.shape, generator=generator) - 1  # type: ignore[misc]
@@ -49,7 +50,7 @@ def random_transitions(env: gym.Env, n: int) -> Transitions:
 
 
 def with_data(model: SAC) -> SAC:
-    """Its buffers filled, so that nothing but ``train`` remains to be done."""
+    """Fills the buffers of ``model``, so that ``train`` can be timed on its own."""
     rows = random_transitions(model.get_env().envs[0], 5_000)  # type: ignore[union-attr]
     model._setup_learn(1)
     assert model.replay_buffer is not None
@@ -63,7 +64,7 @@ def with_data(model: SAC) -> SAC:
 
 
 def updates() -> dict[str, float]:
-    """Seconds of one update, medians of fifteen calls of ``train``, in turns."""
+    """Seconds of one update for each library: medians of fifteen calls of ``train``, in turns."""
     ours = {"env": ENV_ID, "device": "cpu", "seed": 0, **load_hyperparams("mbpo", ENV_ID)}
     models: dict[str, SAC] = {"Stable-Baselines3": SAC("MlpPolicy", ENV_ID, device="cpu", seed=0)}
     models |= {name: MBPO(precision=precision, **ours) for name, precision in OURS.items()}
@@ -79,7 +80,7 @@ def updates() -> dict[str, float]:
 
 
 def epoch(precision: str) -> float:
-    """Seconds of an epoch of the fit, validation included, median of ten."""
+    """Seconds of an epoch of the fit, including validation: the median of ten."""
     env, moments = gym.make(ENV_ID), []
     model = ProbabilisticEnsemble(env.observation_space, env.action_space, precision=precision, device="cpu")
     model.fit(
@@ -102,18 +103,18 @@ PEERS = {
     "mbrl-lib": {"update": "seconds_per_sac_update", "epoch": "seconds_per_fit_epoch"},
     "sbx": {"update": "seconds_per_sac_update"},
 }
-"""What ``peers.py --component`` prints of each."""
+"""Keys of the JSON that ``peers.py --component`` prints for each peer."""
 
 
 def in_a_process(command: list[str], threads: int) -> dict[str, float]:
-    """What it prints last, which is JSON."""
+    """Runs the command and parses the JSON in the last line that it prints."""
     limits = dict.fromkeys(["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"], str(threads))
     done = subprocess.run(command, env=os.environ | limits, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
 def one_round(peers: dict[str, str], threads: int) -> dict[tuple[str, str], float]:
-    """Seconds by what is measured and whose it is."""
+    """Seconds for each measurement and library."""
     seconds: dict[tuple[str, str], float] = {}
     for what in MEASUREMENTS:
         own = [sys.executable, "-m", "benchmarks.speed", "--threads", str(threads), "--only", what]
@@ -125,7 +126,7 @@ def one_round(peers: dict[str, str], threads: int) -> dict[tuple[str, str], floa
 
 
 def one_loop(peers: dict[str, str], threads: int, steps: int) -> dict[tuple[str, str], float]:
-    """Seconds of a step of MBPO, evaluations left out."""
+    """Seconds of a step of MBPO without evaluations."""
     arguments = ["--steps", str(steps), "--threads", str(threads)]
     own = [sys.executable, "-m", "benchmarks.step_cost"]
     commands = {"sb3_mbrl": own, "sb3_mbrl, published fits": [*own, "--published-fits"]}
@@ -141,9 +142,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     for name in PEERS:
-        parser.add_argument(f"--{name}", metavar="PYTHON", help="the interpreter of its environment")
-    parser.add_argument("--loop-steps", type=int, default=0, help="the whole loop for so many steps; mbrl-lib makes thousands")
-    parser.add_argument("--only", choices=sorted(MEASUREMENTS), help="this measurement, in this process")
+        parser.add_argument(f"--{name}", metavar="PYTHON", help=f"the Python interpreter of {name}'s virtual environment")
+    parser.add_argument(
+        "--loop-steps", type=int, default=0, help="run the whole loop for this many steps (a multiple of 1000 for mbrl-lib)"
+    )
+    parser.add_argument("--only", choices=sorted(MEASUREMENTS), help="make only this measurement, in this process")
     args = parser.parse_args()
     th.set_num_threads(args.threads)
     if args.only:

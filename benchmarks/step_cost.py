@@ -1,11 +1,13 @@
 """
-What an environment step of MBPO costs on Hopper-v5, in seconds: the values of the zoo, which are the paper's but for the
-budget of the fits; ``--published-fits`` takes the paper's rule there, too.
+How many seconds does an environment step of MBPO take on Hopper-v5?
+
+Hyperparameters are those of the zoo, which are the paper's except for the budget of the fits. With ``--published-fits``, the
+fits follow the paper's rule as well.
 
     python -m benchmarks.step_cost --random-steps 5000 --steps 1000 --threads 2
 
-Prints the same JSON as ``benchmarks/peers.py`` does for mbrl-lib: run both in one session, in the same order, and quote the
-ratio. The random steps are not counted, the first fit is.
+Prints the same JSON as ``benchmarks/peers.py`` does for mbrl-lib; run both in one session, in the same order, and quote the
+ratio. The time of the random steps does not count; that of the first fit does.
 """
 
 import argparse
@@ -21,7 +23,7 @@ from sb3_mbrl.zoo import load_hyperparams
 
 
 class Clock(BaseCallback):
-    """Starts when the random steps are over."""
+    """Starts to measure time when the random steps are over."""
 
     def __init__(self, random_steps: int):
         super().__init__()
