@@ -15,11 +15,11 @@ OBS = th.tensor([[0.5, -0.3], [0.1, 0.9], [-1.0, 0.2]])
 
 class Line:
     """
-    Linear dynamics. Rows carry a clock that is not observed.
+    Linear dynamics. States carry a clock that is not observed.
 
     :param action_space: Box or Discrete
     :param noise: standard deviation of a step, drawn from the generator
-    :param diverges_at: from this step on rows are NaN
+    :param diverges_at: from this step on states are NaN
     """
 
     device, elites = th.device("cpu"), th.zeros(1, dtype=th.long)
@@ -43,10 +43,10 @@ class Line:
         if self.noise > 0:
             sources = generator if isinstance(generator, list) else [generator]
             push = push + self.noise * th.cat([th.randn(len(obs) // len(sources), 2, generator=g) for g in sources])
-        rows = th.cat([0.9 * obs[:, :2] + 0.5 * push, obs[:, 2:] + 1], dim=1)
+        states = th.cat([0.9 * obs[:, :2] + 0.5 * push, obs[:, 2:] + 1], dim=1)
         if self.diverges_at is not None:
-            rows = rows.masked_fill(rows[:, 2:] > self.diverges_at, th.nan)
-        return ModelStep(rows, rows[:, 0], th.zeros(len(rows), dtype=th.bool))
+            states = states.masked_fill(states[:, 2:] > self.diverges_at, th.nan)
+        return ModelStep(states, states[:, 0], th.zeros(len(states), dtype=th.bool))
 
 
 def actor(obs):
@@ -75,12 +75,12 @@ def propose(model, n=4, horizon=5, noise=0.3, action_repeat=1, obs=OBS, generato
 @pytest.mark.parametrize("space", [BOX, DISCRETE], ids=["box", "discrete"])
 def test_the_first_follows_the_actor_in_the_model(space, action_repeat):
     plans, model = propose(Line(space), action_repeat=action_repeat), Line(space)
-    rows = model.start(OBS)
+    states = model.start(OBS)
     for t in range(5):
-        action = actor_for(space)(model.observe(rows))
+        action = actor_for(space)(model.observe(states))
         assert th.equal(plans[:, 0, t], action)
         for _ in range(action_repeat):
-            rows = model.step(rows, action).next_obs
+            states = model.step(states, action).next_obs
 
 
 def test_what_is_proposed_is_what_was_done_in_the_model():

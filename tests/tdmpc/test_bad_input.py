@@ -29,56 +29,10 @@ def first(value):
     return "-".join(f"{name}={each}" for name, each in value.items()) if isinstance(value, dict) else ""
 
 
-NUMBERS = [
-    ({"horizon": 0}, "horizon must be an integer from 1 to .*, got 0"),
-    ({"horizon": 2.5}, "horizon must be an integer from 1 to .*, got 2.5"),
-    ({"horizon": "3"}, "horizon must be an integer from 1 to .*, got '3'"),
-    ({"batch_size": 0}, "batch_size must be an integer from 1 to .*, got 0"),
-    ({"learning_starts": -1}, "learning_starts must be an integer of at least 0, got -1"),
-    ({"gradient_steps": -2}, "gradient_steps must be an integer from -1 to .*, got -2"),
-    ({"pretrain_steps": -1}, "pretrain_steps must be an integer from 0 to .*, got -1"),
-    ({"pretrain_steps": 0.5}, "pretrain_steps must be an integer from 0 to .*, got 0.5"),
-    ({"rho": 0}, r"rho must be a number in \(0, 1\], got 0"),
-    ({"rho": 1.5}, r"rho must be a number in \(0, 1\], got 1.5"),
-    ({"rho": None}, r"rho must be a number in \(0, 1\], got None"),
-    ({"tau": 1.1}, r"tau must be a number in \[0, 1\], got 1.1"),
-    ({"gamma": 1.1}, r"gamma must be a number in \[0, 1\], or None, got 1.1"),
-    ({"gamma": float("nan")}, r"gamma must be a number in \[0, 1\], or None, got nan"),
-    ({"n_proposals": 0}, "n_proposals must be an integer from 1 to .*, got 0"),
-    ({"max_grad_norm": 0}, "max_grad_norm must be a number above 0, got 0"),
-    ({"consistency_coef": -1}, "consistency_coef must be a number of at least 0, got -1"),
-    ({"reward_coef": float("inf")}, "reward_coef must be a number of at least 0, got inf"),
-    ({"value_coef": "1"}, "value_coef must be a number of at least 0, got '1'"),
-    ({"termination_coef": -0.1}, "termination_coef must be a number of at least 0, got -0.1"),
-    ({"buffer_size": 2}, "buffer_size=2 transitions .* have no room for a sequence"),
-]
-
-
-@pytest.mark.parametrize(("changes", "message"), NUMBERS, ids=first)
-def test_numbers(make, kind, changes, message):
-    with pytest.raises(ValueError, match=message):
-        make(kind, **changes)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"entropy_coef": -1}, "entropy_coef must be a number of at least 0, got -1"),
-        ({"encoder_lr_scale": -1}, "encoder_lr_scale must be a number of at least 0, got -1"),
-    ],
-    ids=first,
-)
-def test_arguments_of_tdmpc2(make, changes, message):
-    with pytest.raises(ValueError, match=message):
-        make("tdmpc2", **changes)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"target_update_interval": 0}, "target_update_interval must be an integer of at least 1, got 0"),
-        ({"priority_exponent": 1.5}, r"priority_exponent must be a number in \[0, 1\], got 1.5"),
-        ({"importance_exponent": -0.1}, r"importance_exponent must be a number in \[0, 1\], got -0.1"),
+        ({"priority_exponent": 1.5}, r"priority_exponent must be a number in \[0, 1\]"),
         ({"horizon_schedule": 5}, "horizon_schedule must be .start, end, first, last.*; got 5"),
         ({"horizon_schedule": (0, 10, 1)}, "horizon_schedule must be .start, end, first, last"),
         ({"horizon_schedule": (10, 10, 1, 3)}, "the first before the second"),
@@ -99,8 +53,10 @@ def test_arguments_of_tdmpc(make, changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"rho": 1.5}, r"rho must be a number in \(0, 1\], got 1.5"),
+        ({"gamma": 1.1}, r"gamma must be a number in \[0, 1\], or None"),
+        ({"buffer_size": 2}, "buffer_size=2 transitions .* have no room for a sequence"),
         ({"planner": "cem"}, "planner must be 'mppi', or 'none' to act by the policy prior alone; got 'cem'"),
-        ({"planner": None}, "planner must be 'mppi', or 'none'"),
         ({"planner_kwargs": {"elites": 3}}, r"planner_kwargs does not accept \['elites'\]; it accepts \[.*'n_elites'"),
         ({"planner_kwargs": {"n_elites": 600}}, "n_elites"),
         ({"planner_kwargs": {"temperature": 0}}, "temperature must be a number above 0, got 0"),
