@@ -60,7 +60,6 @@ class LearnsDynamics(ModelBasedAlgorithm):
         # The rule that "auto" found is kept, so that a model loaded without an environment has the same termination
         self._auto_termination: dict[str, Any] | str | None = None
         self._last_fit_timestep: int | None = None
-        self._n_fitted = 0  # transitions of the last fit
 
     def _setup_dynamics(self, **arguments: Any) -> None:
         """
@@ -79,7 +78,6 @@ class LearnsDynamics(ModelBasedAlgorithm):
             **arguments,
             **self.dynamics_kwargs,
         )
-        self.dynamics.n_fitted = self._n_fitted or None  # not 0 if the model is being loaded
 
     def _check_dynamics_arguments(self, *set_by_the_algorithm: str) -> None:
         """
@@ -163,25 +161,33 @@ class LearnsDynamics(ModelBasedAlgorithm):
         :param arguments: arguments of the fit that follow from the algorithm's own
         :return: the errors and the cost of the fit; None if it was skipped
         """
-        assert self.replay_buffer is not None
-        if len(transitions) < self._n_fitted / 2 and not self.replay_buffer.full:
-            # The replay buffer was not restored: a refit to the few new transitions would forget the others
-            if self.verbose >= 1:
-                print(
-                    f"Model not refitted at step {self.num_timesteps}: it was fitted to {self._n_fitted} transitions, and the "
-                    f"replay buffer holds {len(transitions)}. Restore a saved replay buffer with load_replay_buffer."
-                )
+        if self._would_forget(len(transitions)):
             return None
-        self._n_fitted = len(transitions)
-        budget = {}
-        if self.model_updates_per_step is not None:
-            steps = self._steps_since_fit() if self.dynamics.is_fitted else self.num_timesteps
-            budget["max_gradient_steps"] = int(np.ceil(self.model_updates_per_step * steps))
+        fit_kwargs = {"on_epoch": self._watch_epochs(), **arguments, **self._budget(), **self.fit_kwargs}
         with self._timed("fitting"):
-            fit_kwargs = {"on_epoch": self._watch_epochs(), **arguments, **budget, **self.fit_kwargs}
             report = self.dynamics.fit(transitions, self._generator, **fit_kwargs)
         self._log_fit(report)
         return report
+
+    def _would_forget(self, n_transitions: int) -> bool:
+        """Whether a fit to so few transitions would forget others, because the replay buffer was not restored."""
+        assert self.replay_buffer is not None
+        n_known = self.dynamics.n_fitted
+        if n_transitions >= n_known / 2 or self.replay_buffer.full:
+            return False
+        if self.verbose >= 1:
+            print(
+                f"Model not refitted at step {self.num_timesteps}: it was fitted to {n_known} transitions, and the replay "
+                f"buffer holds {n_transitions}. Restore a saved replay buffer with load_replay_buffer."
+            )
+        return True
+
+    def _budget(self) -> dict[str, int]:
+        """The limit of the next fit; the budget of the first fit goes back to the beginning of the run."""
+        if self.model_updates_per_step is None:
+            return {}
+        steps = self._steps_since_fit() if self.dynamics.is_fitted else self.num_timesteps
+        return {"max_gradient_steps": int(np.ceil(self.model_updates_per_step * steps))}
 
     def _setup_learn(
         self,

@@ -106,10 +106,8 @@ class ProbabilisticEnsemble(nn.Module):
     :raises ValueError: spaces, sizes or names that are not supported
     """
 
-    n_fitted: int | None = None
-    """Number of transitions of the last fit; None if it is not known, or if there was no fit."""
-
     holdout_mse: th.Tensor
+    _n_fitted: th.Tensor
     action_low: th.Tensor
     action_high: th.Tensor
 
@@ -182,8 +180,9 @@ class ProbabilisticEnsemble(nn.Module):
         self.biases = nn.ParameterList(nn.Parameter(th.zeros(members, 1, n_out)) for members, _, n_out in shapes)
         self.max_logvar = nn.Parameter(th.full((self.output_dim,), 0.5), requires_grad=self.learn_logvar_bounds)
         self.min_logvar = nn.Parameter(th.full((self.output_dim,), -10.0), requires_grad=self.learn_logvar_bounds)
-        # These errors rank the members; as a float buffer they are saved with the weights
+        # These errors rank the members. As float buffers both are saved with the weights, and can be perturbed like them
         self.register_buffer("holdout_mse", th.full((self.ensemble_size,), float("inf")))
+        self.register_buffer("_n_fitted", th.zeros(()))
 
     def _make_optimizer(self) -> th.optim.Adam:
         """Adam whose own (coupled) weight decay is the paper's 0.5 * decay * ||W||^2 added to the loss; AdamW's is not."""
@@ -217,6 +216,15 @@ class ProbabilisticEnsemble(nn.Module):
     def is_fitted(self) -> bool:
         """Whether the model has been fitted to data."""
         return bool(th.isfinite(self.holdout_mse).all())
+
+    @property
+    def n_fitted(self) -> int:
+        """Number of transitions of the last fit, 0 if there was none; from 16 million on it is rounded, as a float32."""
+        return int(self._n_fitted)
+
+    @n_fitted.setter
+    def n_fitted(self, n_transitions: int) -> None:
+        self._n_fitted.fill_(n_transitions)
 
     @property
     def elites(self) -> th.Tensor:

@@ -46,7 +46,6 @@ class SavableModel(Protocol):
     action_space: spaces.Space
     reward_fn: Any
     termination_fn: Any
-    n_fitted: int | None
     optimizer: Any
 
     def state_dict(self) -> dict[str, Any]:
@@ -96,7 +95,7 @@ def load_model(
     """
     tensors, text = load_tensors(path, FILE_FORMAT)
     config = _read_configuration(text, tensors, str(path))
-    n_fitted, termination_kwargs = config.pop("n_fitted"), config.pop("termination_kwargs")
+    termination_kwargs = config.pop("termination_kwargs")
     given = {"reward_fn": reward_fn, "termination_fn": termination_fn}
     saved = {name: config.pop(name) for name in given}
     for name, function in given.items():
@@ -112,7 +111,6 @@ def load_model(
     # The initial weights, soon overwritten, must not be drawn from the global stream
     model = make(**config, **given, generator=th.Generator(), device=device)
     _restore(model, tensors, str(path))
-    model.n_fitted = n_fitted
     return model
 
 
@@ -134,7 +132,6 @@ def _configuration(model: SavableModel) -> dict[str, Any]:
         **{name: getattr(model, name) for name in ARGUMENTS},
         "reward_fn": "user" if model.reward_fn is not None else None,
         "termination_fn": "learned" if head is not None else termination_to_json(model.termination_fn) or "user",
-        "n_fitted": model.n_fitted,
         "termination_kwargs": None if head is None else {name: getattr(head, name) for name in TERMINATION_ARGUMENTS},
     }
 
@@ -169,7 +166,6 @@ def _read_configuration(text: str, tensors: Mapping[str, th.Tensor], source: str
         "action_space": dict,
         **ARGUMENTS,
         "reward_fn": ({"user"}, None),
-        "n_fitted": (int, None),
         "termination_fn": dict if known else {"user", "learned"},
         "termination_kwargs": TERMINATION_ARGUMENTS if learned else (dict, None),
     }

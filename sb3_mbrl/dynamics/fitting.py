@@ -101,7 +101,7 @@ class Ensemble(Protocol):
     target_normalizer: Normalizer
     optimizer: th.optim.Adam
     holdout_mse: th.Tensor
-    n_fitted: int | None
+    n_fitted: int
 
     @property
     def weights(self) -> Iterable[th.Tensor]:
