@@ -1,5 +1,6 @@
 """The policies of TD-MPC and TD-MPC2: a world model, its optimisers, and the planner that acts in it."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -73,7 +74,8 @@ class LatentPolicy(PlanningPolicy):
         optimizer_class: Callable[..., th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
     ):
-        check_arguments(locals(), {"n_proposals": PLANNING["n_proposals"]})
+        arguments: dict[str, Any] = dict(locals())
+        check_arguments(arguments, {"n_proposals": PLANNING["n_proposals"]})
         if planner not in ("mppi", "none"):
             raise ValueError(f"planner must be 'mppi', or 'none' to act by the policy prior alone; got {planner!r}.")
         if features_extractor_class is None:
@@ -91,30 +93,24 @@ class LatentPolicy(PlanningPolicy):
         self.plans = planner == "mppi"
         self.n_proposals = n_proposals
         self.encoder_lr_scale = encoder_lr_scale
+        self._make_optimizers(lr_schedule(1), prior_eps, optimizer_class, optimizer_kwargs)
+        # All but the first three, to make the policy again
+        self._arguments = {name: arguments[name] for name in [*inspect.signature(LatentPolicy).parameters][3:]}
+
+    def _make_optimizers(
+        self,
+        learning_rate: float,
+        prior_eps: float | None,
+        optimizer_class: Callable[..., th.optim.Optimizer],
+        optimizer_kwargs: dict[str, Any] | None,
+    ) -> None:
         is_adam = optimizer_class is th.optim.Adam
         if optimizer_kwargs is None:  # fused Adam computes the same in fewer operations
             optimizer_kwargs = {"fused": True} if is_adam else {}
-        self.model_optimizer = optimizer_class(self._parameter_groups(), lr=lr_schedule(1), **optimizer_kwargs)
+        self.model_optimizer = optimizer_class(self._parameter_groups(), lr=learning_rate, **optimizer_kwargs)
         own = {} if prior_eps is None or not is_adam else {"eps": prior_eps}
-        self.prior_optimizer = optimizer_class(self.model.prior.parameters(), lr=lr_schedule(1), **{**own, **optimizer_kwargs})
-        self.set_learning_rate(lr_schedule(1))
-        self._arguments: dict[str, Any] = {
-            "model_class": model_class,
-            "model_kwargs": model_kwargs,
-            "planner": planner,
-            "planner_kwargs": planner_kwargs,
-            "discount": discount,
-            "n_proposals": n_proposals,
-            "max_plan_seconds": max_plan_seconds,
-            "seed": seed,
-            "encoder_lr_scale": encoder_lr_scale,
-            "prior_eps": prior_eps,
-            "features_extractor_class": features_extractor_class,
-            "features_extractor_kwargs": features_extractor_kwargs,
-            "normalize_images": normalize_images,
-            "optimizer_class": optimizer_class,
-            "optimizer_kwargs": optimizer_kwargs,
-        }
+        self.prior_optimizer = optimizer_class(self.model.prior.parameters(), lr=learning_rate, **{**own, **optimizer_kwargs})
+        self.set_learning_rate(learning_rate)
 
     @staticmethod
     def _check_observations(space: spaces.Space) -> None:
