@@ -11,7 +11,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_mbrl import MPCPolicy
+from sb3_mbrl import LearnedModelEnv, LearnedModelVecEnv, MPCPolicy
 from sb3_mbrl.dynamics import SimulatorModel
 from tests.mpc.cheap import CHEAP, OBS, PLANNER, assert_close, cheap, random_model
 
@@ -43,6 +43,15 @@ def test_discrete_actions_are_the_environments():
     actions, _ = policy.predict(OBS)
     assert actions.shape == (4,)
     assert all(policy.action_space.contains(action) for action in actions)
+
+
+def test_discrete_actions_in_imagined_environments_count_as_real_ones_or_are_refused():
+    model = random_model(spaces.Discrete(3, start=5))
+    policy = MPCPolicy(model, **PLANNER)
+    env = LearnedModelEnv("DiscreteSlider-v0", model, max_episode_steps=3)
+    assert np.isfinite(evaluate_policy(policy, env, 1, warn=False)[0])
+    with pytest.raises(ValueError, match="counts them from 0 to 2"):
+        evaluate_policy(policy, LearnedModelVecEnv(model, 2, OBS, max_episode_steps=3), 1, warn=False)
 
 
 def test_a_deterministic_action_depends_on_model_observation_and_state_alone(model, policy):
