@@ -1,6 +1,6 @@
-# Every target sets up what it needs: a machine with Python 3.10 or newer is enough.
-#   make test PYTHON=python3.12        another interpreter
-#   make test VENV=/tmp/venv           another place for the virtual environment
+# Every target creates the virtual environment that it needs, so that only Python 3.10 or newer must be installed.
+#   make test PYTHON=python3.12        uses another interpreter
+#   make test VENV=/tmp/venv           puts the virtual environment into another folder
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -10,19 +10,19 @@ SPHINXOPTS ?= -W --keep-going
 .PHONY: help demo test venv install dmcontrol lint format type imports docs commit-checks clean
 
 help:
-	@echo "make demo           train MBPO on a MuJoCo task, next to SAC"
-	@echo "make test           run the tests (those marked 'expensive' left out)"
-	@echo "make install        create $(VENV) with the package alone (make venv: also what tests and docs need)"
-	@echo "make dmcontrol      create $(VENV)-dmcontrol, for the tasks of the DeepMind Control Suite"
-	@echo "make commit-checks  format, lint, type, imports"
-	@echo "make docs           build the documentation into docs/_build/html, warnings are errors"
-	@echo "make clean          remove what was built, $(VENV) included"
+	@echo "make demo           train MBPO on a MuJoCo task and compare it with SAC"
+	@echo "make test           run all tests except those marked 'expensive'"
+	@echo "make install        create $(VENV) with the package only (make venv: with the tools for tests and docs as well)"
+	@echo "make dmcontrol      create $(VENV)-dmcontrol for the tasks of the DeepMind Control Suite"
+	@echo "make commit-checks  format the code, then check lint, types and imports"
+	@echo "make docs           build the documentation into docs/_build/html; warnings are errors"
+	@echo "make clean          remove everything that was built, including $(VENV)"
 
-# pip is the last thing that venv creates: a venv without it is made again
+# venv creates pip last, so a virtual environment without pip is incomplete and is created again
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 
-# The stamps are redone when what they depend on changes
+# The files .installed and .installed-dev mark a finished installation; make repeats it when a prerequisite changes
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/pip
 	$(BIN)/python -m pip install -c constraints.txt -e .
 	touch $@
@@ -31,7 +31,7 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/pip
 	$(BIN)/python -m pip install -c constraints.txt -e '.[tests,docs]'
 	touch $(VENV)/.installed $@
 
-# dm_control does not run with the tested MuJoCo
+# dm_control does not run with the tested version of MuJoCo, so it gets a virtual environment of its own
 $(VENV)-dmcontrol/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)-dmcontrol
 	grep -v '^mujoco' constraints.txt > $(VENV)-dmcontrol/constraints.txt
@@ -47,7 +47,7 @@ venv: $(VENV)/.installed-dev
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
 
-# Two processes with one torch thread each
+# Two processes, with one PyTorch thread each
 test: export OMP_NUM_THREADS = 1
 test: export MKL_NUM_THREADS = 1
 test: $(VENV)/.installed-dev
@@ -70,7 +70,7 @@ imports: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	$(BIN)/python -m sphinx -b html $(SPHINXOPTS) docs docs/_build/html
 
-# One after the other, also under `make -j`: the checks look at what format leaves
+# One after the other, even with `make -j`, because the checks must see the formatted files
 commit-checks:
 	$(MAKE) format
 	$(MAKE) lint

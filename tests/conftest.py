@@ -1,10 +1,10 @@
-"""Every test: one torch thread, no screen, the same examples from hypothesis on every run."""
+"""Settings of all tests: one PyTorch thread, no screen, and the same examples from hypothesis in every run."""
 
 import math
 import os
 from collections.abc import Callable, Iterator
 
-# Before anything imports pyplot
+# Must be set before anything imports pyplot
 os.environ["MPLBACKEND"] = "Agg"
 
 import pytest
@@ -17,16 +17,16 @@ from stable_baselines3.common.env_util import make_vec_env
 from sb3_mbrl import acceleration
 from tests.fake_device import FakeDevice, fake_device
 
-# `make test` runs two processes on two cores; results must not depend on how many threads sum
+# `make test` runs two processes on two cores, and sums depend on the number of threads
 th.set_num_threads(1)
 
-# Neither a slow machine nor luck may decide whether a test passes
+# The result of a test must depend neither on the speed of the machine nor on random examples
 settings.register_profile("reproducible", deadline=None, derandomize=True)
 settings.load_profile("reproducible")
 
 
 class Clock:
-    """Goes on by a millisecond at each look, and when it is told to."""
+    """A clock that advances by a millisecond each time it is read; a test may also set ``now``."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -38,7 +38,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The time that planners, policies and algorithms see."""
+    """Replaces the clock that planners, policies and algorithms read."""
     clock = Clock()
     for module in ("planning.planner", "mpc.planning_policy", "algorithms.base", "algorithms.forecast"):
         monkeypatch.setattr(f"sb3_mbrl.{module}.time", clock)
@@ -47,23 +47,23 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def not_accelerated() -> Iterator[None]:
-    """Only plain code runs, that of PyTorch and Stable-Baselines3, because faster code rounds otherwise."""
+    """Turns acceleration off, because the plain code of PyTorch and Stable-Baselines3 rounds differently."""
     with acceleration.disabled():
         yield
 
 
 @pytest.fixture(params=[True, False], ids=["accelerated", "plain"])
 def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test runs with acceleration and without."""
+    """Runs the test twice, with and without acceleration."""
     monkeypatch.setattr(acceleration, "enabled", request.param)
 
 
 @pytest.fixture
 def best_return() -> Callable[..., float]:
-    """``best_return(model, env_id, steps, enough)``, for reproductions: trains it."""
+    """A function ``best_return(model, env_id, steps, enough)`` that trains a model, for tests of reproductions."""
 
     def train(model: BaseAlgorithm, env_id: str, steps: int, enough: float = math.inf) -> float:
-        """Best mean return of five deterministic episodes, evaluated every 250 steps; training ends where it is enough."""
+        """Best mean return of five deterministic episodes, evaluated every 250 steps; training stops above ``enough``."""
         stop = StopTrainingOnRewardThreshold(enough)
         env = make_vec_env(env_id, 5, seed=1_000)
         callback = EvalCallback(env, callback_on_new_best=stop, eval_freq=250, verbose=0)

@@ -1,7 +1,7 @@
 """
-A device that is none: its tensors lie in the host's memory and compute there, but say that they are elsewhere. So code that
-chooses by device takes its way for accelerators, tensors of two devices do not mix, and each reading by the host, for which an
-accelerator has to finish all its work first, is counted.
+A fake accelerator. Its tensors are stored and computed on the host but claim to be on another device. Code that chooses by
+device therefore runs its version for accelerators, and mixing tensors of two devices is an error. Each time that the host
+reads a value from the device is counted, because a real accelerator would have to finish all its work first.
 """
 
 import sys
@@ -17,17 +17,17 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_flatten, tree_map
 
 DEVICE = "lazy"
-"""A kind of device that PyTorch knows by name, and has no kernels for."""
+"""A device type that PyTorch knows by name but has no kernels for."""
 
 READINGS = {"_local_scalar_dense", "nonzero", "masked_select", "bincount", "_unique2", "unique_consecutive", "equal"}
-"""Operations whose result, or its size, the host has to know: ``item``, ``bool`` and ``int`` are the first."""
+"""Operations whose result, or its size, the host must know; ``item``, ``bool`` and ``int`` call the first of them."""
 
 
 class OnDevice(th.Tensor):
     """
-    A tensor of the device.
+    A tensor on the fake device.
 
-    :param host: what it holds
+    :param host: the tensor on the host that holds its values
     """
 
     host: th.Tensor
@@ -41,14 +41,14 @@ class OnDevice(th.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise AssertionError("A tensor of the fake device is used outside of its context.")
+        raise AssertionError("A tensor of the fake device is used outside of the context in which the device exists.")
 
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
 
 class HostGenerator(th.Generator):
-    """Generator of the device's random numbers, which are drawn on the host."""
+    """A random generator of the fake device, whose numbers are drawn on the host."""
 
     def __new__(cls, device: th.device | str = "cpu") -> "HostGenerator":
         return super().__new__(cls)
@@ -62,7 +62,7 @@ class HostGenerator(th.Generator):
 
 
 class FakeDevice(TorchDispatchMode):
-    """What happens on the device, and what is read from it: the number of readings by their names."""
+    """Computes on the fake device, and counts by operation how often the host reads from it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,12 +95,12 @@ class FakeDevice(TorchDispatchMode):
             self.readings["copy to the host"] += 1
         elif name in ("index", "index_put_", "_index_put_impl_") and any(map(_is_mask, args[1])):
             self.readings["mask"] += 1
-        elif name == "repeat_interleave" and isinstance(args[0], OnDevice):  # the numbers of repeats are on the device
+        elif name == "repeat_interleave" and isinstance(args[0], OnDevice):  # the host must read the numbers of repeats
             self.readings[name] += 1
 
     @contextmanager
     def read(self) -> Iterator[Counter[str]]:
-        """What is read in this context."""
+        """Counts the readings within the context."""
         self.readings.clear()
         yield self.readings
 
@@ -116,21 +116,21 @@ def _is_mask(index: Any) -> bool:
 def _check_devices(name: str, tensors: list[th.Tensor], target: th.device | None) -> None:
     may_mix = target is not None or name in ("copy_", "index", "index_put_", "_index_put_impl_")
     if not may_mix and any(each.dim() > 0 and not isinstance(each, OnDevice) for each in tensors):
-        raise AssertionError(f"{name} is given tensors of two devices.")
+        raise AssertionError(f"{name} got tensors of two devices.")
 
 
 @contextmanager
 def fake_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDevice]:
     """
-    :param monkeypatch: undoes what this needs: generators of the device, and fused optimisers on it
-    :return: a context in which there is the device
+    :param monkeypatch: replaces the random generator and the check for fused optimizers, and restores them afterwards
+    :return: a context in which the device exists
     """
     monkeypatch.setattr(th, "Generator", HostGenerator)
     fused = [*_foreach_utils._get_fused_kernels_supported_devices(), DEVICE]
     for each in (th.optim.Adam, th.optim.Optimizer):
         monkeypatch.setattr(sys.modules[each.__module__], "_get_fused_kernels_supported_devices", lambda: fused, raising=False)
     swaps = th.__future__.get_swap_module_params_on_conversion()
-    th.__future__.set_swap_module_params_on_conversion(True)  # an optimiser keeps its parameters when a network moves
+    th.__future__.set_swap_module_params_on_conversion(True)  # an optimizer keeps its parameters when a network is moved
     lifts = th._C._only_lift_cpu_tensors()
     th._C._set_only_lift_cpu_tensors(True)  # makes the copy in torch.tensor(..., device=...) visible
     try:

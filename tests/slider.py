@@ -1,4 +1,4 @@
-"""A small world and a small PETS for tests of planners as policies: each test costs a second or two."""
+"""A small environment and a small PETS, so that tests of planners as policies take a second or two."""
 
 from copy import deepcopy
 from typing import ClassVar
@@ -14,7 +14,7 @@ from sb3_mbrl import PETS
 
 class Slider(gym.Env):
     """
-    A point on a line that is paid for being near 0 and pushed by its action.
+    A point on a line, which is pushed by the action and rewarded for being near 0.
 
     :param discrete: three actions (left, none, right), numbered from 5, instead of a Box of [-2, 2]
     """
@@ -42,7 +42,7 @@ class Slider(gym.Env):
 
 @pytest.fixture(autouse=True, scope="session")
 def slider_ids():
-    """Episodes of 25 steps. Several rooms import this fixture; the first one registers the ids."""
+    """Registers the ids, with episodes of 25 steps. Test folders share this fixture; the first one registers them."""
     ids: dict[str, dict] = {"Slider-v0": {}, "DiscreteSlider-v0": {"discrete": True}}
     added = {env_id: kwargs for env_id, kwargs in ids.items() if env_id not in registry}
     for env_id, kwargs in added.items():
@@ -70,7 +70,7 @@ TINY = {
 
 @pytest.fixture
 def make_pets():
-    """``make_pets(env="Slider-v0", **changes)``: a small PETS."""
+    """A function ``make_pets(env="Slider-v0", **changes)`` that returns a small PETS."""
 
     def make(env="Slider-v0", **changes):
         return PETS("MPCPolicy", env, **{**deepcopy(TINY), **changes})
@@ -80,5 +80,5 @@ def make_pets():
 
 @pytest.fixture(scope="session")
 def trained(slider_ids):
-    """A small PETS that has fitted its model; not to be trained further."""
+    """A small PETS with a fitted model. Tests share it, so they must not train it further."""
     return PETS("MPCPolicy", "Slider-v0", **deepcopy(TINY)).learn(60)
