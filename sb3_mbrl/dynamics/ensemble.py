@@ -11,9 +11,7 @@ import torch as th
 import torch.nn.functional as F
 from gymnasium import spaces
 from stable_baselines3.common.utils import get_device
-from torch import nn
 
-from sb3_mbrl.acceleration import ensemble as accelerated
 from sb3_mbrl.acceleration.precision import check_precision
 from sb3_mbrl.common.actions import action_bounds, action_dim, executed, scale, unscale
 from sb3_mbrl.common.arguments import BOOLEAN, NET_ARCH, SHARE, check_arguments, integer, list_of, number
@@ -28,7 +26,7 @@ from sb3_mbrl.dynamics.data import checked
 from sb3_mbrl.dynamics.files import load_model, save_model
 from sb3_mbrl.dynamics.fitting import FitReport, check_fit_arguments, fit
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination, step_budget
-from sb3_mbrl.dynamics.networks import ACTIVATIONS, decay_per_layer, initial_weight, weight_shapes
+from sb3_mbrl.dynamics.networks import ACTIVATIONS, Networks, decay_per_layer
 from sb3_mbrl.dynamics.normalizer import Normalizer
 from sb3_mbrl.tasks.termination_rules import NeverTerminates
 
@@ -67,7 +65,7 @@ class Prediction(NamedTuple):
         return self.variance.mean(dim=0).sqrt()
 
 
-class ProbabilisticEnsemble(nn.Module):
+class ProbabilisticEnsemble(Networks):
     """
     Ensemble of Gaussian networks that predicts the change of the observation and the reward
     (Chua et al. 2018, https://arxiv.org/abs/1805.12114; the numbers are those of the MBPO paper's code).
@@ -131,7 +129,6 @@ class ProbabilisticEnsemble(nn.Module):
         generator: th.Generator | None = None,
         device: th.device | str = "auto",
     ):
-        super().__init__()
         check_spaces(observation_space, action_space)
         check_arguments(locals(), _ACCEPTED)
         if n_elites > ensemble_size:
@@ -142,27 +139,34 @@ class ProbabilisticEnsemble(nn.Module):
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}.")
         check_precision(precision, get_device(device))
+        dims = int(np.prod(observation_space.shape)), action_dim(action_space)  # type: ignore[arg-type]
+        super().__init__(
+            n_inputs=sum(dims),
+            n_outputs=dims[0] + 1,  # the change of the observation, then the reward
+            members=ensemble_size,
+            net_arch=net_arch,
+            activation=activation,
+            probabilistic=probabilistic,
+            nll_beta=nll_beta,
+            learn_logvar_bounds=learn_logvar_bounds,
+            precision=precision,
+            generator=generator,
+        )
         self.observation_space = observation_space
         self.action_space = action_space
-        self.ensemble_size = ensemble_size
+        self.observation_dim, self.action_dim = dims
         self.n_elites = n_elites
-        self.net_arch = tuple(net_arch)
-        self.activation = activation
         self.learning_rate = learning_rate
         self.weight_decay = decay_per_layer(weight_decay, n_layers=len(net_arch) + 1)
-        self.probabilistic = probabilistic
-        self.nll_beta = nll_beta
-        self.learn_logvar_bounds = learn_logvar_bounds
         self.normalize_targets = normalize_targets
-        self.precision = precision
         self.reward_fn = reward_fn
         self.termination_fn = NeverTerminates() if termination_fn is None else termination_fn
 
-        self.observation_dim = int(np.prod(observation_space.shape))  # type: ignore[arg-type]
-        self.action_dim = action_dim(action_space)
-        self.output_dim = self.observation_dim + 1  # the change of the observation, then the reward
-
-        self._build_networks(generator)
+        self.input_normalizer = Normalizer(self.observation_dim + self.action_dim)
+        self.target_normalizer = Normalizer(self.output_dim)
+        # These errors rank the members. As float buffers both are saved with the weights, and can be perturbed like them
+        self.register_buffer("holdout_mse", th.full((ensemble_size,), float("inf")))
+        self.register_buffer("_n_fitted", th.zeros(()))
         low, high = action_bounds(action_space)
         self.register_buffer("action_low", low, persistent=False)
         self.register_buffer("action_high", high, persistent=False)
@@ -171,18 +175,6 @@ class ProbabilisticEnsemble(nn.Module):
 
         probe(observation_space, action_space, self.device, reward_fn=reward_fn, termination_fn=termination_fn)
         self._once = Once()  # a user reads once that a function disagrees with the data
-
-    def _build_networks(self, generator: th.Generator | None) -> None:
-        shapes = weight_shapes(self.observation_dim, self.action_dim, self.ensemble_size, self.net_arch, self.probabilistic)
-        self.input_normalizer = Normalizer(self.observation_dim + self.action_dim)
-        self.target_normalizer = Normalizer(self.output_dim)
-        self.weights = nn.ParameterList(initial_weight(*shape, generator) for shape in shapes)
-        self.biases = nn.ParameterList(nn.Parameter(th.zeros(members, 1, n_out)) for members, _, n_out in shapes)
-        self.max_logvar = nn.Parameter(th.full((self.output_dim,), 0.5), requires_grad=self.learn_logvar_bounds)
-        self.min_logvar = nn.Parameter(th.full((self.output_dim,), -10.0), requires_grad=self.learn_logvar_bounds)
-        # These errors rank the members. As float buffers both are saved with the weights, and can be perturbed like them
-        self.register_buffer("holdout_mse", th.full((self.ensemble_size,), float("inf")))
-        self.register_buffer("_n_fitted", th.zeros(()))
 
     def _make_optimizer(self) -> th.optim.Adam:
         """Adam whose own (coupled) weight decay is the paper's 0.5 * decay * ||W||^2 added to the loss; AdamW's is not."""
@@ -230,77 +222,6 @@ class ProbabilisticEnsemble(nn.Module):
     def elites(self) -> th.Tensor:
         """Members with the lowest holdout error, best first, (n_elites,) long."""
         return self.holdout_mse.argsort()[: self.n_elites]
-
-    def forward(self, inputs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """
-        Every member on its own rows.
-
-        :param inputs: normalised observation and action, (members, B, O + A)
-        :return: mean and log-variance of the normalised change of the observation and reward, (members, B, O + 1) each
-        """
-        weights, biases, activation = [*self.weights], [*self.biases], ACTIVATIONS[self.activation]
-        if accelerated.supports_own_rows(inputs, weights, activation, self.precision):
-            return self._split_head(accelerated.forward_own_rows(inputs, weights, biases, activation, self.precision))
-        return self._split_head(self._forward_all(inputs))
-
-    def _forward_all(self, inputs: th.Tensor) -> th.Tensor:
-        """The output layer's output of every member on its own rows, (members, B, O + A) -> (members, B, head)."""
-        hidden = inputs
-        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
-            hidden = ACTIVATIONS[self.activation](th.baddbmm(bias, hidden, weight))
-        return th.baddbmm(self.biases[-1], hidden, self.weights[-1])
-
-    def _forward_rows(self, inputs: th.Tensor, members: th.Tensor) -> th.Tensor:
-        """
-        Each row by the member that is named for it.
-
-        :param inputs: normalised observation and action, (B, O + A)
-        :param members: (B,) long; or several for each row, (K, B)
-        :return: the output layer's output, (B, head) or (K, B, head): O + 1 columns, twice as many if it is probabilistic
-        """
-        if accelerated.supports_rows(inputs):
-            return accelerated.forward_rows(inputs, members, [*self.weights], [*self.biases], ACTIVATIONS[self.activation])
-        of_all = self._forward_all(inputs.expand(self.ensemble_size, *inputs.shape))
-        return of_all[members, th.arange(len(inputs), device=inputs.device)]
-
-    def _split_head(self, head: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        if not self.probabilistic:
-            return head, th.full_like(head, -float("inf"))
-        mean, logvar = head.chunk(2, dim=-1)
-        logvar = self.max_logvar - F.softplus(self.max_logvar - logvar)
-        logvar = self.min_logvar + F.softplus(logvar - self.min_logvar)
-        return mean, logvar
-
-    def _std(self, head: th.Tensor) -> th.Tensor:
-        """Closed form of ``exp(logvar / 2)`` for :meth:`_split_head`: the exponential cancels both softplus."""
-        logvar = head[:, self.output_dim :]
-        return (self.min_logvar.exp() + self.max_logvar.exp() * th.sigmoid(logvar - self.max_logvar)).sqrt()
-
-    def loss(self, inputs: th.Tensor, targets: th.Tensor) -> th.Tensor:
-        """
-        Gaussian negative log-likelihood (up to constants; see ``nll_beta``), averaged over rows and outputs, summed over
-        members; the bounds of the log-variance are pulled together with weight 0.01 (Chua et al. 2018, appendix A.1), times
-        the weight that ``nll_beta`` gives a row whose variance lies at the bound.
-        Squared error for a deterministic ensemble.
-
-        :param inputs: normalised observation and action, (members, B, O + A)
-        :param targets: normalised change of the observation and reward, (members, B, O + 1)
-        :return: scalar
-        """
-        mean, logvar = self(inputs)
-        error = (mean - targets) ** 2
-        if not self.probabilistic:
-            return error.mean(dim=(1, 2)).sum()
-        nll = error * th.exp(-logvar) + logvar
-        upper: th.Tensor = self.max_logvar
-        lower: th.Tensor = self.min_logvar
-        if self.nll_beta > 0:
-            nll = nll * th.exp(self.nll_beta * logvar.detach())
-            # Each bound has the weight of a row whose variance lies there. At full weight the pull on the lower bound would
-            # outweigh the likelihood, and the noise floor would rise however well the model predicts
-            upper = upper * th.exp(self.nll_beta * upper.detach())
-            lower = lower * th.exp(self.nll_beta * lower.detach())
-        return nll.mean(dim=(1, 2)).sum() + 0.01 * (upper.sum() - lower.sum())
 
     def scale_action(self, action: th.Tensor) -> th.Tensor:
         """

@@ -193,8 +193,8 @@ def _dimensions(config: Mapping[str, Any]) -> tuple[int, int]:
 
 def _check_sizes(config: Mapping[str, Any], tensors: Mapping[str, th.Tensor], source: str) -> None:
     """Compare the sizes before the networks are made, which might otherwise be larger than the memory."""
-    dims, members = _dimensions(config), config["ensemble_size"]
-    shapes = weight_shapes(*dims, members, config["net_arch"], config["probabilistic"])
+    dims = _dimensions(config)
+    shapes = weight_shapes(sum(dims), dims[0] + 1, config["ensemble_size"], config["net_arch"], config["probabilistic"])
     expected: dict[str, tuple[int, ...]] = {f"weights.{i}": shape for i, shape in enumerate(shapes)}
     if config["termination_fn"] == "learned":
         sizes = [2 * dims[0] + dims[1], *config["termination_kwargs"]["net_arch"], 1]

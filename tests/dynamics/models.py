@@ -64,3 +64,16 @@ def discrete_transitions(n=300, seed=0):
     direction = choice.float() - 1
     next_obs = obs + direction.unsqueeze(1) * th.tensor([1.0, 0.0, -2.0])
     return Transitions(obs, th.eye(3)[choice], next_obs, direction, th.zeros(n, dtype=th.bool))
+
+
+def reference_member(model, member, x):
+    """The network of PETS for one member: mean and softly bounded log-variance of normalised targets."""
+    hidden = x
+    for layer, (weight, bias) in enumerate(zip(model.weights, model.biases, strict=True)):
+        hidden = hidden @ weight[member].detach().double().numpy() + bias[member, 0].detach().double().numpy()
+        if layer < len(model.weights) - 1:
+            hidden = hidden / (1 + np.exp(-hidden))
+    mean, logvar = np.split(hidden, 2, axis=-1)
+    upper, lower = (bound.detach().double().numpy() for bound in (model.max_logvar, model.min_logvar))
+    logvar = upper - np.log1p(np.exp(upper - logvar))
+    return mean, lower + np.log1p(np.exp(logvar - lower))
