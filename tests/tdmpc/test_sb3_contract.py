@@ -96,14 +96,6 @@ def test_a_batch_is_a_loop(decided):
         np.testing.assert_allclose(decided.predict(OBS[i : i + 1] + 0.1, own, deterministic=True)[0][0], then[i], atol=1e-4)
 
 
-def test_an_episode_begins_from_nothing_in_its_row_alone(decided):
-    _, state = decided.predict(OBS, deterministic=True)
-    actions, _ = decided.predict(OBS, state, np.array([False, True, False, False]), deterministic=True)
-    np.testing.assert_allclose(actions[1], act(decided, OBS[1:2], deterministic=True)[0], atol=1e-4)
-    on, _ = decided.predict(OBS, state, deterministic=True)
-    np.testing.assert_allclose(actions[[0, 2, 3]], on[[0, 2, 3]], atol=1e-4)
-
-
 def test_samples_follow_the_seed(make, kind):
     model, actions = make(kind).learn(22), []
     for planner in (True, False):
@@ -275,12 +267,6 @@ def test_action_noise_is_stored_as_executed(make, kind):
 
 
 # ---------------------------------------------------------------- callbacks, evaluation, logs
-
-
-def test_training_is_deterministic(make, kind):
-    first, same, other = (stored_actions(make(kind, seed=seed).learn(40)) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(first, same)
-    assert (first != other).any()
 
 
 @pytest.mark.parametrize("n_envs", [1, 2])
