@@ -476,10 +476,6 @@ class TestCallback:
         make_model().learn(10, ExactCheckpointCallback(10, tmp_path, verbose=2))
         assert "Checkpoint at step 10" in capsys.readouterr().out
 
-    def test_bad_frequency(self, tmp_path):
-        with pytest.raises(ValueError, match="save_freq must be an integer of at least 1"):
-            ExactCheckpointCallback(0, tmp_path)
-
     def test_algorithms_of_sb3(self, tmp_path):
         with pytest.raises(ValueError, match="SAC has no save_checkpoint"):
             SAC("MlpPolicy", "Pendulum-v1", **TINY).learn(5, ExactCheckpointCallback(1, tmp_path))

@@ -1,4 +1,4 @@
-"""Every number and boolean of every public constructor: refused by name and in words, or it works."""
+"""The rules for arguments; and every number and boolean of every public constructor is refused by name, or works."""
 
 import inspect
 import math
@@ -30,7 +30,7 @@ from sb3_mbrl import (
     MPCPolicy,
 )
 from sb3_mbrl.callbacks import ExactCheckpointCallback, ModelDiagnosticsCallback
-from sb3_mbrl.common.arguments import BOOLEAN, OFF_POLICY, check_arguments, integer, list_of, number
+from sb3_mbrl.common.arguments import BOOLEAN, OFF_POLICY, SCHEDULE, SEED, Rule, check_arguments, integer, list_of, number
 from sb3_mbrl.common.sequences import SequenceReplayBuffer
 from sb3_mbrl.dynamics import AdaptiveRolloutLength, LearnedTermination, ProbabilisticEnsemble, SimulatorModel
 from sb3_mbrl.dynamics.fitting import fit
@@ -288,35 +288,27 @@ def test_what_load_sets_is_checked_too(tmp_path):
         MBPO.load(tmp_path / "model.zip", gamma=2.5)
 
 
-@pytest.mark.parametrize(
-    "name, value",
-    [
-        ("learning_rate", lambda progress: 1e-3 * progress),
-        ("learning_rate", np.float32(1e-3)),
-        ("learning_starts", 1e4),
-        ("train_freq", (2, "episode")),
-        ("ent_coef", "auto_0.1"),
-        ("ent_coef", "0.1"),
-        ("target_entropy", -2),
-        ("seed", np.int64(3)),
-        ("verbose", False),
-        ("tau", th.tensor(0.005)),
-        ("buffer_size", np.array(100)),
-    ],
-)
-def test_what_stable_baselines3_accepts_is_accepted(name, value):
+def test_what_stable_baselines3_accepts_is_accepted():
     make, _, arguments, works = CONSTRUCTORS["MBPO"]
-    works(make(**{**given(arguments), name: value}))
+    given_alike = {
+        "learning_rate": np.float32(1e-3),
+        "learning_starts": 1e4,
+        "train_freq": (2, "episode"),
+        "ent_coef": "auto_0.1",
+        "target_entropy": -2,
+        "seed": np.int64(3),
+        "verbose": False,
+        "tau": th.tensor(0.005),
+        "buffer_size": np.array(100),
+    }
+    works(make(**{**given(arguments), **given_alike}))
+    works(make(**{**given(arguments), "learning_rate": lambda progress: 1e-3 * progress, "ent_coef": "0.1"}))
 
 
 @pytest.mark.parametrize(
     "name, value, message",
     [
-        ("train_freq", 0, "train_freq must be an integer of at least 1, or such an integer and a unit"),
-        ("train_freq", (1, "epoch"), 'train_freq must be .*"episode"'),
-        ("ent_coef", "auto_-1", "ent_coef must be a number of at least 0, or"),
-        ("ent_coef", "automatic", "ent_coef must be a number of at least 0, or"),
-        ("learning_rate", "lin_1e-3", "learning_rate must be a number of at least 0, or a function of the remaining progress"),
+        ("train_freq", (1, "epoch"), 'train_freq must be an integer of at least 1, or .*"step".*"episode"'),
         ("buffer_size", 1e6, "buffer_size must be an integer from 1 to 1_000_000_000, got 1000000.0. Write 1000000."),
         ("rollouts_per_step", 10**7, "at most 1_000_000_000 are accepted"),
     ],
@@ -325,6 +317,36 @@ def test_refusals_of_algorithms_say_what_is_accepted(name, value, message):
     make, _, arguments, _ = CONSTRUCTORS["MBPO"]
     with pytest.raises(ValueError, match=message):
         make(**{**given(arguments), name: value})
+
+
+@pytest.mark.parametrize(
+    "rule, accepted, refused",
+    [
+        (integer(0), [0, 7, np.int64(3), 10**15], [-1, 1.0, 2.5, "3", None, True, math.nan, 10**16, [1], 1j]),
+        (integer(2, 5), [2, 5], [1, 6]),
+        (integer(1, whole_floats=True), [1.0, 1e4, np.float32(2)], [0.0, 1.5, math.inf, math.nan, True]),
+        (
+            number(),
+            [-1e30, 0, 2.5, np.float32(0.5), np.int64(2)],
+            [math.nan, math.inf, -math.inf, 1e308, 2**70, "1", True, [1]],
+        ),
+        (number(0), [0, 0.0, 1e38], [-1e-9, -1, None]),
+        (number(0, above=True), [1e-9, 1], [0, 0.0, -1]),
+        (number(0, 1), [0, 0.5, 1], [-0.1, 1.1, math.nan]),
+        (number(0, 1, below=True), [0, 0.99], [1, 1.0]),
+        (number(0, 1) | None, [None, 0.5], [2, "None"]),
+        (number(0) | SCHEDULE, [1.0, abs], [-1, "lin_1e-3"]),
+        (list_of(integer(1, 9), 2, 3), [[1, 9], (1, 2, 3), np.array([1, 2])], [[1], [1, 2, 3, 4], [0, 1], "12", np.eye(2), 5]),
+        (BOOLEAN, [True, np.False_], [0, 1, "True", None]),
+        (SEED, [None, 0, 2**32 - 1], [-1, 2**32, 0.5, True]),
+        (OFF_POLICY["train_freq"], [3, (1, "step"), (2, "episode")], [0, (0, "step"), (1, "epoch"), (1,), [1, "step"]]),
+        (OFF_POLICY["ent_coef"], [0.1, "auto", "auto_0.1", "0.1"], [-1, "auto_-1", "auto_0", "automatic", "-1", None]),
+    ],
+    ids=lambda value: value.words if isinstance(value, Rule) else "",
+)
+def test_rules(rule, accepted, refused):
+    assert [value for value in accepted if not rule.accepts(value)] == []
+    assert [value for value in refused if rule.accepts(value)] == []
 
 
 def test_rules_say_the_range_and_what_was_given():

@@ -605,10 +605,8 @@ def test_learning_again_starts_a_new_sequence():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"horizon": 0}, "horizon must be an integer from 1 to .*, got 0"),
         ({"rows": 2, "n_envs": 2}, "buffer_size=4 .* n_envs=2 .* horizon=3 .* at least 6, or a smaller horizon"),
         ({"optimize_memory_usage": True}, "does not support optimize_memory_usage=True.* Leave it at False"),
-        ({"priority_exponent": -0.1}, "priority_exponent must be a number in \\[0, 1\\]"),
     ],
 )
 def test_what_cannot_be_is_refused(obs_space, kwargs, message):

@@ -313,9 +313,6 @@ def test_what_is_given_stays_as_it_is():
     [
         ({"algorithm": "PPO"}, "algorithm_class must be a class"),
         ({"algorithm_kwargs": {"seed": 1}}, "algorithm_kwargs does not accept \\['seed'\\]"),
-        ({"n_imagined_envs": 0}, "n_imagined_envs must be an integer from 1"),
-        ({"imagined_steps_per_step": 0}, "imagined_steps_per_step must be an integer from 1"),
-        ({"max_episode_steps": 0}, "max_episode_steps must be an integer from 1"),
         ({"start_states": "some"}, "start_states must be"),
         ({"start_states": np.zeros((5, 2))}, r"start_states must have shape \(M, 3\).* got \(5, 2\)"),
         ({"start_states": lambda n, generator: np.zeros((1, 3))}, r"start_states must have shape \(2, 3\).* got \(1, 3\)"),

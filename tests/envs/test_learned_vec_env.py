@@ -200,15 +200,6 @@ def test_evaluate_policy_counts_whole_episodes(make_vec):
     assert rewards == [3.0] * 4 and lengths == [3] * 4
 
 
-# -- Bad input ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n_envs", [0, -1])
-def test_no_environments_are_refused(make_vec, n_envs):
-    with pytest.raises(ValueError, match="n_envs must be an integer from 1 to 1_000_000"):
-        make_vec(n_envs)
-
-
 def test_a_name_that_is_not_known_is_refused(make_vec):
     with pytest.raises(TypeError, match="penalty"):
         make_vec(penalty=1.0)

@@ -156,9 +156,7 @@ def test_a_penalty_on_the_critics_slope_has_its_gradient(tiny):
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_bad_input_is_named(algorithm):
-    with pytest.raises(ValueError, match="real_ratio"):
-        algorithm("MlpPolicy", "PointMass-v0", real_ratio=1.5)
+def test_discrete_actions_are_refused(algorithm):
     with pytest.raises(ValueError, match="Box actions"):
         algorithm("MlpPolicy", "CartPole-v1")
 
