@@ -36,7 +36,7 @@ def returns(lines):
     return [row[3:] for row in rows(lines)]
 
 
-def test_a_run_that_goes_on_is_the_run_in_one_piece(run, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(run, tmp_path):
     first = run(150)
     longer = run(250)
     assert rows(longer)[:3] == rows(first)
@@ -46,7 +46,7 @@ def test_a_run_that_goes_on_is_the_run_in_one_piece(run, tmp_path):
     assert returns(run(250)) == returns(longer)
 
 
-def test_a_run_that_was_cut_has_all_its_evaluations(run, tmp_path, monkeypatch):
+def test_an_interrupted_run_has_all_its_evaluations(run, tmp_path, monkeypatch):
     """Whatever has become of the CSV since the last checkpoint, at 120."""
 
     def cut(self):
@@ -68,7 +68,7 @@ def test_a_run_that_was_cut_has_all_its_evaluations(run, tmp_path, monkeypatch):
     assert returns(run(200)) == returns(whole)
 
 
-def test_a_curve_is_not_overwritten_for_want_of_its_checkpoint(run, tmp_path):
+def test_a_curve_without_a_checkpoint_is_not_overwritten(run, tmp_path):
     lines = run(100)
     shutil.rmtree(tmp_path / "checkpoints")
     with pytest.raises(SystemExit, match="no checkpoint to resume from"):
@@ -76,7 +76,7 @@ def test_a_curve_is_not_overwritten_for_want_of_its_checkpoint(run, tmp_path):
     assert run(100) == lines
 
 
-def test_a_run_does_not_go_on_with_other_hyperparameters(run, monkeypatch):
+def test_a_run_does_not_resume_with_other_hyperparameters(run, monkeypatch):
     lines = run(100)
     monkeypatch.setattr(curves, "hyperparams", lambda *_: {"policy": "MlpPolicy", "learning_starts": 50})
     with pytest.raises(SystemExit, match="Remove its checkpoint"):
@@ -84,18 +84,18 @@ def test_a_run_does_not_go_on_with_other_hyperparameters(run, monkeypatch):
     assert run(100) == lines
 
 
-def test_a_run_that_was_cut_before_its_first_checkpoint_begins_anew(run, tmp_path):
+def test_a_run_interrupted_before_its_first_checkpoint_starts_again(run, tmp_path):
     (tmp_path / "checkpoints" / "sac_Pendulum-v1_0" / ".saving").mkdir(parents=True)
     assert len(rows(run(100))) == 2
 
 
-def test_seconds_go_on(run):
+def test_seconds_increase_over_a_resumed_run(run):
     run(100)
     seconds = np.array([row[1:3] for row in rows(run(200))], dtype=float)
     assert (np.diff(seconds, axis=0) >= 0).all() and seconds[-1, 1] > 0
 
 
-def test_a_finished_run_is_left_alone(run):
+def test_a_finished_run_is_not_repeated(run):
     lines = run(100)
     assert run(100) == run(50) == lines
 
@@ -140,14 +140,14 @@ def test_the_first_evaluation_that_reaches_the_target():
     assert text.splitlines()[2:] == ["| Pendulum-v1 | -200 | MBPO | 200, 200, not by 100 |"]
 
 
-def test_seeds_are_compared_where_all_of_them_were_evaluated():
+def test_seeds_are_compared_at_steps_that_all_of_them_have():
     seeds = [np.array([[100, 0, 0, 1.0, 0], [200, 0, 0, 3.0, 0]]), np.array([[50, 0, 0, 9.0, 0], [100, 0, 0, 2.0, 0]])]
     steps, values = plot.in_common(seeds)
     assert steps.tolist() == [100]
     assert values[:, :, 3].tolist() == [[1.0], [2.0]]
 
 
-def test_results_are_where_the_docs_look():
+def test_the_results_of_the_docs_are_found():
     assert Path(plot.RESULTS).name == "results" and plot.load_curves()
 
 
@@ -158,7 +158,7 @@ def printed(monkeypatch, capsys, module, arguments):
     return capsys.readouterr().out.splitlines()[-1]
 
 
-def test_the_cost_of_a_step_is_of_the_steps_that_learn(monkeypatch, capsys):
+def test_the_cost_of_a_step_does_not_include_random_steps(monkeypatch, capsys):
     arguments = ["--env", "Pendulum-v1", "--random-steps", "60", "--steps", "20", "--threads", "1"]
     measured = json.loads(printed(monkeypatch, capsys, step_cost, arguments))
     assert measured["sac_updates"] == 20 * load_hyperparams("mbpo", "Pendulum-v1")["gradient_steps"]
@@ -177,7 +177,7 @@ def test_an_update_has_a_duration(monkeypatch, capsys):
 SMALL = {"ensemble_size": 2, "n_elites": 1, "net_arch": [16]}
 
 
-def test_rules_are_judged_on_what_they_have_not_seen(monkeypatch, capsys):
+def test_rules_are_judged_on_transitions_that_they_have_not_seen(monkeypatch, capsys):
     """A stream of 750 steps, 250 of them random: one fit on two thirds of it, judged once on the rest."""
     rule = fit_rules.Rule(0.4, dynamics_kwargs=SMALL)
     monkeypatch.setattr(fit_rules, "RULES", {"a rule": rule, "another": rule})
@@ -189,7 +189,7 @@ def test_rules_are_judged_on_what_they_have_not_seen(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("args", [["--rules", "no such rule"], ["--start", "15000"]])
-def test_nothing_to_judge_is_said_before_the_stream_is_made(monkeypatch, args):
+def test_bad_arguments_are_refused_before_the_stream_is_collected(monkeypatch, args):
     monkeypatch.setattr(fit_rules, "stream", lambda *_: pytest.fail("a stream was made"))
     monkeypatch.setattr("sys.argv", ["fit_rules", *args])
     with pytest.raises(SystemExit):

@@ -35,7 +35,7 @@ def test_mish_far_from_zero():
     th.testing.assert_close(slope, th.tensor([0.0, 0.0, 0.0, 0.6, 1.0, 1.0, 1.0]), **CLOSE)
 
 
-def test_mish_has_the_derivative_of_its_value():
+def test_the_derivative_of_mish_matches_autograd():
     assert th.autograd.gradcheck(mish_, th.linspace(-5, 5, 21, dtype=th.float64).requires_grad_())
 
 
@@ -46,11 +46,11 @@ def test_softmax_of_groups(scale):
     th.testing.assert_close(ours, theirs, **CLOSE)
 
 
-def test_softmax_of_groups_has_the_derivative_of_its_value():
+def test_the_derivative_of_the_softmax_of_groups_matches_autograd():
     assert th.autograd.gradcheck(group_softmax, random(3, 8).double().requires_grad_())
 
 
-def test_on_an_accelerator_and_without_acceleration_they_are_pytorchs(accelerator):
+def test_on_an_accelerator_and_without_acceleration_pytorchs_functions_run(accelerator):
     x = random(3, 8)
     assert supports(x) and not supports(x.to("lazy"))
     with acceleration.disabled():

@@ -31,7 +31,7 @@ def after_a_step(cls=th.optim.Adam, **kwargs):
     "kwargs", [{}, {"fused": True}, {"foreach": True}, {"weight_decay": 0.1, "betas": (0.5, 0.9), "eps": 1e-3}]
 )
 @th.no_grad()
-def test_it_is_the_same_step(kwargs):
+def test_the_step_equals_pytorchs(kwargs):
     ours, theirs = after_a_step(lr=0.1, **kwargs), after_a_step(lr=0.1, **kwargs)
     step = adam_step(ours)
     assert step != ours.step
@@ -70,7 +70,7 @@ def test_groups_keep_their_own_options():
         th.testing.assert_close(mine["params"], other["params"])
 
 
-def test_the_learning_rate_is_todays():
+def test_a_changed_learning_rate_takes_effect():
     optimizer = after_a_step(lr=0.1)
     optimizer.param_groups[0]["lr"] = 0.0
     before = [parameter.detach().clone() for parameter in optimizer.param_groups[0]["params"]]
@@ -122,6 +122,6 @@ def partly_frozen():
         "a frozen parameter",
     ],
 )
-def test_what_is_unusual_is_left_to_pytorch(optimizer):
+def test_unsupported_options_are_left_to_pytorch(optimizer):
     optimizer = optimizer()
     assert adam_step(optimizer) == optimizer.step

@@ -44,7 +44,7 @@ def gradients(output, tensors):
 
 @pytest.mark.skipif(not onednn.AVAILABLE, reason="no oneDNN")
 @pytest.mark.parametrize("activation", [F.silu, F.relu, th.tanh], ids=["silu", "relu", "tanh"])
-def test_member_by_member_values_and_gradients_are_those_of_batched_products(monkeypatch, activation):
+def test_values_and_gradients_computed_per_member_equal_those_of_batched_products(monkeypatch, activation):
     monkeypatch.setattr(onednn, "MKL_IS_SLOW", True)
     weights, biases = parameters()
     x = inputs(MEMBERS, 100).requires_grad_()
@@ -66,7 +66,7 @@ def test_bfloat16_is_near_while_gradients_are_recorded(activation):
         assert (ours - pytorchs).norm() < 0.05 * pytorchs.norm()
 
 
-def test_what_batched_products_do_better_is_left_to_them(monkeypatch):
+def test_batched_products_are_used_where_they_are_faster(monkeypatch):
     weights, _ = parameters()
     x = inputs(MEMBERS, 100)
     monkeypatch.setattr(onednn, "MKL_IS_SLOW", False)
@@ -87,7 +87,7 @@ def test_what_batched_products_do_better_is_left_to_them(monkeypatch):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
 @pytest.mark.parametrize("available", sorted({False, onednn.AVAILABLE}))
-def test_rows_in_blocks_are_what_all_members_give_at_these_rows(monkeypatch, available, activation):
+def test_one_member_per_row_equals_the_same_rows_of_all_members(monkeypatch, available, activation):
     monkeypatch.setattr(onednn, "AVAILABLE", available)
     weights, biases = parameters()
     # Blocks that are whole, filled up, too small for oneDNN, and empty
@@ -114,7 +114,7 @@ def test_several_members_for_each_row():
     th.testing.assert_close(output, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_double_precision_does_without_onednn():
+def test_double_precision_does_not_use_onednn():
     weights, biases = parameters(th.float64)
     x, members = inputs(200, dtype=th.float64), th.zeros(200, dtype=th.long)
     with th.no_grad():
@@ -124,7 +124,7 @@ def test_double_precision_does_without_onednn():
     th.testing.assert_close(output, expected)
 
 
-def test_rows_are_looked_up_on_a_processor_alone(accelerator):
+def test_only_the_cpu_evaluates_one_member_per_row(accelerator):
     assert supports_rows(inputs(3))
     assert not supports_rows(inputs(3).to("lazy"))
     with acceleration.disabled():

@@ -16,7 +16,7 @@ def test_both_thresholds_of_glibc_are_set(monkeypatch):
     assert set_to == {-1: 2**29, -3: 2**25}
 
 
-def test_another_c_library_is_left_alone(monkeypatch):
+def test_another_c_library_is_not_changed(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
     acceleration.keep_freed_memory()
 

@@ -19,7 +19,7 @@ def layer_and_input(shape, dtype=th.float32):
 
 @pytest.mark.parametrize("available", sorted({False, onednn.AVAILABLE}))
 @pytest.mark.parametrize("shape", [(7,), (1,), (4, 7), (2, 3, 7), (0,)])
-def test_value_and_gradients_are_pytorchs(monkeypatch, available, shape):
+def test_value_and_gradients_equal_pytorchs(monkeypatch, available, shape):
     monkeypatch.setattr(onednn, "AVAILABLE", available)
     layer, x = layer_and_input(shape)
     inputs = (x, layer.weight, layer.bias)
@@ -33,7 +33,7 @@ def test_value_and_gradients_are_pytorchs(monkeypatch, available, shape):
         assert th.allclose(layer(x), expected, atol=1e-6)
 
 
-def test_second_derivatives_are_pytorchs():
+def test_second_derivatives_equal_pytorchs():
     layer, x = layer_and_input((7,))
     found = []
     for function in (layer, lambda rows: F.linear(rows, layer.weight, layer.bias)):
@@ -61,14 +61,14 @@ def test_products_of_all_widths(monkeypatch, mkl_is_slow, n_in, n_out):
     assert in_weight.is_contiguous()
 
 
-def test_a_gradient_that_nobody_needs_is_not_computed():
+def test_gradients_that_are_not_needed_are_not_computed():
     layer, x = layer_and_input((7,))
     layer.requires_grad_(False)
     layer(x).sum().backward()
     assert x.grad is not None and layer.weight.grad is None and layer.bias.grad is None
 
 
-def test_other_precisions_do_without_onednn():
+def test_other_precisions_do_not_use_onednn():
     layer, x = layer_and_input((7,), th.float64)
     assert th.equal(layer(x), F.linear(x, layer.weight, layer.bias))
     assert th.autograd.gradcheck(layer, x)
@@ -89,13 +89,13 @@ def test_what_is_supported():
     "vendor, family, slow",
     [("AuthenticAMD", 26, True), ("AuthenticAMD", 25, False), ("GenuineIntel", 6, False), ("GenuineIntel", 30, False)],
 )
-def test_mkl_is_slow_on_amds_newer_processors(tmp_path, vendor, family, slow):
+def test_newer_amd_cpus_are_recognised(tmp_path, vendor, family, slow):
     one = f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: 17\n\n"
     (tmp_path / "cpuinfo").write_text(one + one.replace(": 0", ": 1"))
     assert onednn._mkl_is_slow(str(tmp_path / "cpuinfo")) is slow
 
 
-def test_where_the_processor_is_not_known_mkl_is_not_slow(tmp_path):
+def test_an_unknown_cpu_keeps_mkl(tmp_path):
     (tmp_path / "cpuinfo").write_text("Processor: ARMv8")
     assert not onednn._mkl_is_slow(str(tmp_path / "cpuinfo"))
     assert not onednn._mkl_is_slow(str(tmp_path / "missing"))

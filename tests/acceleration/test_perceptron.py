@@ -44,7 +44,7 @@ def as_one_operation(net, dtype=th.float32):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_values_and_gradients_are_pytorchs(name):
+def test_values_and_gradients_equal_pytorchs(name):
     net = network(name)
     expected = value_and_gradients(net, net)
     given = value_and_gradients(net, as_one_operation(net))
@@ -52,7 +52,7 @@ def test_values_and_gradients_are_pytorchs(name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_second_derivatives_are_pytorchs(name):
+def test_second_derivatives_equal_pytorchs(name):
     """As a penalty on the size of gradients asks for."""
     net = network(name)
 
@@ -93,7 +93,7 @@ def test_bfloat16_is_near(name):
 
 
 @needs_bfloat16
-def test_bfloat16_leaves_outputs_alone():
+def test_bfloat16_does_not_round_outputs():
     net = nn.Sequential(nn.Linear(1, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1))
     with th.no_grad():
         net[4].bias += 1000.0
@@ -132,12 +132,12 @@ class OwnLinear(nn.Linear):
     ],
     ids=lambda layers: "-".join(type(layer).__name__ for layer in layers) or "empty",
 )
-def test_other_networks_are_no_perceptrons(layers):
+def test_other_networks_are_not_supported(layers):
     assert not is_perceptron(layers)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_hook_on_a_layer_would_be_skipped(name):
+def test_a_network_with_hooks_is_not_supported(name):
     net = network(name)
     assert is_perceptron(list(net))
     net[1].register_forward_hook(lambda *_: None)

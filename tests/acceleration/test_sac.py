@@ -70,7 +70,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_updates_are_sb3s(variant):
+def test_updates_equal_sb3s(variant):
     ours, theirs = collected(**VARIANTS[variant]), collected(**VARIANTS[variant])
     if variant == "clamped deviations":
         for agent in (ours, theirs):
@@ -166,14 +166,14 @@ def watch_the_actor(agent):
 @pytest.mark.parametrize(
     "change", [freeze, clip_gradients, reparametrise, head_of_two_layers, after_gradients, watch_a_layer, watch_the_actor]
 )
-def test_what_autograd_would_see_is_left_to_it(change):
+def test_networks_that_need_autograd_are_left_to_sb3(change):
     agent = SAC("MlpPolicy", Noise(), device="cpu")
     assert fused_sac.supports(agent)
     change(agent)
     assert not fused_sac.supports(agent)
 
 
-def test_an_algorithm_in_between_keeps_its_own_updates():
+def test_a_class_between_mbpo_and_sac_keeps_its_own_updates():
     calls = []
 
     class Own(SAC):
@@ -193,7 +193,7 @@ def test_without_onednn_updates_are_left_to_sb3(monkeypatch):
     assert not fused_sac.supports(agent)
 
 
-def test_mbpo_takes_them(monkeypatch):
+def test_mbpo_uses_the_fused_updates(monkeypatch):
     trained = []
     train = fused_sac.train
     monkeypatch.setattr(fused_sac, "train", lambda *args: trained.append(args[1:]) or train(*args))

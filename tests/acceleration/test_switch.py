@@ -74,7 +74,7 @@ def agent():
 
 
 @pytest.mark.skipif(not onednn.AVAILABLE, reason="no oneDNN")
-def test_without_acceleration_everything_is_left_to_sb3_and_pytorch(agent):
+def test_without_acceleration_sb3_and_pytorch_compute_everything(agent):
     for parameter in agent.actor.parameters():
         parameter.grad = th.ones_like(parameter)
     optimizer = agent.actor.optimizer
@@ -86,7 +86,7 @@ def test_without_acceleration_everything_is_left_to_sb3_and_pytorch(agent):
     assert fused_sac.supports(agent)
 
 
-def test_the_context_gives_back_what_was_there_even_after_an_error():
+def test_the_context_restores_the_switch_even_after_an_error():
     with pytest.raises(KeyboardInterrupt), acceleration.disabled():
         with acceleration.disabled():
             assert not acceleration.enabled
@@ -95,7 +95,7 @@ def test_the_context_gives_back_what_was_there_even_after_an_error():
     assert acceleration.enabled
 
 
-def test_it_is_one_switch_for_all_threads():
+def test_the_switch_holds_for_all_threads():
     seen = []
     with acceleration.disabled():
         thread = threading.Thread(target=lambda: seen.append(acceleration.enabled))
@@ -104,7 +104,7 @@ def test_it_is_one_switch_for_all_threads():
     assert seen == [False]
 
 
-def test_the_environment_variable_sets_it(monkeypatch):
+def test_the_environment_variable_sets_the_switch(monkeypatch):
     monkeypatch.delenv(acceleration.VARIABLE, raising=False)
     assert acceleration._from_environment()
     for value, expected in (("0", False), ("1", True)):
@@ -141,7 +141,7 @@ def test_bfloat16_is_refused_where_sb3s_code_trains(monkeypatch, setting):
         MBPO("MlpPolicy", ENV_ID, precision="bfloat16", **setting)
 
 
-def test_siblings_have_bfloat16_for_their_model_alone(monkeypatch):
+def test_siblings_accept_bfloat16_only_for_their_model(monkeypatch):
     monkeypatch.setattr("sb3_mbrl.acceleration.precision.HAS_BFLOAT16", True)
     with pytest.raises(TypeError, match="precision"):
         MBTQC("MlpPolicy", ENV_ID, precision="bfloat16")

@@ -105,7 +105,7 @@ def assert_predicts_in_the_space(predict, space):
     ("name", "kind"),
     [(name, kind) for kind in SPACES for name in (MAKE if kind == "int8" else ("mbpo", "tdmpc2", "dyna-sac"))],
 )
-def test_what_is_executed_is_in_the_space_and_is_learned_from(name, kind, tmp_path):
+def test_executed_actions_are_in_the_space_and_are_learned_from(name, kind, tmp_path):
     space = SPACES[kind]
     model = make(name, DummyVecEnv([lambda: Echo(space)] * 2)).learn(52)
     assert_learned_from_what_was_executed(model)
@@ -124,7 +124,7 @@ def test_noise_is_rounded_with_the_action(name):
 
 
 @pytest.mark.parametrize("kind", INTEGERS)
-def test_random_actions_are_all_the_whole_numbers(kind):
+def test_random_actions_cover_all_whole_numbers(kind):
     trajectories = collect(Echo(INTEGERS[kind]), 3_000, seed=0)
     for trajectory in trajectories[:5]:
         np.testing.assert_allclose(trajectory.actions, trajectory.next_observations, atol=1e-6)
@@ -132,7 +132,7 @@ def test_random_actions_are_all_the_whole_numbers(kind):
     assert actions.min() == -1 and actions.max() == 1
 
 
-def test_a_model_is_stepped_with_what_would_be_executed():
+def test_a_model_is_stepped_with_the_actions_that_would_be_executed():
     space = spaces.Box(0, 3, (1,), np.uint8)
     model = ProbabilisticEnsemble(spaces.Box(-1, 1, (1,)), space, **ENSEMBLE, device="cpu")
     action = th.linspace(-1, 1, 31).unsqueeze(1).requires_grad_()
@@ -144,7 +144,7 @@ def test_a_model_is_stepped_with_what_would_be_executed():
 
 
 @pytest.mark.parametrize("name", ["tdmpc", "tdmpc2"])
-def test_a_latent_model_is_stepped_with_what_would_be_executed(name):
+def test_a_latent_model_is_stepped_with_the_actions_that_would_be_executed(name):
     model = make(name, Echo(spaces.Box(0, 3, (1,), np.uint8))).model
     action = th.linspace(-1, 1, 31).unsqueeze(1)
     latents = model.step(model.start(th.zeros(1, 1)).expand(31, -1), action).next_obs
@@ -170,7 +170,7 @@ def test_actions_that_were_cut_to_whole_numbers_are_not_learned_from(read):
 
 
 @pytest.mark.parametrize("name", ["mbpo", "tdmpc2", "pets"])
-def test_a_buffer_that_cuts_actions_is_refused_when_learning_goes_on(name):
+def test_a_buffer_that_cuts_actions_is_refused_when_learning_continues(name):
     env = Echo(INTEGERS["int32"])
     model = make(name, env)
     model.replay_buffer.actions = model.replay_buffer.actions.astype(np.int32)
@@ -180,7 +180,7 @@ def test_a_buffer_that_cuts_actions_is_refused_when_learning_goes_on(name):
 
 @pytest.mark.parametrize("name", MAKE)
 @pytest.mark.parametrize("low, high, dtype", [(0, 0, np.float32), (1, 1, np.int8), (-3e38, 3e38, np.float32)])
-def test_bounds_that_nothing_can_be_scaled_to_are_refused(name, low, high, dtype):
+def test_bounds_that_do_not_allow_scaling_are_refused(name, low, high, dtype):
     with pytest.raises(ValueError, match="low < high in each dimension, and a difference that float32 can hold"):
         make(name, Echo(spaces.Box(low, high, (1,), dtype)))
 
@@ -230,7 +230,7 @@ def test_algorithms_of_sb3_learn_in_the_model(space):
             env.step(0)
 
 
-def test_spaces_that_sb3_can_act_in_stay_what_they_are():
+def test_spaces_that_sb3_supports_are_not_changed():
     for space in (spaces.Discrete(3), spaces.Box(-1, 1, (2,)), spaces.Box(-2, 1, (2,), np.float64)):
         assert for_sb3(space) is space
         action = space.sample()
@@ -238,7 +238,7 @@ def test_spaces_that_sb3_can_act_in_stay_what_they_are():
 
 
 @pytest.mark.parametrize("kind", INTEGERS)
-def test_there_and_back(kind):
+def test_actions_survive_the_conversion_in_both_directions(kind):
     space = INTEGERS[kind]
     actions = np.stack([space.low, space.high, (space.low.astype(int) + space.high) // 2]).astype(space.dtype)
     scaled = from_environment(actions, space)
@@ -248,7 +248,7 @@ def test_there_and_back(kind):
     assert np.array_equal(from_sb3(actions + np.float32(0.4), space), actions)
 
 
-def test_a_buffer_of_floats_is_what_it_was():
+def test_a_buffer_of_floats_is_not_changed():
     space = spaces.Box(-1, 1, (1,))
     model = make("mbpo", Echo(space))
     assert model.replay_buffer.actions.dtype == ReplayBuffer(5, space, space).actions.dtype

@@ -29,7 +29,7 @@ def noise():
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_action_noise_is_of_as_many_environments_as_there_are(name, tmp_path):
+def test_action_noise_is_vectorized_for_the_new_number_of_environments(name, tmp_path):
     model = ALGORITHMS[name](pendulums(2), action_noise=noise()).learn(8)
     model.save(tmp_path / "model")
     for n_envs in (1, 3, 4):
@@ -41,7 +41,7 @@ def test_action_noise_is_of_as_many_environments_as_there_are(name, tmp_path):
 
 
 @pytest.mark.parametrize("force_reset", [True, False])
-def test_episodes_of_other_environments_do_not_go_on(force_reset, tmp_path):
+def test_episodes_of_other_environments_are_not_continued(force_reset, tmp_path):
     model = ALGORITHMS["mbpo"](pendulums(2)).learn(8)
     model.save(tmp_path / "model")
     loaded = MBPO.load(tmp_path / "model", env=pendulums(3), force_reset=force_reset, device="cpu")
@@ -80,7 +80,7 @@ def test_another_number_of_imagined_environments(tmp_path):
         Dyna.load_checkpoint(tmp_path / "checkpoint", env=env, device="cpu", n_imagined_envs=3)
 
 
-def test_noise_that_fits_is_kept_as_it_is():
+def test_noise_for_the_same_number_of_environments_is_kept():
     alone, of_two = NormalActionNoise(np.zeros(1), np.ones(1)), VectorizedActionNoise(noise(), 2)
     assert noise_for(None, 2) is None and noise_for(alone, 3) is alone and noise_for(of_two, 2) is of_two
     assert noise_for(of_two, 3) is of_two.base_noise

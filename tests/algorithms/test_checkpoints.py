@@ -214,7 +214,7 @@ class TestRoundTrip:
 
 
 class TestReplayBuffer:
-    def test_there_is_none(self, tmp_path):
+    def test_a_folder_without_a_checkpoint(self, tmp_path):
         model = make_model().learn(20)
         model.replay_buffer = None
         model.save_checkpoint(tmp_path)
@@ -472,7 +472,7 @@ class TestCallback:
         model.learn(20, ExactCheckpointCallback(20, tmp_path), reset_num_timesteps=False)
         assert seen[2:] == [(60, 60, 60)]
 
-    def test_says_so(self, tmp_path, capsys):
+    def test_a_save_prints_a_line(self, tmp_path, capsys):
         make_model().learn(10, ExactCheckpointCallback(10, tmp_path, verbose=2))
         assert "Checkpoint at step 10" in capsys.readouterr().out
 

@@ -29,18 +29,18 @@ def test_shared_arguments_have_the_order_of_stable_baselines3(cls):
 
 
 @pytest.mark.parametrize("cls", LIKE)
-def test_a_positional_argument_means_what_it_means_there(cls):
+def test_a_positional_argument_means_the_same_as_in_sb3(cls):
     positional = [name for name, each in parameters(cls).items() if each.kind is not KEYWORD and name != "algorithm_class"]
     assert positional == list(parameters(LIKE[cls]))[: len(positional)]
 
 
-def test_a_call_that_was_written_for_sac_fails_rather_than_mean_something_else():
+def test_a_call_written_for_sac_fails_rather_than_meaning_something_else():
     for cls, policy in ((PETS, "MPCPolicy"), (DynaQ, "TabularPolicy")):
         with pytest.raises(TypeError, match="positional arguments"):
             cls(policy, "Pendulum-v1", 3e-4, 1_000, 100, 256, 0.005)
 
 
-def test_mbpo_shows_what_is_computed_for_the_others():
+def test_the_signature_of_mbpo_equals_the_computed_one():
     """MBPO writes its signature out, for type checkers and editors; it may have arguments of its own."""
 
     class Computed(MBPOMixin, SAC): ...

@@ -126,7 +126,7 @@ class TestIdentity:
         task = other.envs[0].unwrapped
         assert task.b[0] is task.a == [1, 2]
 
-    def test_references_to_the_task_lead_to_the_live_one(self):
+    def test_references_to_the_task_point_to_the_live_one(self):
         env, other = walk()(), walk()()
         for venv in (env, other):
             venv.envs[0].unwrapped.helper = {"task": venv.envs[0].unwrapped, "reset": venv.envs[0].reset}
@@ -135,7 +135,7 @@ class TestIdentity:
         assert task.helper["task"] is task
         assert task.helper["reset"].__self__ is other.envs[0]
 
-    def test_mujoco_objects_and_renderer_stay(self):
+    def test_mujoco_objects_and_renderer_are_kept(self):
         pytest.importorskip("mujoco")
         env = make_vec_env("InvertedPendulum-v5")
         task = env.envs[0].unwrapped
@@ -145,7 +145,7 @@ class TestIdentity:
         assert task.model is model and task.data is data
         assert task.mujoco_renderer.model is model and task.mujoco_renderer.data is data
 
-    def test_how_the_env_was_made_stays(self):
+    def test_the_specification_of_the_environment_is_kept(self):
         env, other = make_vec_env("Pendulum-v1"), make_vec_env("Pendulum-v1", env_kwargs={"render_mode": "rgb_array"})
         other.envs[0].unwrapped.render_mode = "human"
         restore_env_state(other, through_disk(save_env_state(env)))
@@ -153,7 +153,7 @@ class TestIdentity:
 
 
 class TestWhatCannotBePickled:
-    def test_open_files_functions_and_modules_are_left_alone(self, tmp_path):
+    def test_open_files_functions_and_modules_are_not_changed(self, tmp_path):
         def make(name):
             task = Walk(log=open(tmp_path / name, "w"), rule=lambda x: x, module=np)
             return DummyVecEnv([lambda: Monitor(task, str(tmp_path / name))])
@@ -167,7 +167,7 @@ class TestWhatCannotBePickled:
             venv.envs[0].unwrapped.log.close()
             venv.close()
 
-    def test_a_state_that_cannot_be_reached_means_a_reset(self):
+    def test_an_environment_whose_state_cannot_be_read_is_reset(self):
         env = walk(noise=(i for i in range(10)))()
         state = save_env_state(env)
         assert state["envs"] is None
@@ -199,7 +199,7 @@ class TestOtherEnvs:
         with pytest.raises(ValueError, match="another MuJoCo model"):
             restore_env_state(other, state)
 
-    def test_tasks_can_be_left_alone(self):
+    def test_a_task_can_be_excluded(self):
         env, other = walk(VecNormalize)(), walk(VecNormalize)()
         env.reset()
         advance(env, 5)
@@ -209,7 +209,7 @@ class TestOtherEnvs:
         assert other.envs[0].unwrapped.position == position
         assert other.obs_rms.mean == env.obs_rms.mean
 
-    def test_of_subproc_the_wrappers_are_restored(self):
+    def test_wrappers_around_subproc_are_restored(self):
         env = VecNormalize(SubprocVecEnv([Walk, Walk]))
         try:
             env.reset()

@@ -94,7 +94,7 @@ def test_rollouts_become_longer(make_mbpo, capsys):
     assert seconds["updating"] == pytest.approx(2 * 249, rel=0.03)
 
 
-def test_it_is_told_in_each_learn_that_has_a_full_round(make_mbpo, capsys):
+def test_each_learn_with_a_full_round_prints_a_forecast(make_mbpo, capsys):
     model = make_mbpo()
     model.learn(140)
     assert list(forecasts(capsys)) == []
@@ -107,7 +107,7 @@ def test_it_is_told_in_each_learn_that_has_a_full_round(make_mbpo, capsys):
     assert list(forecasts(capsys)) == []
 
 
-def test_it_changes_nothing(capsys):
+def test_the_forecast_does_not_change_the_run(capsys):
     """A run that says how long it takes ends as one that is silent does, and calls the user's function as often."""
     runs = []
     for verbose in (1, 0):
@@ -162,7 +162,7 @@ def test_growth_of_a_schedule():
     assert growth(lambda step: step, 0, 2_000, 4_000) == pytest.approx(3, rel=0.01)
 
 
-def test_words_for_spans_of_time():
+def test_durations_are_printed_in_suitable_units():
     assert [in_words(seconds) for seconds in (0.4, 89, 90, 5_399, 5_400)] == [
         *("0 seconds", "89 seconds", "1.5 minutes", "90.0 minutes", "1.5 hours")
     ]

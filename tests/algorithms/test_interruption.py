@@ -103,7 +103,7 @@ def test_every_stored_transition_has_happened(name, way, monkeypatch):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_table_remembers_what_has_happened(way, monkeypatch):
+def test_the_table_of_dyna_q_keeps_the_transitions_that_happened(way, monkeypatch):
     model = DynaQ("TabularPolicy", clocks(2, is_discrete=True), planning_steps=1, seed=0).learn(14)
     with monkeypatch.context() as patch, pytest.raises((RuntimeError, KeyboardInterrupt)):
         model.learn(10, way(model, patch), reset_num_timesteps=False)
@@ -112,7 +112,7 @@ def test_a_table_remembers_what_has_happened(way, monkeypatch):
     assert all(after == before + 1 for before, after in steps) and len(model._known) > 14
 
 
-def test_an_interrupt_between_two_steps_costs_nothing(monkeypatch):
+def test_an_interrupt_between_two_steps_loses_no_transition(monkeypatch):
     model = MBPO("MlpPolicy", clocks(1), **{**SMALL, "learning_starts": 5}).learn(7)
 
     def interrupt(*_):
@@ -125,7 +125,7 @@ def test_an_interrupt_between_two_steps_costs_nothing(monkeypatch):
     assert np.array_equal(model.replay_buffer.observations[:9, 0], [[1, age] for age in range(9)])
 
 
-def test_the_second_learn_does_not_go_on_where_the_first_one_was():
+def test_the_second_learn_starts_new_episodes():
     model = MBPO("MlpPolicy", clocks(1), n_steps=3, **SMALL).learn(7).learn(7)
     assert np.flatnonzero(model.replay_buffer.timeouts).tolist() == [6]
     model.learn(7, reset_num_timesteps=False)
@@ -151,7 +151,7 @@ def test_a_full_buffer_keeps_whole_rows():
     assert np.array_equal(buffer.observations.ravel(), [0, 1, 2]) and np.array_equal(buffer.rewards.ravel(), [0, 1, 2])
 
 
-def test_no_sequence_goes_on_from_an_old_transition_into_a_new_one(monkeypatch):
+def test_no_sequence_continues_from_an_old_transition_into_a_new_one(monkeypatch):
     box = spaces.Box(-99, 99, (1,), np.float32)
     buffer = SequenceReplayBuffer(4, box, box, "cpu", horizon=2)
 
@@ -199,7 +199,7 @@ def test_an_interrupted_round_of_the_agent_ends_its_imagined_trajectories(monkey
     assert buffer.timeouts[1].all()
 
 
-def test_buffers_without_time_limits_are_left_alone():
+def test_buffers_without_time_limits_are_not_changed():
     box = spaces.Box(-9, 9, (1,), np.float32)
     buffer = ReplayBuffer(3, box, box, "cpu")
     end_trajectories(buffer)

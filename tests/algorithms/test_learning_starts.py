@@ -44,7 +44,7 @@ def test_steps_made_before_count_unless_they_are_forgotten():
 
 
 @pytest.mark.parametrize(("n_envs", "train_freq", "last"), [(3, 1, 9), (1, 5, 10), (2, 3, 12)])
-def test_whole_rollouts_are_made(n_envs, train_freq, last):
+def test_rollouts_are_completed(n_envs, train_freq, last):
     """A rollout that has begun goes on beyond ``total_timesteps``."""
     assert warnings_of(make("MBPO", n_envs, train_freq=train_freq, learning_starts=last - 1), 7) == []
     assert f"ends at step {last}" in warnings_of(make("MBPO", n_envs, train_freq=train_freq, learning_starts=last), 7)[0]

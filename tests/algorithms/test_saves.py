@@ -72,7 +72,7 @@ def test_a_replay_buffer_goes_where_stable_baselines3_saves_it(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["MBPO", "DynaQ"])
-def test_a_folder_is_no_file(name, tmp_path):
+def test_a_folder_is_refused_as_a_file(name, tmp_path):
     with pytest.raises(ValueError, match=rf"{tmp_path} is a folder\..*load_checkpoint"):
         type(ALGORITHMS[name]()).load(tmp_path)
 
@@ -88,7 +88,7 @@ def test_the_table_of_another_algorithm_is_refused_and_the_file_is_named(tmp_pat
     assert DynaQ.load(tmp_path / "table").policy.q.shape == (16, 4)
 
 
-def test_a_subclass_loads_what_its_algorithm_has_saved_and_the_other_way_round(tmp_path):
+def test_a_subclass_and_its_algorithm_load_each_others_files(tmp_path):
     class Mine(MBPO):
         """Inherits the name of the algorithm."""
 
@@ -102,7 +102,7 @@ def test_a_subclass_loads_what_its_algorithm_has_saved_and_the_other_way_round(t
         MyOwn.load(tmp_path / "model")
 
 
-def test_a_class_without_a_name_is_known_by_that_of_the_class(tmp_path):
+def test_an_algorithm_without_a_name_is_identified_by_its_class(tmp_path):
     class MBMine(MBPOMixin, SAC): ...
 
     MBMine("MlpPolicy", "Pendulum-v1", **SMALL).save(tmp_path / "model")

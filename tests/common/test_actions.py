@@ -57,7 +57,7 @@ def test_back_from_the_environment(space, seed):
 
 
 @given(space=boxes(), seed=st.integers(0, 100))
-def test_an_action_of_the_environment_comes_back(space, seed):
+def test_an_action_of_the_environment_survives_both_conversions(space, seed):
     unit, model = units(space, seed=seed), scaler(space)
     actions = to_environment(unit, space)
     assert_contains(space, actions)
@@ -67,21 +67,21 @@ def test_an_action_of_the_environment_comes_back(space, seed):
 
 
 @given(space=boxes())
-def test_a_scaled_action_comes_back(space):
+def test_a_scaled_action_survives_both_conversions(space):
     actions = samples(space)
     unit = scaler(space).scale_action(th.as_tensor(actions, dtype=th.float32).flatten(1))
     np.testing.assert_allclose(to_environment(unit, space), actions, rtol=1e-5, atol=1e-5)
 
 
 @given(space=boxes())
-def test_the_scale_is_that_of_sb3s_policies(space):
+def test_the_scale_equals_that_of_sb3s_policies(space):
     unit = units(space)
     theirs = BasePolicy.unscale_action(SimpleNamespace(action_space=space), unit.numpy().reshape(-1, *space.shape))
     np.testing.assert_allclose(to_environment(unit, space), theirs, rtol=1e-6, atol=1e-6)
 
 
 @given(space=boxes())
-def test_corners_are_the_bounds_and_what_leaves_the_box_is_clipped(space):
+def test_corners_are_the_bounds_and_actions_outside_are_clipped(space):
     beyond = th.tensor([[-1.0], [1.0], [-1.5], [1 + 1e-6]]).expand(-1, action_dim(space))
     actions = to_environment(beyond, space)
     assert_contains(space, actions)
@@ -116,7 +116,7 @@ def test_dimensions(space, dim):
 
 
 @given(n=st.integers(1, 6), start=st.integers(-5, 5))
-def test_a_discrete_action_comes_back(n, start):
+def test_a_discrete_action_survives_both_conversions(n, start):
     space = spaces.Discrete(n, start=start)
     actions = np.arange(start, start + n)
     encoded = one_hot(actions, space)
@@ -132,7 +132,7 @@ def test_discrete_actions_are_encoded_however_a_buffer_stores_them(stored):
 
 
 @given(n=st.integers(1, 6), start=st.integers(-5, 5))
-def test_one_hot_actions_have_no_other_scale(n, start):
+def test_one_hot_actions_are_not_scaled(n, start):
     space = spaces.Discrete(n, start=start)
     model = scaler(space)
     assert model.unscale_action(th.eye(n)).equal(th.eye(n))

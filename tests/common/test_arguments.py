@@ -281,7 +281,7 @@ def test_identify_checks_its_iterations():
             identify("InvertedPendulum-v5", TRANSITIONS[0], {}, max_iterations=iterations)
 
 
-def test_what_load_sets_is_checked_too(tmp_path):
+def test_arguments_replaced_by_load_are_checked_too(tmp_path):
     make, _, arguments, _ = CONSTRUCTORS["MBPO"]
     make(**given(arguments)).save(tmp_path / "model.zip")
     with pytest.raises(ValueError, match=r"gamma must be a number in \[0, 1\], got 2.5"):
@@ -368,7 +368,7 @@ def test_every_number_that_an_algorithm_inherits_has_a_rule():
     assert set(numbers_of((SAC, TD3, TQC, CrossQ))) <= {*OFF_POLICY, "tensorboard_log"}
 
 
-def test_a_quantile_is_left_to_truncated_critics():
+def test_truncated_critics_must_keep_a_quantile():
     make, _, arguments, _ = CONSTRUCTORS["MBTQC"]
     make(**given(arguments), top_quantiles_to_drop_per_net=24)
     with pytest.raises(ValueError, match="top_quantiles_to_drop_per_net=25 leaves no quantile of the n_quantiles=25"):

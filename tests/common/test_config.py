@@ -8,7 +8,7 @@ KIND = {"name": {"cem", "mppi"}, "sizes": [int], "rate": float, "seed": (int, No
 RIGHT = {"name": "cem", "sizes": [4, 5], "rate": 1, "seed": None, "on": True, "note": "", "more": {"a": []}}
 
 
-def test_what_is_right_passes():
+def test_valid_configurations_pass():
     check_config(RIGHT, KIND, "The file")
     check_config({**RIGHT, "sizes": [], "rate": 1.5, "seed": 3}, KIND, "The file")
 
@@ -31,7 +31,7 @@ def test_what_is_right_passes():
         ("more", [], "more must be a mapping"),
     ],
 )
-def test_what_is_wrong_is_named(name, value, expected):
+def test_invalid_entries_are_named(name, value, expected):
     with pytest.raises(ValueError, match=f"The file is damaged: {expected}"):
         check_config({**RIGHT, name: value}, KIND, "The file")
 
@@ -43,7 +43,7 @@ def test_keys_that_are_missing_or_unknown_are_refused():
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", "[" * 100_000, b"\xff", "{'a': 1}"])
-def test_what_is_no_mapping_in_json_is_damaged(text):
+def test_json_that_is_not_a_mapping_counts_as_damaged(text):
     with pytest.raises(ValueError, match="The file is damaged: its configuration"):
         read_json(text, "The file")
 

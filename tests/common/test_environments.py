@@ -39,13 +39,13 @@ MISTAKES = [
 
 @pytest.mark.parametrize("mistake, message", MISTAKES, ids=["VectorEnv", "class", "function", "list", "number"])
 @pytest.mark.parametrize("name", TAKES_AN_ENVIRONMENT)
-def test_what_is_no_environment_is_named(name, mistake, message):
+def test_anything_that_is_not_an_environment_is_named(name, mistake, message):
     with pytest.raises(ValueError, match=message):
         TAKES_AN_ENVIRONMENT[name](mistake())
 
 
 @pytest.mark.parametrize("name", [*ALGORITHMS, "DynaQ"])
-def test_no_environment_is_named(name):
+def test_a_missing_environment_is_named(name):
     with pytest.raises(ValueError, match="env must be an environment of Gymnasium, its id, or a VecEnv .* got None"):
         TAKES_AN_ENVIRONMENT[name](None)
 
@@ -61,7 +61,7 @@ def test_learning_after_a_load_without_an_environment_asks_for_one(name, tmp_pat
 
 @pytest.mark.parametrize("policy", [None, 3, PPO, int])
 @pytest.mark.parametrize("cls", [MBPO, MBTD3, TDMPC2, PETS])
-def test_what_is_no_policy_is_refused_with_those_that_there_are(cls, policy):
+def test_anything_that_is_not_a_policy_is_refused_with_the_available_names(cls, policy):
     with pytest.raises(ValueError, match=rf"{cls.__name__} has '\w+Policy'.*; got {policy!r} as its policy"):
         cls(policy, "Pendulum-v1")
 
@@ -84,7 +84,7 @@ def test_a_table_is_for_discrete_observations(cls):
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_vec_normalize_goes_outside_of_what_changes_observations(name):
+def test_vec_normalize_must_be_outside_of_wrappers_that_change_observations(name):
     inside = VecFrameStack(VecNormalize(make_vec_env("Pendulum-v1")), 2)
     with pytest.raises(
         ValueError, match=r"VecNormalize goes outside of VecFrameStack.*VecNormalize\(VecFrameStack\(venv\), ...\)"

@@ -249,7 +249,7 @@ def kill_at(stage, folder, what="file"):
 
 @linux_and_macos
 @pytest.mark.parametrize("stage", ["fsync", "replace"])
-def test_what_a_killed_writer_left_is_removed_at_the_next_write_in_the_folder(tmp_path, stage):
+def test_leftovers_of_a_killed_writer_are_removed_at_the_next_write_in_the_folder(tmp_path, stage):
     (tmp_path / "model.bin").write_bytes(b"old")
     kill_at(stage, tmp_path)
     assert len(names(tmp_path)) == 2 and (tmp_path / "model.bin").read_bytes() == b"old"
@@ -267,7 +267,7 @@ def test_a_folder_of_a_killed_process_is_removed_too(tmp_path, stage):
 
 
 @linux_and_macos
-def test_what_is_in_use_is_no_leftover(tmp_path):
+def test_a_file_in_use_is_not_removed_as_a_leftover(tmp_path):
     with new_file(tmp_path) as file, new_folder(tmp_path) as folder:
         before = names(tmp_path)
         write = IMPORT + "files.write_atomically(sys.argv[1], b'')"
@@ -279,7 +279,7 @@ def test_what_is_in_use_is_no_leftover(tmp_path):
 
 
 @linux_and_macos
-def test_a_new_file_that_was_taken_for_a_leftover_is_made_again(tmp_path, monkeypatch):
+def test_a_new_file_that_was_removed_as_a_leftover_is_created_again(tmp_path, monkeypatch):
     """Between a file's creation and its lock another process may see it."""
     lock, taken = files.fcntl.flock, []
 
@@ -295,7 +295,7 @@ def test_a_new_file_that_was_taken_for_a_leftover_is_made_again(tmp_path, monkey
 
 
 @linux_and_macos
-def test_without_locks_nothing_is_taken_for_a_leftover(tmp_path, monkeypatch):
+def test_without_locks_no_leftovers_are_removed(tmp_path, monkeypatch):
     def refuse(*args):
         raise OSError(37, "No locks available")
 
@@ -306,7 +306,7 @@ def test_without_locks_nothing_is_taken_for_a_leftover(tmp_path, monkeypatch):
     assert names(tmp_path) == ["model.bin"]
 
 
-def test_without_advisory_locks_files_are_written_all_the_same(tmp_path, monkeypatch):
+def test_files_are_written_even_without_advisory_locks(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "fcntl", None)
     with new_folder(tmp_path):
         write_atomically(tmp_path / "model.bin", b"new")

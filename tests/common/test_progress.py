@@ -26,7 +26,7 @@ def test_a_line_is_printed_every_half_minute(clock, capsys):
 
 
 @pytest.mark.parametrize(("verbose", "expected"), [(0, ""), (1, "Working\n")])
-def test_without_a_bar_it_takes_verbose_to_print(clock, capsys, verbose, expected):
+def test_without_a_progress_bar_lines_are_printed_only_if_verbose(clock, capsys, verbose, expected):
     with showing(verbose, progress_bar=False) as show:
         clock[0] = 40
         show("working")
@@ -34,7 +34,7 @@ def test_without_a_bar_it_takes_verbose_to_print(clock, capsys, verbose, expecte
 
 
 @pytest.mark.parametrize("total", [3, None])
-def test_a_bar_prints_no_lines(clock, capsys, total):
+def test_with_a_progress_bar_no_lines_are_printed(clock, capsys, total):
     with showing(verbose=1, progress_bar=True, total=total) as show:
         clock[0] = 40
         show("working", 2)

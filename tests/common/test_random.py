@@ -28,7 +28,7 @@ def seeded(seed=0):
     rows=st.integers(0, 4),
     rest=st.lists(st.integers(1, 3), max_size=2),
 )
-def test_each_block_of_rows_is_what_its_generator_would_give_alone(name, n_generators, rows, rest):
+def test_each_block_of_rows_equals_the_draw_of_its_generator_alone(name, n_generators, rows, rest):
     together = DRAWS[name]((n_generators * rows, *rest), [seeded(g) for g in range(n_generators)])
     assert together.shape == (n_generators * rows, *rest)
     for g in range(n_generators):
@@ -36,19 +36,19 @@ def test_each_block_of_rows_is_what_its_generator_would_give_alone(name, n_gener
 
 
 @each_draw
-def test_streams_go_on_from_draw_to_draw(name):
+def test_streams_continue_from_draw_to_draw(name):
     several, alone = [seeded(0), seeded(1)], seeded(1)
     for rows in (1, 3, 2):
         assert DRAWS[name]((2 * rows, 4), several)[rows:].equal(DRAWS[name]((rows, 4), alone))
 
 
 @each_draw
-def test_one_generator_gives_what_torch_gives(name):
+def test_one_generator_draws_the_same_as_torch(name):
     assert DRAWS[name]((5, 3), seeded()).equal(TORCH[name]((5, 3), generator=seeded()))
 
 
 @each_draw
-def test_none_is_the_global_stream_which_is_left_alone_otherwise(name):
+def test_only_without_generators_is_the_global_stream_used(name):
     th.manual_seed(7)
     DRAWS[name]((4, 3), seeded())
     DRAWS[name]((4, 3), [seeded(), seeded(1)])
@@ -63,7 +63,7 @@ def test_rows_that_cannot_be_divided_among_the_generators_are_refused(name, rows
         DRAWS[name]((rows, 2), [seeded()] * n_generators)
 
 
-def test_integers_are_long_and_stay_below_high():
+def test_integers_are_int64_and_below_high():
     drawn = randint(3, (300,), [seeded(0), seeded(1)], "cpu")
     assert drawn.dtype == th.long
     assert drawn.unique().tolist() == [0, 1, 2]

@@ -146,7 +146,7 @@ def runs(draw):
 @pytest.mark.parametrize("obs_space", [BOX, DICT], ids=["box", "dict"])
 @pytest.mark.parametrize("alpha", [0.0, 0.6])
 @given(run=runs())
-def test_sequences_are_those_that_brute_force_finds(obs_space, alpha, run):
+def test_sequences_equal_those_found_by_brute_force(obs_space, alpha, run):
     rows, n_envs, horizon, steps, pickled_at = run
     recorder = Recorder(make_buffer(rows, n_envs, horizon, obs_space, priority_exponent=alpha))
     np.random.seed(0)
@@ -162,7 +162,7 @@ def test_sequences_are_those_that_brute_force_finds(obs_space, alpha, run):
         assert samples.valid.shape == (horizon, 50)
 
 
-def test_what_a_sample_is():
+def test_the_contents_of_a_sample():
     samples = recorded(ON, ON, ON, ON).buffer.sample(7)
     assert samples.observations.shape == (4, 7, 2)
     assert samples.actions.shape == (3, 7, 2)
@@ -213,7 +213,7 @@ def test_without_timeout_handling_a_time_limit_counts_as_an_end():
 
 
 @pytest.mark.parametrize("changed", ["position", "camera"])
-def test_one_number_of_one_key_that_differs_is_a_break(changed):
+def test_a_difference_in_one_number_of_one_key_is_a_break(changed):
     buffer = make_buffer(horizon=2, obs_space=DICT)
     for number, jump in enumerate([0, 0, 50, 0]):
         obs, next_obs = observations(buffer, [number]), observations(buffer, [number + 1])
@@ -270,7 +270,7 @@ def test_images_stay_uint8():
     assert (obs[1:] == obs[:-1] + 1).all()
 
 
-def test_float64_observations_leave_as_float32_but_breaks_are_seen_at_full_precision():
+def test_float64_observations_are_sampled_as_float32_but_breaks_are_found_in_full_precision():
     buffer = SequenceReplayBuffer(9, spaces.Box(-1, 1, (1,), np.float64), ACTION_SPACE, device="cpu", horizon=2)
     for start, end in [(0.0, 0.1), (0.1, 0.2), (0.2 + 1e-15, 0.3)]:
         buffer.add(np.array([[start]]), np.array([[end]]), np.zeros((1, 2)), np.zeros(1), np.zeros(1), [{}])
@@ -423,7 +423,7 @@ def test_overwritten_rows_lose_their_priority():
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, np.nan, np.inf])
-def test_priorities_that_cannot_be(bad):
+def test_invalid_priorities_are_refused(bad):
     buffer = prioritized(*[ON] * 8).buffer
     before = buffer.scaled_priorities.copy()
     with pytest.raises(ValueError, match="priorities must be finite and above 0, got values from .* add a small constant"):
@@ -438,7 +438,7 @@ def test_priorities_that_cannot_be(bad):
 @pytest.mark.parametrize("compact", [False, True])
 @pytest.mark.parametrize("n_before", [6, 30])
 @pytest.mark.parametrize("obs_space", [BOX, DICT], ids=["box", "dict"])
-def test_a_pickled_buffer_goes_on_as_if_nothing_had_happened(compact, n_before, obs_space, tmp_path):
+def test_a_pickled_buffer_continues_unchanged(compact, n_before, obs_space, tmp_path):
     def fill(buffer, pickled):
         recorder = Recorder(buffer)
         np.random.seed(0)
@@ -564,7 +564,7 @@ def check_counting(obs, batch):
 
 @pytest.mark.parametrize(("env_cls", "kind"), [(Counting, SequenceReplayBuffer), (CountingDict, DictSequenceReplayBuffer)])
 @pytest.mark.parametrize("learns", [(41, 41), (160, 97)])
-def test_what_an_algorithm_of_sb3_collects(env_cls, kind, learns):
+def test_transitions_collected_by_an_algorithm_of_sb3(env_cls, kind, learns):
     model = learn_sequences(env_cls, kind, learns=learns)
     (obs,) = leaves(model.batch.observations)
     check_counting(obs, model.batch)
@@ -609,7 +609,7 @@ def test_learning_again_starts_a_new_sequence():
         ({"optimize_memory_usage": True}, "does not support optimize_memory_usage=True.* Leave it at False"),
     ],
 )
-def test_what_cannot_be_is_refused(obs_space, kwargs, message):
+def test_invalid_arguments_are_refused(obs_space, kwargs, message):
     with pytest.raises(ValueError, match=message):
         make_buffer(obs_space=obs_space, **kwargs)
 

@@ -21,7 +21,7 @@ def test_a_class_without_a_constructor_has_that_of_its_base():
     assert constructor_signature(Mine.__mro__) == signature(Base)
 
 
-def test_what_is_handed_on_is_shown():
+def test_arguments_that_are_passed_on_are_shown():
     class Mixin:
         def __init__(self, *args, own=2, **kwargs): ...
 
@@ -44,7 +44,7 @@ def test_keywords_alone():
     assert shown(Mine) == "(env, *, policy, rate=1, device='cpu')"
 
 
-def test_nothing_to_hand_on_to():
+def test_there_is_no_constructor_to_pass_arguments_to():
     class Free:
         def __init__(self, *args, own=2, **kwargs): ...
 

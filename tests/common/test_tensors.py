@@ -13,7 +13,7 @@ from sb3_mbrl.common.tensors import check_finite_tensors, check_optimizer_state,
 TENSORS = {"weight": th.arange(6.0).reshape(2, 3), "count": th.tensor(3), "empty": th.zeros(0, 2), "on": th.tensor([True])}
 
 
-def test_tensors_come_back(tmp_path):
+def test_tensors_survive_a_round_trip(tmp_path):
     transposed = {**TENSORS, "turned": th.arange(6.0).reshape(2, 3).T}
     save_tensors(tmp_path / "file", transposed, "library.Thing", "{}")
     loaded, config = load_tensors(tmp_path / "file", "library.Thing")
@@ -69,7 +69,7 @@ def test_an_axis_of_one_entry_may_have_any_stride():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_named(value):
+def test_tensors_that_are_not_finite_are_named(value):
     with pytest.raises(ValueError, match="The file holds NaN or infinity in 'b'"):
         check_finite_tensors({"a": th.zeros(2), "b": th.tensor([0, value])}, "The file")
     check_finite_tensors({"b": th.tensor(value)}, "The file", except_for=["b"])

@@ -103,7 +103,7 @@ def test_a_buffer_that_wrapped_around_gives_all_its_rows_once():
     assert sorted(rows.observations[:, 0].tolist()) == [20, 30, 40]
 
 
-def test_rows_are_raw_and_float32_and_single_steps_whatever_the_buffer():
+def test_rows_are_raw_float32_single_steps_for_every_kind_of_buffer():
     wide = spaces.Box(-np.inf, np.inf, (OBS_DIM,), np.float64)
     buffer = NStepReplayBuffer(100, wide, ACTION_SPACE, device="cpu", n_envs=1)
     for step in range(9):
@@ -166,5 +166,5 @@ def test_beginnings_in_a_buffer_that_wrapped_around(ends, expected):
     assert initial_observations(filled(3, 1, [[end] for end in ends])) == expected
 
 
-def test_of_a_buffer_that_is_just_full_the_oldest_row_is_unknown():
+def test_whether_the_oldest_row_of_a_full_buffer_begins_an_episode_is_unknown():
     assert initial_observations(filled(3, 1, [[ON], [END], [END]])) == [20]

@@ -22,7 +22,7 @@ RIGHT = {
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_what_fits_its_signature_is_accepted(name):
+def test_a_function_that_fits_its_signature_is_accepted(name):
     probe(BOX, ACTIONS, CPU, **{name: RIGHT[name]})
     probe(BOX, ACTIONS, CPU, **{name: None})
 
@@ -41,13 +41,13 @@ def test_what_fits_its_signature_is_accepted(name):
         (lambda values: values[99], r"fails on random observations within Box.*IndexError.*called as f\(obs \(B, O\)"),
     ],
 )
-def test_what_does_not_is_refused_with_what_came(name, spoil, message):
+def test_a_function_that_breaks_its_signature_is_refused_and_the_message_says_how(name, spoil, message):
     with pytest.raises(ValueError, match=f"{name} {message}" if message.startswith(("must", "fails")) else message):
         probe(BOX, ACTIONS, CPU, **{name: lambda *rows: spoil(RIGHT[name](*rows))})
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_what_is_no_function_is_refused(name):
+def test_anything_that_is_not_a_function_is_refused(name):
     with pytest.raises(ValueError, match=rf"{name} must be a function f\(obs .* got 'learned'"):
         probe(BOX, ACTIONS, CPU, **{name: "learned"})
     with pytest.raises(ValueError, match=rf"{name} must be a function f\(obs .* got <class .*Module'>"):
@@ -56,7 +56,7 @@ def test_what_is_no_function_is_refused(name):
 
 @pytest.mark.parametrize("name", ["reward_fn", "terminal_value", "actor"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_finite_nowhere_is_refused(name, bad):
+def test_a_function_that_is_never_finite_is_refused(name, bad):
     with pytest.raises(ValueError, match=f"{name} returns NaN or infinity for each of"):
         probe(BOX, ACTIONS, CPU, **{name: lambda *rows: RIGHT[name](*rows) * bad})
 
@@ -71,11 +71,11 @@ def test_what_is_finite_nowhere_is_refused(name, bad):
     ],
     ids=["positive", "unit", "far", "near"],
 )
-def test_what_is_finite_where_the_task_is_possible_is_accepted(value):
+def test_a_function_that_is_finite_on_possible_states_is_accepted(value):
     probe(BOX, ACTIONS, CPU, terminal_value=value)
 
 
-def test_dtypes_that_are_another_meaning_are_refused():
+def test_dtypes_with_another_meaning_are_refused():
     with pytest.raises(ValueError, match=r"termination_fn must return a bool tensor.*torch\.float32"):
         probe(BOX, ACTIONS, CPU, termination_fn=RIGHT["reward_fn"])
     with pytest.raises(ValueError, match=r"reward_fn must return a float tensor.*torch\.bool"):
@@ -106,7 +106,7 @@ def test_discrete_actions_are_one_hot():
     probe(BOX, spaces.Discrete(4, start=7), CPU, reward_fn=reward)
 
 
-def test_streams_of_random_numbers_stay_as_they_are():
+def test_random_streams_are_not_changed():
     before = th.get_rng_state()
     probe(BOX, ACTIONS, CPU, terminal_value=lambda obs: th.randn(len(obs)))
     assert th.equal(th.get_rng_state(), before)

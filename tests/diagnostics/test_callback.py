@@ -60,7 +60,7 @@ def test_scalars_and_figures_are_logged(tmp_path):
     assert files == {f"{name}_100.png" for name in names}
 
 
-def test_training_does_not_notice(tmp_path):
+def test_the_callback_does_not_change_training(tmp_path):
     def train(callback):
         model = make_mbpo()
         model.learn(120, callback=callback)
@@ -94,7 +94,7 @@ def test_the_clock_survives_a_second_learn():
     assert records.steps() == [60, 120, 60]
 
 
-def test_an_unfitted_model_is_waited_for():
+def test_checks_wait_until_the_model_is_fitted():
     model, callback, records = watched(make_mbpo(learning_starts=100), diag_freq=30)
     model.learn(100, callback=callback)
     assert records.steps() == []
@@ -118,7 +118,7 @@ def test_an_algorithm_without_a_model_is_refused():
         model.learn(10, callback=ModelDiagnosticsCallback())
 
 
-def test_nothing_is_drawn_for_nobody(monkeypatch):
+def test_no_figures_are_drawn_without_a_destination(monkeypatch):
     monkeypatch.setattr("sb3_mbrl.diagnostics.callback.plot_one_step", lambda result: pytest.fail("drawn"))
     model, callback, records = watched(make_mbpo(), diag_freq=60, verbose=0)
     model.learn(70, callback=callback)

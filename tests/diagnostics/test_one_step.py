@@ -24,7 +24,7 @@ def test_a_model_that_knows_its_noise_is_calibrated(claimed, epistemic):
     assert result.mean_squared_z.numpy() == pytest.approx(1.0, rel=0.05)
 
 
-def test_an_overconfident_model_is_told_so():
+def test_an_overconfident_model_has_a_low_coverage():
     result = one_step_error(LinearModel(claimed=0.05), linear_world(2_000, noise=0.2))
     assert result.coverage_90.max() < 0.5
     assert result.mean_squared_z.min() > 10
@@ -42,7 +42,7 @@ def test_predicting_no_change_is_as_good_as_no_model():
     assert result.r2.numpy() == pytest.approx(0.0, abs=0.01)
 
 
-def test_what_never_moves_is_not_judged():
+def test_a_dimension_that_never_changes_is_not_judged():
     world = linear_world(100)
     still = Transitions(world.observations * 0 + 5, world.actions, world.observations * 0 + 5, world.rewards, world.terminated)
     result = one_step_error(LinearModel(), still)
@@ -58,7 +58,7 @@ def test_unknown_uncertainty_is_not_judged():
     assert one_step_error(Silent(), linear_world(100)).coverage_90.isnan().all()
 
 
-def test_the_models_doubts_about_a_known_reward_are_not_judged():
+def test_the_uncertainty_about_a_known_reward_is_not_judged():
     model = LinearModel(noise=0.1)
     model.reward_fn = lambda obs, action, next_obs: obs.sum(dim=1)
     assert one_step_error(model, linear_world(100)).coverage_90.isnan().tolist() == [False, False, True]

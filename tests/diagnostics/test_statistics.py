@@ -21,7 +21,7 @@ def test_kolmogorov_smirnov_is_the_largest_distance(seed, n, m):
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=30))
-def test_scores_are_shares(pairs):
+def test_scores_are_fractions(pairs):
     predicted, actual = (th.tensor([pair[i] for pair in pairs], dtype=th.bool) for i in (0, 1))
     scores = termination_scores(predicted, actual)
     assert math.isnan(scores["precision"]) == (not predicted.any()) and math.isnan(scores["recall"]) == (not actual.any())

@@ -68,7 +68,7 @@ def make(algorithm=PPO, policy="MlpPolicy", env="Pendulum-v1", algorithm_kwargs=
     return Dyna(algorithm, policy, env, algorithm_kwargs={"policy_kwargs": {"net_arch": [8]}, **kwargs}, **{**TINY, **changes})
 
 
-def test_an_unknown_time_limit_is_chosen_aloud(set_time_limit):
+def test_an_unknown_time_limit_is_announced(set_time_limit):
     set_time_limit(time_limit)
     model = make(env=TruncatesItself(), max_episode_steps=None, learning_starts=10)
     with pytest.warns(UserWarning, match="time limit .* is not known. Imagined episodes are truncated after 1000 steps"):
@@ -90,7 +90,7 @@ def weights(model):
 
 
 @pytest.mark.parametrize("algorithm, policy, env, kwargs", ALGORITHMS, ids=[each[0].__name__ for each in ALGORITHMS])
-def test_it_trains_is_saved_and_goes_on(algorithm, policy, env, kwargs, tmp_path):
+def test_it_trains_saves_and_continues(algorithm, policy, env, kwargs, tmp_path):
     model = make(algorithm, policy, env, kwargs)
     before = weights(model)
     model.learn(130)
@@ -140,7 +140,7 @@ def test_callbacks_and_clocks_count_real_steps(tmp_path):
     assert model.replay_buffer.size() == 130
 
 
-def test_the_promises_of_the_model_are_logged_at_real_steps(tmp_path):
+def test_imagined_returns_are_logged_at_real_steps(tmp_path):
     make(env=make_short_pendulum(), tensorboard_log=str(tmp_path)).learn(200)
     events = EventAccumulator(str(tmp_path / "Dyna_1"))
     events.Reload()
@@ -187,7 +187,7 @@ def test_rules_reach_the_imagined_environments():
     assert imagination.rules.max_episode_steps == 10 and (imagination._pool.abs() <= 0.05).all()
 
 
-def test_a_promise_that_reality_does_not_keep_raises_the_alarm(capsys):
+def test_an_imagined_return_far_above_the_real_one_raises_the_alarm(capsys):
     model = make(verbose=1)
     model._logger = Logger(None, [])
     model.ep_info_buffer = [{"r": -500.0, "l": 15}, {"r": -700.0, "l": 15}]
@@ -218,7 +218,7 @@ class TruncatesItself(gym.Env):
         return self.np_random.uniform(-1.0, 1.0, 1).astype(np.float32), -1.0, False, self.n_steps >= 20, {}
 
 
-def test_a_promise_covers_as_many_steps_as_the_episodes_it_is_compared_with(set_time_limit):
+def test_imagined_and_real_returns_cover_the_same_number_of_steps(set_time_limit):
     set_time_limit(time_limit)
     model = make(env=TruncatesItself(), max_episode_steps=10).learn(130, log_interval=1_000)
     assert model._promised[2] == 20
@@ -248,7 +248,7 @@ def test_an_episode_that_was_cut_short_is_not_compared(set_time_limit, known):
     assert "imagination/alarm" not in model.logger.name_to_value
 
 
-def test_nothing_is_promised_before_an_episode_has_shown_how_long_it_is(set_time_limit, monkeypatch):
+def test_no_return_is_imagined_before_the_length_of_an_episode_is_known(set_time_limit, monkeypatch):
     set_time_limit(time_limit)
     model = make(env=TruncatesItself(), learning_starts=10, model_train_freq=10, n_imagined_envs=1)
     monkeypatch.setattr("sb3_mbrl.algorithms.learning.MIN_FIT_TRANSITIONS", 10)
@@ -265,7 +265,7 @@ def test_returns_of_another_reward_are_not_compared():
     assert not {"imagination/gap", "imagination/alarm"} & model.logger.name_to_value.keys()
 
 
-def test_an_episode_longer_than_the_promise_is_not_compared():
+def test_an_episode_longer_than_the_imagined_ones_is_not_compared():
     model = make()
     model._logger = Logger(None, [])
     model.ep_info_buffer = [{"r": -100.0, "l": 10}, {"r": -300.0, "l": 30}]
@@ -301,7 +301,7 @@ def test_a_round_ends_when_too_few_members_find_the_policy_better(better, n_vali
     assert (model.num_timesteps < 8 * 18) == (better < 0.7)
 
 
-def test_what_is_given_stays_as_it_is():
+def test_given_arguments_are_not_modified():
     kwargs = {"policy_kwargs": {"net_arch": [8]}, **ON_POLICY}
     given = deepcopy(kwargs)
     Dyna(PPO, "MlpPolicy", "Pendulum-v1", algorithm_kwargs=kwargs, **TINY)
@@ -329,7 +329,7 @@ def test_bad_input_is_named(changes, named):
         make(**changes)
 
 
-def test_an_algorithm_that_cannot_act_here_says_so():
+def test_an_algorithm_that_does_not_support_the_spaces_is_refused():
     with pytest.raises(AssertionError, match="only supports"):
         make(DQN, env="Pendulum-v1", algorithm_kwargs={})
 
@@ -346,7 +346,7 @@ RESUMED = {
 
 
 @pytest.mark.parametrize(("algorithm", "policy", "kwargs"), RESUMED.values(), ids=RESUMED)
-def test_a_checkpoint_goes_on_bit_for_bit(tmp_path, algorithm, policy, kwargs):
+def test_a_checkpoint_resumes_bit_for_bit(tmp_path, algorithm, policy, kwargs):
     whole = make(algorithm, policy, algorithm_kwargs=kwargs).learn(250)
     half = make(algorithm, policy, algorithm_kwargs=kwargs).learn(130)
     half.save_checkpoint(tmp_path)
@@ -356,7 +356,7 @@ def test_a_checkpoint_goes_on_bit_for_bit(tmp_path, algorithm, policy, kwargs):
     assert np.array_equal(resumed.replay_buffer.actions, whole.replay_buffer.actions)
 
 
-def test_an_n_step_return_does_not_go_on_over_the_end_of_a_round():
+def test_an_n_step_return_does_not_cross_the_end_of_a_round():
     model = make(SAC, algorithm_kwargs={**OFF_POLICY, "n_steps": 3}).learn(130)
     buffer = model.agent.replay_buffer
     last = buffer.pos - 1
@@ -378,7 +378,7 @@ class DeclaresLess(gym.ObservationWrapper):
 
 
 @pytest.mark.parametrize("start_states", ["all", "initial"])
-def test_an_observation_out_of_its_declared_bounds_is_no_reason_to_stop(start_states):
+def test_an_observation_outside_of_its_declared_bounds_does_not_stop_the_run(start_states):
     model = make(env=DeclaresLess(gym.make("Pendulum-v1", max_episode_steps=15)), start_states=start_states).learn(130)
     assert np.abs(model.replay_buffer.observations[:130, 0, 0]).max() > 0.99
     assert model.agent.num_timesteps > 0

@@ -125,7 +125,7 @@ def test_equal_seeds_give_equal_runs():
     assert np.array_equal(runs[0], runs[1]) and not np.array_equal(runs[0], runs[2])
 
 
-def test_a_saved_run_goes_on_as_if_it_had_not_been_saved(tmp_path):
+def test_a_saved_run_continues_as_if_it_had_not_been_saved(tmp_path):
     whole = DynaQ("TabularPolicy", corridor(n=8), seed=0)
     whole.learn(300, callback=StopTrainingOnMaxEpisodes(2))
     whole.save(tmp_path / "model")

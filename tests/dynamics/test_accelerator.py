@@ -37,7 +37,7 @@ def rows(device, n=150):
 
 @pytest.mark.parametrize("members", ["random", "expectation", "in order"])
 @pytest.mark.parametrize("grad", [True, False])
-def test_a_step_is_that_of_a_processor_and_reads_nothing(both, accelerator, members, grad):
+def test_a_step_equals_that_of_the_cpu_and_does_not_wait(both, accelerator, members, grad):
     steps = []
     for model in both:
         generator, chosen = th.Generator(model.device).manual_seed(3), members
@@ -50,7 +50,7 @@ def test_a_step_is_that_of_a_processor_and_reads_nothing(both, accelerator, memb
         th.testing.assert_close(on_device.detach().cpu(), on_cpu.detach(), atol=1e-5, rtol=1e-4)
 
 
-def test_a_rollout_reads_once_a_step(both, accelerator):
+def test_a_rollout_waits_once_per_step(both, accelerator):
     rewards = []
     for model in both:
         obs, _ = rows(model.device)
@@ -65,7 +65,7 @@ def test_a_rollout_reads_once_a_step(both, accelerator):
     assert stats.n_terminated > 0
 
 
-def test_a_fit_reads_nothing_but_the_errors_of_each_epoch(both, accelerator):
+def test_a_fit_only_waits_for_the_errors_of_each_epoch(both, accelerator):
     model = both[1]
     obs, action = rows(DEVICE)
     transitions = Transitions(obs, action, obs + 0.1, obs[:, 0], th.zeros(len(obs), dtype=th.bool, device=DEVICE))

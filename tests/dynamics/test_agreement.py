@@ -20,13 +20,13 @@ def fits(model, data, n=2):
     return [model.fit(data, seeded(), max_epochs=1) for _ in range(n)]
 
 
-def test_a_reward_function_that_the_data_confirm_is_not_spoken_of():
+def test_a_reward_function_that_the_data_confirm_prints_nothing():
     model = ensemble(reward_fn=known)
     report = fits(model, data_with_known_reward(model))[0]
     assert report.reward_agrees and report.note == "" and report.reward_mse < 1e-10
 
 
-def test_a_reward_in_other_units_is_warned_of_once():
+def test_a_reward_in_other_units_gives_one_warning():
     model = ensemble(reward_fn=lambda *rows: 100 * known(*rows))
     data = data_with_known_reward(model)
     with pytest.warns(UserWarning, match=r"reward_fn pays .* 200 real .*correlation 1\.00.* It is 100 times") as caught:
@@ -34,7 +34,7 @@ def test_a_reward_in_other_units_is_warned_of_once():
     assert len(caught) == 1 and [report.note for report in reports] == ["", ""] and not reports[0].reward_agrees
 
 
-def test_another_reward_is_noted_once_as_it_may_be_meant():
+def test_another_reward_is_only_mentioned_once_since_it_may_be_intended():
     model = ensemble(reward_fn=lambda *rows: -known(*rows))
     first, second = fits(model, data_with_known_reward(model))
     assert "reward_fn pays" in first.note and "(correlation -1.00)" in first.note
@@ -49,7 +49,7 @@ def test_a_note_on_rewards_that_nobody_has_found_yet_does_not_silence_the_warnin
         fits(model, data)
 
 
-def test_a_constant_reward_in_other_units_is_warned_of():
+def test_a_constant_reward_in_other_units_gives_a_warning():
     model = ensemble(reward_fn=lambda obs, action, next_obs: th.full((len(obs),), 100.0))
     with pytest.warns(UserWarning, match="reward_fn pays 100 a step .* paid 1. It is 100 times"):
         fits(model, replace(transitions(200), rewards=th.ones(200)))
@@ -63,7 +63,7 @@ def test_a_reward_that_is_not_finite_on_real_transitions_is_an_error():
         model.fit(data, seeded(), max_epochs=1)
 
 
-def test_a_termination_that_the_data_contradict_is_warned_of_once_for_each_function():
+def test_a_termination_that_the_data_contradict_gives_one_warning_per_function():
     model = ensemble(termination_fn=lambda obs, action, next_obs: obs[:, 0] > -th.inf)
     data = transitions(200)
     message = "disagrees with 200 of 200 real transitions: 200 of the 200 that it ends went on, and it misses 0 of the 0"
@@ -100,7 +100,7 @@ def test_the_rule_of_a_known_task_must_hold_up_to_rounding():
         model.fit(replace(data, terminated=right ^ (th.arange(200) < 2)), seeded(), max_epochs=1)
 
 
-def test_a_function_is_compared_with_the_data_once_a_fit():
+def test_a_function_is_compared_with_the_data_once_per_fit():
     rows = []
 
     def ends(obs, action, next_obs):

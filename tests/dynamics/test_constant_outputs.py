@@ -58,7 +58,7 @@ def test_reachers_goal_stays_where_it_is(kwargs):
 
 @pytest.mark.parametrize("reward", [1.0, 0.0, 0.1])
 @pytest.mark.parametrize("normalize_targets", [True, False])
-def test_a_constant_reward_is_that_reward_and_beyond_doubt(reward, normalize_targets):
+def test_a_constant_reward_is_predicted_exactly_and_without_uncertainty(reward, normalize_targets):
     generator = seeded()
     obs, action = th.randn(200, 2, generator=generator), th.rand(200, 1, generator=generator) * 2 - 1
     data = Transitions(obs, action, obs + 0.1 * action, th.full((200,), reward), th.zeros(200, dtype=th.bool))
@@ -74,7 +74,7 @@ def test_a_constant_reward_is_that_reward_and_beyond_doubt(reward, normalize_tar
 
 
 @pytest.mark.slow
-def test_the_noise_that_is_predicted_on_hopper_falls_as_the_fit_goes_on():
+def test_the_noise_predicted_on_hopper_decreases_during_a_fit():
     env = gym.make("Hopper-v5")
     data = random_transitions(env, 1000)
     model = ProbabilisticEnsemble(env.observation_space, env.action_space, 2, 2, (64, 64), generator=seeded(), device="cpu")
@@ -89,7 +89,7 @@ def test_the_noise_that_is_predicted_on_hopper_falls_as_the_fit_goes_on():
     assert floor[2] < 1.2 * floor[1], floor
 
 
-def test_what_moves_evenly_or_never_is_not_called_over_confident():
+def test_outputs_that_move_evenly_or_never_do_not_count_as_overconfident():
     generator = seeded()
     obs, action = th.randn(400, 3, generator=generator), th.rand(400, 1, generator=generator) * 2 - 1
     change = th.cat(

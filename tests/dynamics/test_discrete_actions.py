@@ -21,7 +21,7 @@ def test_discrete_actions_are_one_hot_and_their_effect_is_learned(fitted_to_disc
     assert step.reward.round().equal(data.rewards)
 
 
-def test_discrete_actions_have_no_other_scale():
+def test_discrete_actions_are_not_scaled():
     seen = []
 
     def reward(obs, action, next_obs):

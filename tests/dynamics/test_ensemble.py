@@ -32,7 +32,7 @@ def reference_step(model, obs, action, member, noise):
 
 @pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_a_step_is_the_papers_prediction_row_by_row(deterministic):
+def test_a_step_equals_the_papers_prediction_for_each_row(deterministic):
     model = shaken()
     (obs, action), members = inputs(), th.tensor([2, 0, 1, 1, 2])
     step = model.step(obs, action, seeded(3), members=members, deterministic=deterministic)
@@ -184,7 +184,7 @@ def test_equal_generators_give_equal_models_fits_and_steps():
     assert not th.equal(first.step(*inputs(), seeded(7)).next_obs, steps[0].next_obs)
 
 
-def test_with_a_generator_the_global_streams_are_left_alone(tmp_path):
+def test_with_a_generator_the_global_streams_are_not_used(tmp_path):
     th_state, np_state = th.get_rng_state(), np.random.get_state()[1].copy()
     model = ensemble(termination_fn=LearnedTermination(OBS_DIM, ACTION_DIM, (8,)))
     model.fit(transitions(terminated=th.arange(200) % 9 == 0), seeded(), max_epochs=1)
@@ -220,7 +220,7 @@ def test_bounds_of_the_variance_move_only_if_they_are_learned(learned):
 
 
 @pytest.mark.parametrize("learn_logvar_bounds", [True, False])
-def test_the_optimiser_is_adam_with_coupled_decay_on_weights_alone(learn_logvar_bounds):
+def test_the_optimizer_is_adam_with_coupled_decay_on_weights_only(learn_logvar_bounds):
     model = shaken(weight_decay=(0.1, 0.2, 0.3), learning_rate=0.01, learn_logvar_bounds=learn_logvar_bounds).double()
     x, y = (th.randn(3, 7, dim, generator=seeded(dim)).double() for dim in (OBS_DIM + ACTION_DIM, OBS_DIM + 1))
     decay = {f"weights.{layer}": value for layer, value in enumerate((0.1, 0.2, 0.3))}
@@ -286,7 +286,7 @@ def test_inputs_of_a_wrong_shape_or_type_raise(obs, action, members):
         (th.zeros(6, dtype=th.long), r"shape \(5,\)"),
     ],
 )
-def test_members_that_say_nothing_about_the_rows_are_refused(members, message):
+def test_members_that_do_not_match_the_rows_are_refused(members, message):
     with pytest.raises(ValueError, match=message):
         shaken().step(*inputs(), seeded(), members=members)
 
@@ -306,12 +306,12 @@ def test_a_member_that_does_not_exist_raises():
         ({"obs_space": spaces.Discrete(4)}, "flat Box observations"),
     ],
 )
-def test_arguments_that_make_no_model_are_refused(kwargs, message):
+def test_invalid_arguments_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         ensemble(**kwargs)
 
 
-def test_what_is_printed_of_a_model(tmp_path):
+def test_a_model_is_printed_in_one_line(tmp_path):
     model = ensemble()
     dims = f"observation_dim={OBS_DIM}, action_dim={ACTION_DIM}"
     sizes = f"ProbabilisticEnsemble({dims}, ensemble_size=3, n_elites=2, net_arch=(16, 12)"

@@ -44,7 +44,7 @@ def saved_once(tmp_path_factory):
         {"learn_logvar_bounds": False, "nll_beta": 0.0, "learning_rate": 1e-4, "ensemble_size": 5, "n_elites": 3},
     ],
 )
-def test_a_loaded_model_steps_and_goes_on_learning_bit_for_bit(tmp_path, kwargs):
+def test_a_loaded_model_steps_and_keeps_learning_bit_for_bit(tmp_path, kwargs):
     model = ensemble(**kwargs)
     model.fit(transitions(), seeded(), max_epochs=3)
     model.save(tmp_path / "folder" / "model.safetensors")
@@ -64,7 +64,7 @@ def test_an_unfitted_model_stays_unfitted(tmp_path):
     assert not ProbabilisticEnsemble.load(str(tmp_path / "model")).is_fitted
 
 
-def test_a_learned_termination_comes_back_and_goes_on_learning(tmp_path):
+def test_a_loaded_termination_keeps_learning(tmp_path):
     data = transitions(terminated=th.arange(200) % 4 == 0)
     model = ensemble(termination_fn=LearnedTermination(OBS_DIM, ACTION_DIM, net_arch=(8, 6), learning_rate=3e-3))
     model.fit(data, seeded(), max_epochs=1)
@@ -76,13 +76,13 @@ def test_a_learned_termination_comes_back_and_goes_on_learning(tmp_path):
     assert_equal_states(model, loaded)
 
 
-def test_a_known_termination_comes_back(tmp_path):
+def test_a_known_termination_is_restored(tmp_path):
     model = ensemble(termination_fn=TerminatesOutside((Bound(0, 1, 0.7, float("inf")),)))
     model.save(tmp_path / "model")
     assert ProbabilisticEnsemble.load(tmp_path / "model").termination_fn == model.termination_fn
 
 
-def test_a_model_of_discrete_actions_comes_back(tmp_path):
+def test_a_model_of_discrete_actions_is_restored(tmp_path):
     model = ensemble(action_space=DISCRETE, termination_fn=LearnedTermination(OBS_DIM, 3, net_arch=(8,)))
     model.fit(discrete_transitions(), seeded(), max_epochs=1)
     model.save(tmp_path / "model")
@@ -94,7 +94,7 @@ def test_a_model_of_discrete_actions_comes_back(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_spaces_come_back_with_infinite_bounds_and_their_type(tmp_path, dtype):
+def test_spaces_are_restored_with_infinite_bounds_and_their_type(tmp_path, dtype):
     low = np.array([-np.inf, -0.1, 1 / 3], dtype)
     obs_space = spaces.Box(low, np.array([np.inf, np.inf, 2 / 3], dtype), dtype=dtype)
     action_space = spaces.Box(-0.4, 0.1, (2, 2), np.float32)
@@ -105,7 +105,7 @@ def test_spaces_come_back_with_infinite_bounds_and_their_type(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("name", ["reward_fn", "termination_fn"])
-def test_functions_of_the_user_are_asked_for_again(tmp_path, name):
+def test_functions_of_the_user_must_be_passed_again(tmp_path, name):
     def function(obs, action, next_obs):
         return next_obs[:, 0] > 0 if name == "termination_fn" else next_obs[:, 0]
 
@@ -161,7 +161,7 @@ def test_a_file_is_json_and_numbers_and_nothing_is_unpickled(tmp_path, monkeypat
     assert_equal_states(ProbabilisticEnsemble.load(tmp_path / "model", device="cpu"), model)
 
 
-def test_damaged_files_and_those_of_others_are_refused(tmp_path):
+def test_damaged_and_foreign_files_are_refused(tmp_path):
     ensemble().save(tmp_path / "model")
     content = (tmp_path / "model").read_bytes()
     (tmp_path / "model").write_bytes(content[: len(content) // 2])

@@ -70,7 +70,7 @@ def test_patience_lasts_for_a_number_of_gradient_steps_too(holdout_errors):
     assert report.n_gradient_steps == 4 + 20
 
 
-def test_a_gain_of_one_member_is_enough_to_go_on(holdout_errors):
+def test_a_gain_of_one_member_is_enough_to_continue(holdout_errors):
     holdout_errors([1.0, 1.0, 1.0], [1.0, 2.0, 1.0], [1.0, 1.0, 0.9], [2.0, 2.0, 2.0])
     assert fit(ensemble(), transitions(), seeded(), patience=2, patience_steps=0).n_epochs == 3 + 3
 
@@ -139,7 +139,7 @@ def test_the_holdout_is_drawn_anew_in_each_fit(monkeypatch):
     assert set(first.tolist()) != set(second.tolist())
 
 
-def test_on_epoch_hears_every_epoch_and_the_best_error_so_far():
+def test_on_epoch_gets_every_epoch_and_the_best_error_so_far():
     heard = []
     model = ensemble(learning_rate=1e-2)
     report = fit(model, transitions(), seeded(), max_epochs=40, on_epoch=lambda *args: heard.append(args))
@@ -177,7 +177,7 @@ def test_statistics_come_from_the_training_rows_alone():
         th.testing.assert_close(normalizer.std, rows.std(0, correction=0))
 
 
-def test_targets_are_left_alone_if_asked_to():
+def test_targets_are_not_normalised_if_switched_off():
     model = ensemble(normalize_targets=False)
     fit(model, transitions(), seeded(), max_epochs=1)
     assert model.target_normalizer.mean.tolist() == [0.0] * 4
@@ -231,7 +231,7 @@ def test_every_row_of_an_epoch_is_trained_on_once(monkeypatch):
             th.testing.assert_close(rows.sort(dim=0).values, expected.sort(dim=0).values)
 
 
-def test_a_refit_goes_on_from_weights_and_optimiser_and_is_soon_done():
+def test_a_refit_continues_from_weights_and_optimizer_and_stops_early():
     model, heard = ensemble(learning_rate=1e-2), []
     data, kwargs = transitions(300), {"on_epoch": lambda *args: heard.append(args), "min_improvement": 0.1}
     cold = fit(model, data[:250], seeded(0), **kwargs)
@@ -320,7 +320,7 @@ def test_huge_raw_targets_are_learned_from_although_not_normalised():
         ("rewards", th.Tensor.numpy, "ndarray"),
     ],
 )
-def test_data_of_another_form_are_refused_saying_what_came_and_what_is_expected(name, change, got):
+def test_data_of_another_shape_or_type_are_refused_with_what_was_given_and_what_is_expected(name, change, got):
     data = transitions()
     data = dataclasses.replace(data, **{name: change(getattr(data, name))})
     dtype = "torch.bool" if name == "terminated" else "torch.float32"
@@ -352,7 +352,7 @@ def test_no_data_are_refused():
 
 
 @pytest.mark.parametrize("warm", [False, True])
-def test_a_fit_that_diverges_is_an_error_and_no_fitted_model(warm):
+def test_a_fit_that_diverges_is_an_error_and_leaves_the_model_unfitted(warm):
     model = ensemble()
     if warm:
         model.fit(transitions(), seeded(), max_epochs=1)

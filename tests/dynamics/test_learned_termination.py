@@ -51,7 +51,7 @@ def test_a_refit_stops_by_itself_and_keeps_what_was_learned(fitted):
     assert min(scores["precision"], scores["recall"]) > 0.9
 
 
-def test_fit_is_deterministic_and_leaves_the_global_stream_alone():
+def test_a_fit_is_deterministic_and_does_not_use_the_global_stream():
     before = th.get_rng_state()
     weights = []
     for _ in range(2):
@@ -77,7 +77,7 @@ def test_probability_is_differentiable_and_agrees_with_forward(fitted):
     assert th.equal(fitted(batch.observations, batch.actions, next_obs), probability > 0.5)
 
 
-def test_learned_head_ends_what_is_not_finite(fitted):
+def test_a_learned_termination_ends_predictions_that_are_not_finite(fitted):
     batch = synthetic(3, seed=2, limit=1.0)
     next_obs = th.zeros(3, 4)
     next_obs[0, 0] = math.nan
@@ -106,14 +106,14 @@ def test_tiny_data_fits(terminated, seed):
     assert all(value.isfinite().all() for value in head.state_dict().values())
 
 
-def test_what_was_learnt_stays_when_new_data_has_no_terminations(fitted):
+def test_learned_terminations_survive_new_data_without_terminations(fitted):
     head = LearnedTermination(4, 1)
     head.load_state_dict(fitted.state_dict())
     assert head.fit(synthetic(100, limit=100.0))["epochs"] == 0
     assert all(th.equal(value, fitted.state_dict()[name]) for name, value in head.state_dict().items())
 
 
-def test_first_terminations_are_learnt_without_a_holdout():
+def test_first_terminations_are_learned_without_a_holdout():
     rows = synthetic(1000, limit=0.28)
     assert 0 < rows.terminated.sum() < 5
     head = LearnedTermination(4, 1, (64, 64))
@@ -160,7 +160,7 @@ def test_state_dict_holds_floats_and_continues_exactly(fitted):
     assert th.equal(other.probability(*arguments), fitted.probability(*arguments))
 
 
-def test_optimiser_state_survives_a_refit():
+def test_the_optimizer_state_survives_a_refit():
     head = LearnedTermination(4, 1, (8,))
     head.fit(synthetic(200), max_epochs=1)
     steps = head.optimizer.state_dict()["state"][0]["step"].item()

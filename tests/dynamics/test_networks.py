@@ -19,7 +19,7 @@ from tests.dynamics.models import (
 @pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("n_rows", [7, 100])
 @pytest.mark.parametrize("mkl_is_slow", [False, True])  # PyTorch's batched products, and oneDNN's of many rows
-def test_forward_is_the_papers_network_for_each_member(monkeypatch, mkl_is_slow, n_rows):
+def test_forward_equals_the_papers_network_for_each_member(monkeypatch, mkl_is_slow, n_rows):
     monkeypatch.setattr(onednn, "MKL_IS_SLOW", mkl_is_slow)
     model = shaken()
     x = th.randn(3, n_rows, OBS_DIM + ACTION_DIM, generator=seeded(2))
@@ -76,7 +76,7 @@ def test_the_weight_of_a_row_is_not_differentiated():
 @pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("activation", ["silu", "relu", "tanh", "elu", "gelu"])
 @pytest.mark.parametrize("probabilistic", [True, False])
-def test_one_member_per_row_gives_what_all_members_give_at_that_row(activation, probabilistic):
+def test_one_member_per_row_equals_that_row_of_all_members(activation, probabilistic):
     model = shaken(activation=activation, probabilistic=probabilistic)
     x, members = th.randn(20, OBS_DIM + ACTION_DIM, generator=seeded(1)), th.randint(3, (20,), generator=seeded(2))
     everything = model(x.expand(3, -1, -1))

@@ -35,7 +35,7 @@ def test_inverse_undoes_forward(rows):
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1234.567, -3e5, 1e-8])
-def test_a_dimension_that_never_moved_is_only_centered_and_comes_out_as_it_was(value):
+def test_a_dimension_that_never_changed_is_only_centered_and_restored_exactly(value):
     rows = th.full((1000, 1), value)
     normalizer = fitted(rows)
     assert normalizer(rows).unique().tolist() == [0.0]
@@ -43,13 +43,13 @@ def test_a_dimension_that_never_moved_is_only_centered_and_comes_out_as_it_was(v
     assert th.equal(normalizer.inverse(th.randn(1000, 1, generator=th.Generator().manual_seed(0))), rows)
 
 
-def test_one_row_is_all_there_is():
+def test_a_single_row_can_be_normalised():
     normalizer = fitted(th.tensor([[4.0, -2.0]]))
     assert normalizer(th.tensor([[5.0, -2.0]])).tolist() == [[1.0, 0.0]]
     assert normalizer.inverse(th.tensor([[9.0, 9.0]])).tolist() == [[4.0, -2.0]]
 
 
-def test_without_z_scores_only_what_never_moved_is_touched():
+def test_without_z_scores_only_constant_dimensions_are_changed():
     normalizer = Normalizer(2)
     normalizer.fit(th.tensor([[4.0, -2.0], [4.0, 3.0]]), z_score=False)
     assert normalizer(th.tensor([[5.0, 7.0]])).tolist() == [[1.0, 7.0]]

@@ -53,13 +53,13 @@ def test_a_perfect_model_is_trusted_to_the_end():
     assert rule.choose(rule.errors(Drift(), [walk(100)])) == 12
 
 
-def test_a_model_that_knows_nothing_makes_one_step():
+def test_a_model_without_knowledge_makes_one_step():
     rule = AdaptiveRolloutLength()
     assert rule.choose(rule.errors(Drift(bias=50.0), [walk(100)])) == 1
     assert rule.choose(rule.errors(Drift(bias=np.nan), [walk(100)])) == 1
 
 
-def test_noise_that_imagination_will_draw_counts():
+def test_sampled_noise_counts_as_error():
     quiet, loud = (AdaptiveRolloutLength().errors(Drift(noise=noise), [walk(300)]) for noise in (0.1, 0.5))
     assert (loud > 4 * quiet).all()
 
@@ -84,7 +84,7 @@ def test_all_steps_chosen_are_within_the_tolerance(errors, tolerance):
     assert length == len(errors) or max(errors[: length + 1]) > tolerance or length == 1
 
 
-def test_a_schedule_is_made_of_what_yaml_holds():
+def test_a_schedule_can_be_made_from_yaml():
     assert make_schedule({"max_length": 7, "tolerance": 0.2}) == AdaptiveRolloutLength(7, 0.2)
     assert make_schedule(AdaptiveRolloutLength(7)) == AdaptiveRolloutLength(7)
     assert make_schedule(4)(0) == 4

@@ -43,7 +43,7 @@ def roll(model, start_obs, length, policy=one_up, **kwargs):
     return stats, Transitions(*(th.cat([getattr(rows, name) for rows in added]) for name in vars(added[0]))), added
 
 
-def test_every_branch_goes_on_for_the_given_length_from_its_start():
+def test_every_branch_continues_for_the_given_length_from_its_start():
     stats, rows, added = roll(Counting(), starts(0, 10), length=3)
     assert rows.observations.tolist() == [[0, 0], [10, 1], [1, 0], [11, 1], [2, 0], [12, 1]]
     assert th.equal(rows.next_observations, rows.observations + rows.actions)
@@ -83,7 +83,7 @@ def test_a_diverged_prediction_does_not_count_as_a_termination():
     assert dataclasses.replace(stats, reward_sum=0.0) == RolloutStats(n_branches=1, n_transitions=1, n_diverged=1)
 
 
-def test_the_policy_sees_only_branches_that_go_on():
+def test_the_policy_sees_only_branches_that_continue():
     seen = []
 
     def policy(obs):
@@ -163,7 +163,7 @@ def test_rolling_out_in_chunks_gives_the_same_rows(monkeypatch, chunk):
     th.testing.assert_close(as_rows(rows)[order], as_rows(whole)[whole_order])
 
 
-def test_equal_generators_imagine_equally_and_the_global_stream_is_left_alone():
+def test_equal_generators_imagine_the_same_and_the_global_stream_is_not_used():
     state = th.get_rng_state()
     first, second, other = (as_rows(roll(ensemble(), START, 3, generator=generator(seed))[1]) for seed in (1, 1, 2))
     assert th.equal(first, second)

@@ -48,7 +48,7 @@ def test_a_reward_function_that_does_not_give_one_number_a_row_is_refused(return
         model.step(*inputs(), seeded())
 
 
-def test_functions_are_tried_where_they_are_given_and_loaded(tmp_path):
+def test_functions_are_tried_when_they_are_passed_and_loaded(tmp_path):
     with pytest.raises(ValueError, match=r"reward_fn must return.* got numpy\.ndarray"):
         ensemble(reward_fn=lambda obs, action, next_obs: obs[:, 0].numpy())
     shaken(reward_fn=lambda obs, action, next_obs: obs[:, 0]).save(tmp_path / "model")

@@ -72,7 +72,7 @@ def test_training_is_reproducible(drift_vec):
     assert np.array_equal(*weights)
 
 
-def test_training_goes_on_normalised_and_evaluated(drift_vec, drift_model):
+def test_training_continues_with_normalisation_and_evaluation(drift_vec, drift_model):
     train = VecMonitor(VecNormalize(drift_vec))
     other = LearnedModelVecEnv(drift_model, 2, np.zeros((1, 2)), max_episode_steps=5, stagger=False)
     evaluate = VecMonitor(VecNormalize(other, training=False, norm_reward=False))
@@ -81,7 +81,7 @@ def test_training_goes_on_normalised_and_evaluated(drift_vec, drift_model):
     assert np.isfinite(callback.last_mean_reward)
 
 
-def test_statistics_of_the_real_environment_serve_the_imagined_one(drift, drift_vec):
+def test_normalisation_statistics_of_the_real_environment_work_in_the_imagined_one(drift, drift_vec):
     real = VecNormalize(DummyVecEnv([lambda: TimeLimit(drift(), 20)]))
     real.reset()
     for _ in range(30):
@@ -93,7 +93,7 @@ def test_statistics_of_the_real_environment_serve_the_imagined_one(drift, drift_
     assert np.array_equal(imagined.obs_rms.mean, real.obs_rms.mean)
 
 
-def test_an_imagined_policy_goes_to_the_real_environment(drift, drift_model):
+def test_a_policy_trained_in_the_model_runs_in_the_real_environment(drift, drift_model):
     env = LearnedModelEnv(TimeLimit(drift(), 20), drift_model, max_episode_steps=20)
     model = PPO("MlpPolicy", env, **small(**CONTINUOUS[0][2])).learn(32)
     mean, _ = evaluate_policy(model, Monitor(env.env), n_eval_episodes=4)
@@ -101,7 +101,7 @@ def test_an_imagined_policy_goes_to_the_real_environment(drift, drift_model):
 
 
 @pytest.mark.slow
-def test_what_is_learned_in_the_model_holds_outside():
+def test_a_policy_learned_in_the_model_works_in_the_real_environment():
     # A mean of three seeds, since machines round differently and one policy may well end at half another's return
     returns = []
     for seed in range(3):

@@ -165,7 +165,7 @@ def test_the_oldest_row_of_a_full_buffer_begins_nothing(real, arrays):
     np.testing.assert_array_equal(initial, read_dataset(last, real)[1][1:])
 
 
-def test_what_was_collected_is_a_dataset(real, tiny):
+def test_the_result_of_collect_is_a_dataset(real, tiny):
     collected = collect(real, 30, seed=0)
     transitions, initial = read_dataset(collected, real)
     assert th.equal(transitions.observations, concatenate(collected).observations)
@@ -199,7 +199,7 @@ def test_discrete_actions_become_one_hot():
 
 
 @pytest.mark.parametrize("cls, n_envs", [(LearnedModelEnv, {}), (LearnedModelVecEnv, {"n_envs": 3})])
-def test_no_environment_is_played(real, arrays, tiny, cls, n_envs):
+def test_no_environment_is_stepped_or_reset(real, arrays, tiny, cls, n_envs):
     del tiny["n_envs"]
     env = cls.from_dataset(arrays, Untouched(real), start_states="initial", max_episode_steps=12, **tiny, **n_envs)
     assert isinstance(env.dynamics.termination_fn, LearnedTermination)
@@ -247,7 +247,7 @@ def test_from_a_minari_dataset(record, tiny):
 
 
 @pytest.mark.parametrize("algorithm, env_id", [(SAC, "Pendulum-v1"), (DQN, "CartPole-v1")])
-def test_what_an_algorithm_has_seen(algorithm, env_id, tiny):
+def test_the_replay_buffer_of_an_algorithm_is_a_dataset(algorithm, env_id, tiny):
     small = {"buffer_size": 100, "policy_kwargs": {"net_arch": [8]}, "seed": 0, "device": "cpu"}
     behaviour = algorithm("MlpPolicy", env_id, learning_starts=50, **small).learn(60)
     venv = LearnedModelVecEnv.from_dataset(behaviour.replay_buffer, max_episode_steps=5, **tiny)
@@ -303,7 +303,7 @@ def test_an_empty_dataset_is_refused(real, arrays, tiny):
 
 
 @pytest.mark.parametrize("action", [2, -1, 0.5])
-def test_a_discrete_action_that_there_is_not(action, tiny):
+def test_a_discrete_action_outside_of_the_space_is_refused(action, tiny):
     arrays = play(gym.make("CartPole-v1"))
     with pytest.raises(ValueError, match="whole numbers from 0 to 1"):
         LearnedModelVecEnv.from_dataset({**arrays, "actions": np.full(60, action)}, "CartPole-v1", **tiny)
@@ -329,7 +329,7 @@ def unknown_dataset(kind, space):
 
 
 @pytest.mark.parametrize("kind", ["id", "list", "none", "rollout"])
-def test_what_is_no_dataset(kind, tiny):
+def test_anything_that_is_not_a_dataset_is_refused(kind, tiny):
     dataset = unknown_dataset(kind, spaces.Box(-1, 1, (2,)))
     with pytest.raises(ValueError, match="dataset must be a minari.MinariDataset"):
         LearnedModelVecEnv.from_dataset(dataset, "Pendulum-v1", **tiny)
@@ -351,12 +351,12 @@ def recorded(observation_space, env_spec=None):
         (DictReplayBuffer(5, spaces.Dict(a=spaces.Box(-1, 1, (2,))), spaces.Box(-1, 1, (1,))), "flat Box"),
     ],
 )
-def test_observations_that_are_no_vectors(dataset, message, tiny):
+def test_observations_that_are_not_vectors(dataset, message, tiny):
     with pytest.raises(ValueError, match=message):
         LearnedModelVecEnv.from_dataset(dataset, max_episode_steps=5, **tiny)
 
 
-def test_what_only_an_environment_tells(real, arrays, tiny):
+def test_arguments_are_required_that_only_an_environment_knows(real, arrays, tiny):
     with pytest.raises(ValueError, match="pass the environment, env="):
         LearnedModelVecEnv.from_dataset(arrays, max_episode_steps=5, **tiny)
     for dataset in (fill_buffer(real, arrays), recorded(real.observation_space)):
@@ -383,7 +383,7 @@ def test_names_are_checked_before_anything_is_read(real, tiny):
         LearnedModelVecEnv.from_dataset(Unread(observations=1), real, max_episode_steps=5, propagation="ts2", **tiny)
 
 
-def test_wrappers_count(real, arrays):
+def test_wrappers_are_respected(real, arrays):
     flat = FlattenObservation(gym.make("Pendulum-v1"))
     with pytest.raises(ValueError, match="with the same wrappers"):
         read_dataset(fill_buffer(real, arrays), flat)

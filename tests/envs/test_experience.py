@@ -54,7 +54,7 @@ def test_collect_shares_the_steps_among_the_environments(drift):
 
 @pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning")
 @pytest.mark.parametrize("progress_bar", [False, True])
-def test_collecting_and_fitting_show_themselves(from_drift, drift, drift_ends, tiny_fit, capsys, progress_bar):
+def test_collecting_and_fitting_show_their_progress(from_drift, drift, drift_ends, tiny_fit, capsys, progress_bar):
     env = from_drift(n_steps=40, verbose=1, progress_bar=progress_bar)
     out = capsys.readouterr().out
     assert "Collected 40 real transitions in" in out and "Model fitted: " in out
@@ -162,7 +162,7 @@ class Beyond(gym.ObservationWrapper):
 
 
 @pytest.mark.parametrize("start_states", ["all", "initial"])
-def test_what_was_recorded_outside_of_the_declared_bounds_is_believed(drift, from_drift, start_states, tiny_fit):
+def test_recorded_observations_outside_of_the_declared_bounds_widen_them(drift, from_drift, start_states, tiny_fit):
     kwargs = {**tiny_fit, "start_states": start_states, "max_episode_steps": 10}
     env = LearnedModelVecEnv.from_env(Beyond(drift()), n_envs=4, **kwargs)
     seen = th.cat([env.transitions.observations, env.transitions.next_observations])[:, 0]
@@ -174,14 +174,14 @@ def test_what_was_recorded_outside_of_the_declared_bounds_is_believed(drift, fro
     env.step(np.zeros((4, 1), np.float32))
 
 
-def test_a_rounding_error_is_not_believed(drift, tiny_fit):
+def test_a_rounding_error_does_not_widen_the_bounds(drift, tiny_fit):
     env = Beyond(drift(), -1.0 + 1e-5, 1.0 - 1e-5)
     imagined = LearnedModelVecEnv.from_env(env, n_envs=1, max_episode_steps=10, **tiny_fit)
     assert env.observation_space.contains(imagined.imagination._pool.amax(dim=0).numpy())
     assert (imagined.imagination.high.numpy() <= env.observation_space.high).all()
 
 
-def test_first_observations_out_of_bounds_do_not_keep_an_environment_from_being_imagined(drift, tiny_fit):
+def test_first_observations_outside_of_the_bounds_are_accepted(drift, tiny_fit):
     model = LearnedModelEnv.from_env(Beyond(drift()), max_episode_steps=10, **tiny_fit).dynamics
     env = LearnedModelEnv(Beyond(drift()), model, max_episode_steps=10)
     assert env.observation_space.contains(env.reset(seed=0)[0])
@@ -214,14 +214,14 @@ def test_rules_reach_the_imagination(from_drift):
         ({"termination_fn": lambda obs, *_: obs[:, 0].numpy()}, ValueError, r"got numpy\.ndarray"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_collected(drift, tiny_fit, monkeypatch, changes, error, message):
+def test_bad_arguments_are_refused_before_collecting(drift, tiny_fit, monkeypatch, changes, error, message):
     env = drift()
     monkeypatch.setattr(env, "step", lambda action: pytest.fail("collected"), raising=False)
     with pytest.raises(error, match=message):
         LearnedModelEnv.from_env(env, **{**tiny_fit, "max_episode_steps": 5, **changes})
 
 
-def test_an_environment_that_cannot_be_held_is_refused_before_anything_is_collected(drift, tiny_fit, monkeypatch):
+def test_an_environment_that_is_not_supported_is_refused_before_collecting(drift, tiny_fit, monkeypatch):
     venv = DummyVecEnv([drift])
     monkeypatch.setattr(venv, "step_async", lambda actions: pytest.fail("collected"))
     with pytest.raises(ValueError, match="LearnedModelVecEnv needs none"):
@@ -234,7 +234,7 @@ def test_a_number_of_environments_is_needed(drift, tiny_fit, n_envs, error):
         LearnedModelVecEnv.from_env(drift(), max_episode_steps=5, **tiny_fit, **n_envs)
 
 
-def test_observations_that_are_no_vectors_are_refused(tiny_fit):
+def test_observations_that_are_not_vectors_are_refused(tiny_fit):
     with pytest.raises(ValueError, match="flat Box"):
         LearnedModelVecEnv.from_env("FrozenLake-v1", n_envs=1, **tiny_fit)
 
@@ -308,7 +308,7 @@ def test_from_algorithm(mbpo):
     np.testing.assert_array_equal(env.reset(seed=0)[0], mbpo.replay_buffer.observations[0, 0])
 
 
-def test_what_is_no_model_based_algorithm_is_refused(mbpo, tmp_path):
+def test_an_algorithm_without_a_model_is_refused(mbpo, tmp_path):
     with pytest.raises(ValueError, match="has no `dynamics` and `replay_buffer`"):
         LearnedModelVecEnv.from_algorithm(object(), n_envs=2)
     mbpo.save(tmp_path / "mbpo")

@@ -28,7 +28,7 @@ def push(n, size=1.0):
 
 @pytest.mark.parametrize("propagation", ["ts1", "tsinf", "expectation"])
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_a_batch_is_the_model_stepped_by_hand(drift_model, propagation, deterministic):
+def test_a_batch_equals_the_model_stepped_by_hand(drift_model, propagation, deterministic):
     starts = th.rand(8, 2, generator=th.Generator().manual_seed(1)) - 0.5
     branches = imagine(
         drift_model, 8, 10, lambda n, generator: starts[:n], propagation=propagation, deterministic=deterministic
@@ -135,7 +135,7 @@ def test_the_penalty_is_the_norm_of_the_disagreement(scripted):
     assert reward.tolist() == pytest.approx([0.4] * 4)
 
 
-def test_a_branch_halts_where_the_model_does_not_know(scripted):
+def test_a_branch_halts_where_the_model_is_uncertain(scripted):
     unknown = imagine(scripted(disagreement=0.2), max_disagreement=0.1, halt_reward=-7.0).step(push(4))
     assert unknown.terminated.all() and (unknown.reward == -7.0).all()
     known = imagine(scripted(disagreement=0.2), max_disagreement=0.3, halt_reward=-7.0).step(push(4))
@@ -155,7 +155,7 @@ def test_all_members_are_evaluated_only_where_uncertainty_is_asked_for(scripted,
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
-def test_a_prediction_that_is_not_finite_ends_the_branch_where_it_was(scripted, broken):
+def test_a_prediction_that_is_not_finite_ends_the_branch_in_its_last_state(scripted, broken):
     branches = imagine(scripted(broken_above=1.5, broken=broken), 2)
     branches.step(push(2))
     step = branches.step(th.tensor([[1.0], [0.0]]))
@@ -171,7 +171,7 @@ def test_disagreement_that_is_not_finite_ends_the_branch(scripted):
     assert step.truncated.all() and (step.reward == 0).all()
 
 
-def test_predictions_are_clipped_and_go_on_from_there(scripted):
+def test_predictions_are_clipped_and_continue_from_the_clipped_state(scripted):
     branches = imagine(scripted(), 2, observation_bounds=([-20.0, -20.0], [1.5, 20.0]))
     for _ in range(3):
         step = branches.step(push(2))
@@ -234,7 +234,7 @@ def test_a_model_that_is_not_fitted_is_refused(drift_model):
         imagine(model)
 
 
-def test_an_algorithm_lends_its_model_to_imagined_environments():
+def test_imagined_environments_can_use_the_model_of_an_algorithm():
     model = MBPO("MlpPolicy", "Pendulum-v1", buffer_size=10, policy_kwargs={"net_arch": [8]}, device="cpu")
     starts = np.array([[1.0, 0.0, 0.0]])
     with pytest.raises(ValueError, match="not been fitted"):
@@ -253,7 +253,7 @@ def test_pessimism_about_a_known_reward_is_refused(scripted):
         imagine(model, value_mode="pessimistic")
 
 
-def test_a_simulator_that_starts_where_the_real_environment_stands_is_refused(drift):
+def test_a_simulator_that_starts_from_live_environments_is_refused(drift):
     env = drift()
     env.reset(seed=0)
     with pytest.raises(ValueError, match="cannot start from any observation"):

@@ -27,7 +27,7 @@ def test_both_checkers_pass_with_the_true_simulator():
     check_env_gymnasium(imagined, skip_render_check=True)
 
 
-def test_what_it_returns(drift_env):
+def test_what_reset_and_step_return(drift_env):
     obs, info = drift_env.reset(seed=0)
     assert drift_env.observation_space.contains(obs) and info == {}
     obs, reward, terminated, truncated, info = drift_env.step(np.array([0.5], np.float32))
@@ -94,7 +94,7 @@ def test_the_true_simulator_gives_the_real_episode():
 
 
 @pytest.mark.parametrize("env_id", ["Pendulum-v1", "CartPole-v1", "MountainCar-v0", "Acrobot-v1", "Hopper-v5"])
-def test_the_real_environment_is_put_where_the_imagined_one_stands(env_id, monkeypatch):
+def test_the_real_environment_renders_the_imagined_state(env_id, monkeypatch):
     real = gym.make(env_id, render_mode="rgb_array")
     task = real.unwrapped
     # No screen here
@@ -113,7 +113,7 @@ def test_what_cannot_be_rendered_says_so(drift_model, drift):
         LearnedModelEnv(drift(), drift_model, max_episode_steps=5).render()
 
 
-def test_a_person_sees_each_step(monkeypatch):
+def test_with_human_rendering_each_step_is_shown(monkeypatch):
     real = gym.make("Pendulum-v1").unwrapped
     frames = []
     monkeypatch.setattr(real, "render", lambda: frames.append(real.state), raising=False)
@@ -132,7 +132,7 @@ def test_a_model_of_another_environment_is_refused(drift_model):
         LearnedModelEnv("Pendulum-v1", drift_model)
 
 
-def test_an_unknown_time_limit_is_chosen_aloud(drift, drift_model):
+def test_an_unknown_time_limit_is_announced(drift, drift_model):
     with pytest.warns(UserWarning, match="truncated after 1000 steps; pass max_episode_steps="):
         env = LearnedModelEnv(drift(), drift_model)
     assert env.imagination.rules.max_episode_steps == 1_000

@@ -30,7 +30,7 @@ def test_the_spaces_are_those_of_the_model(drift_vec, drift_model):
     assert drift_vec.action_space is drift_model.action_space
 
 
-def test_an_episode_that_ends_begins_anew_in_the_same_step(make_vec, scripted):
+def test_an_ended_episode_is_reset_in_the_same_step(make_vec, scripted):
     env = make_vec(3, model=scripted(end=1.5))
     env.reset()
     env.step(push(1.0, 0.5, 0.0))
@@ -59,7 +59,7 @@ def test_a_task_that_ends_at_the_time_limit_has_ended(make_vec, scripted):
     assert dones[0] and infos[0]["TimeLimit.truncated"] is False
 
 
-def test_a_model_that_breaks_truncates(make_vec, scripted):
+def test_a_prediction_that_is_not_finite_truncates_the_episode(make_vec, scripted):
     env = make_vec(2, model=scripted(broken_above=0.5))
     env.reset()
     obs, rewards, dones, infos = env.step(push(1.0, 0.0))
@@ -140,7 +140,7 @@ def test_seeds_and_options_are_consumed_at_reset(drift_vec):
     assert not np.array_equal(first, rollout(drift_vec))
 
 
-def test_what_is_returned_is_the_callers(make_vec):
+def test_returned_arrays_are_copies(make_vec):
     env = make_vec(2, max_episode_steps=3)
     returned = [env.reset()]
     for _ in range(4):

@@ -30,7 +30,7 @@ def random_batch(model, n=32):
     return model.replay_buffer.sample(n)
 
 
-def test_updates_are_those_of_a_processor(both):
+def test_updates_equal_those_of_the_cpu(both):
     batch, losses = random_batch(both[0]), []
     for model in both:
         th.manual_seed(0)
@@ -42,7 +42,7 @@ def test_updates_are_those_of_a_processor(both):
 
 
 @pytest.mark.parametrize("n_updates", [1, 5])
-def test_all_losses_of_a_call_are_read_together(both, accelerator, n_updates):
+def test_the_host_waits_once_for_all_losses_of_a_call(both, accelerator, n_updates):
     model = both[1]
     random_batch(model)
     model._setup_learn(10)

@@ -60,7 +60,7 @@ def test_cart_pole(make_mbpo):
         make_mbpo("CartPole-v1")
 
 
-def test_policies_are_named_that_an_algorithm_has():
+def test_the_message_names_the_available_policies():
     with pytest.raises(ValueError, match="MBPO has 'MlpPolicy', .* TDMPC2 supports Dict observations"):
         MBPO("MultiInputPolicy", OfSpaces(GOAL, FLAT))
     with pytest.raises(ValueError, match="MBPO has 'MlpPolicy', .* TDMPC2 supports images"):
@@ -132,12 +132,12 @@ class TestNonFinite:
         assert model.dynamics.is_fitted
         assert np.isfinite(model.predict(np.zeros(2, dtype=np.float32))[0]).all()
 
-    def test_one_of_many(self, make_mbpo, point_mass):
+    def test_one_bad_environment_among_many(self, make_mbpo, point_mass):
         env = DummyVecEnv([point_mass, lambda: point_mass(bad_steps={3: (NAN, None)})])
         with pytest.raises(ValueError, match="Environment 1 returned a"):
             make_mbpo(env).learn(50)
 
-    def test_step_does_not_join_what_does_not_follow(self, make_mbpo, point_mass):
+    def test_a_failed_step_does_not_join_transitions_that_do_not_follow(self, make_mbpo, point_mass):
         env = point_mass(bad_steps={10: (NAN, None)})
         model = make_mbpo(env)
         with pytest.raises(ValueError):
@@ -162,7 +162,7 @@ class TestNonFinite:
 
 
 class TestTermination:
-    def test_seen_but_ruled_out(self, make_mbpo):
+    def test_terminations_that_the_rule_excludes(self, make_mbpo):
         with pytest.raises(ValueError, match=r"transitions terminated, but .*never terminates.*termination_fn='learned'"):
             make_mbpo("Line-v0", termination_fn=None).learn(100)
 
@@ -175,7 +175,7 @@ class TestTermination:
         with pytest.raises(ValueError, match="reward_fn must return a float tensor of shape"):
             make_mbpo(reward_fn=lambda o, a, n: n)
 
-    def test_reward_that_is_no_number(self, make_mbpo):
+    def test_reward_that_is_not_a_number(self, make_mbpo):
         with pytest.raises(ValueError, match="Not one of 500 imagined transitions is finite.*reward_fn"):
             make_mbpo(reward_fn=lambda o, a, n: n[:, 0] * (NAN if len(o) == 500 else 1.0)).learn(100)
 
@@ -202,7 +202,7 @@ def test_error_in_the_middle_of_a_batch_gives_the_replay_buffer_back(make_mbpo, 
 
 
 @pytest.mark.parametrize("reward", [1e18, 1e-18])
-def test_rewards_out_of_scale_are_fitted_all_the_same(make_mbpo, reward):
+def test_rewards_of_any_scale_are_fitted(make_mbpo, reward):
     env = gym.wrappers.TransformReward(gym.make("PointMass-v0"), lambda r: r * reward)
     model = make_mbpo(env).learn(60)
     assert th.isfinite(model.dynamics.holdout_mse).all()

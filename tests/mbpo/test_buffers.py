@@ -72,13 +72,13 @@ def test_it_behaves_like_a_bounded_deque(capacity, operations):
 
 
 @given(capacity=st.integers(1, 6), added=st.integers(1, 9))
-def test_samples_are_valid_rows_and_all_of_them_come(capacity, added):
+def test_samples_are_valid_rows_and_cover_all_rows(capacity, added):
     buffer = model_buffer(capacity, *range(added))
     sampled = buffer.sample(200, th.Generator().manual_seed(0))
     assert set(numbers_of(sampled)) == set(range(added)[-capacity:])
 
 
-def test_of_more_rows_than_capacity_the_last_stay():
+def test_more_rows_than_the_capacity_keep_the_last_ones():
     buffer = model_buffer(3, 0, 1)
     buffer.add(numbered(2, 3, 4, 5, 6, 7, 8))
     assert numbers_of(buffer.contents()) == [6, 7, 8]
@@ -90,7 +90,7 @@ def test_shrinking_keeps_the_newest():
     assert numbers_of(buffer.contents()) == [5, 6]
 
 
-def test_growing_keeps_all_and_makes_room():
+def test_growing_keeps_all_rows():
     buffer = model_buffer(3, *range(5))
     buffer.resize(4)
     buffer.add(numbered(5))
@@ -105,7 +105,7 @@ def test_no_memory_is_taken_before_the_first_transition():
     assert len(buffer.contents()) == 0
 
 
-def test_equal_generators_sample_equally_and_the_global_stream_is_left_alone():
+def test_equal_generators_sample_the_same_and_the_global_stream_is_not_used():
     buffer = model_buffer(50, *range(50))
     before = th.get_rng_state()
     first, second = (numbers_of(buffer.sample(20, th.Generator().manual_seed(4))) for _ in range(2))
@@ -172,7 +172,7 @@ def test_fields_of_an_imagined_row_stay_together():
     assert set(batch.dones.unique().tolist()) == {0.0, 1.0}
 
 
-def test_real_rows_are_those_sb3_draws_from_the_same_stream():
+def test_real_rows_equal_those_that_sb3_draws_from_the_same_stream():
     real = real_buffer()
     np.random.seed(3)
     expected = real.sample(12)
@@ -184,7 +184,7 @@ def test_real_rows_are_those_sb3_draws_from_the_same_stream():
 
 @pytest.mark.parametrize(("imagined", "real_ratio"), [((), 0.05), ((), 0.0), (range(10), 1.0)])
 @pytest.mark.parametrize("kind", [ReplayBuffer, NStepReplayBuffer])
-def test_with_nothing_to_mix_it_is_sb3s_sample_bit_for_bit(imagined, real_ratio, kind):
+def test_without_imagined_rows_the_sample_equals_sb3s_bit_for_bit(imagined, real_ratio, kind):
     real = real_buffer(kind=kind)
     np.random.seed(5)
     expected = real.sample(64)
@@ -203,7 +203,7 @@ def test_the_view_uses_its_own_generator_only_for_imagined_rows():
     assert (np.random.get_state()[1] == np_state).all()
 
 
-def test_discounts_come_for_all_rows_where_the_real_buffer_gives_them():
+def test_batches_have_discounts_for_all_rows_if_the_real_buffer_has_them():
     real = real_buffer(kind=NStepReplayBuffer, n_steps=3, gamma=0.97)
     batch = mixed(real, model_buffer(10, *range(10)), 0.5).sample(40)
     assert batch.discounts.shape == (40, 1)
@@ -212,11 +212,11 @@ def test_discounts_come_for_all_rows_where_the_real_buffer_gives_them():
 
 
 @pytest.mark.parametrize(("kind", "real_ratio"), [(ReplayBuffer, 0.5), (NStepReplayBuffer, 0.0)])
-def test_discounts_come_for_no_row_otherwise(kind, real_ratio):
+def test_batches_have_no_discounts_otherwise(kind, real_ratio):
     assert mixed(real_buffer(kind=kind), model_buffer(10, *range(10)), real_ratio).sample(40).discounts is None
 
 
-def test_float64_observations_leave_as_float32():
+def test_float64_observations_are_sampled_as_float32():
     real = real_buffer(obs_space=spaces.Box(-np.inf, np.inf, (OBS_DIM,), np.float64))
     assert real.observations.dtype == np.float64
     batch = mixed(real, model_buffer(10, *range(10)), 0.5).sample(40)
@@ -255,7 +255,7 @@ class HalfDemonstrations(ReplayBuffer):
         return self.Samples(*samples, indices=indices)
 
 
-def test_a_users_buffer_is_asked_for_each_batch():
+def test_a_users_buffer_is_sampled_once_per_batch():
     view = mixed(real_buffer(20, HalfDemonstrations), model_buffer(10, *range(10)), 0.5)
     view.n_batches = 5
     for _ in range(7):
@@ -275,7 +275,7 @@ def test_fields_of_a_user_are_those_of_the_real_rows():
 
 
 @pytest.mark.parametrize("kind", [ReplayBuffer, NStepReplayBuffer])
-def test_sb3s_own_buffers_are_asked_once(kind, monkeypatch):
+def test_sb3s_own_buffers_are_sampled_once(kind, monkeypatch):
     assert samples_as_sb3(real_buffer(kind=kind))
     asked = []
     gather = kind._get_samples
@@ -287,7 +287,7 @@ def test_sb3s_own_buffers_are_asked_once(kind, monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["sample", "_get_samples"])
-def test_whatever_a_user_overrides_counts(method):
+def test_methods_that_a_user_overrides_are_called(method):
     theirs = type("Theirs", (ReplayBuffer,), {method: lambda self, *args, **kwargs: None})
     assert not samples_as_sb3(real_buffer(kind=theirs))
     assert samples_as_sb3(real_buffer(kind=type("Theirs", (ReplayBuffer,), {"add": ReplayBuffer.add})))
@@ -304,7 +304,7 @@ def test_whatever_a_user_overrides_counts(method):
         (lambda self, n, env: self._get_samples(np.arange(n - 1), env), r"Theirs.sample\(12\) must return 12 rows"),
     ],
 )
-def test_what_is_no_batch_is_refused_in_words(returned, named):
+def test_a_sample_that_is_not_a_batch_is_refused_with_a_clear_message(returned, named):
     theirs = type("Theirs", (ReplayBuffer,), {"sample": lambda self, n, env=None: returned(self, n, env)})
     with pytest.raises(ValueError, match=named):
         mixed(real_buffer(kind=theirs), model_buffer(10, *range(10)), 0.5).sample(24)

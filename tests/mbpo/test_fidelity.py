@@ -56,7 +56,7 @@ def test_without_a_budget_a_fit_runs_to_its_end(make_mbpo, fits):
     assert fits[0][1].n_gradient_steps > 100
 
 
-def test_refits_go_on_when_the_buffer_is_smaller_than_the_warm_up(make_mbpo, fits):
+def test_refits_continue_if_the_buffer_is_smaller_than_the_warm_up(make_mbpo, fits):
     make_mbpo(buffer_size=35).learn(200)
     assert len(fits) == 4
 
@@ -73,7 +73,7 @@ def test_a_loaded_model_is_not_refitted_on_a_handful_of_transitions(make_mbpo, f
     assert len(fits) >= 1 and len(fits[0][0]) >= 100
 
 
-def test_a_run_stopped_by_a_callback_leaves_no_false_transition(make_mbpo):
+def test_a_run_stopped_by_a_callback_stores_no_false_transition(make_mbpo):
     model = make_mbpo()
     model.learn(500, callback=StopTrainingOnMaxEpisodes(2))
     model.learn(20, reset_num_timesteps=False)
@@ -120,7 +120,7 @@ def test_a_termination_function_that_predicts_nothing_is_refused(make_mbpo):
         make_mbpo("Line-v0", learning_starts=300, termination_fn=never).learn(400)
 
 
-def test_a_function_of_the_user_stays_when_the_environment_is_set():
+def test_a_function_of_the_user_is_kept_when_the_environment_is_set():
     def never_but_far(obs, action, next_obs):
         return next_obs[:, 0].abs() > 0.4
 

@@ -105,14 +105,14 @@ def test_silent_by_default(make_mbpo, capsys):
 
 
 @pytest.mark.parametrize(("verbose", "progress_bar"), [(0, False), (1, False), (1, True)])
-def test_a_long_fit_says_that_it_is_alive(make_mbpo, capsys, monkeypatch, verbose, progress_bar):
+def test_a_long_fit_prints_its_progress(make_mbpo, capsys, monkeypatch, verbose, progress_bar):
     monkeypatch.setattr("sb3_mbrl.common.progress.HALF_A_MINUTE", 0.0)
     make_mbpo(verbose=verbose).learn(60, progress_bar=progress_bar)
     n_lines = capsys.readouterr().out.count("Fitting model, epoch ")
     assert n_lines == (3 if verbose == 1 and not progress_bar else 0)  # one for each epoch
 
 
-def test_another_reward_is_spoken_of_once_if_anything_is(make_mbpo, capsys):
+def test_another_reward_is_mentioned_once_and_only_if_verbose(make_mbpo, capsys):
     make_mbpo(reward_fn=lambda obs, action, next_obs: next_obs[:, 1], verbose=1).learn(150)
     assert capsys.readouterr().out.count("reward_fn pays") == 1
     make_mbpo(reward_fn=lambda obs, action, next_obs: next_obs[:, 1]).learn(60)
@@ -154,7 +154,7 @@ class Recorder(BaseCallback):
 
 
 @pytest.mark.parametrize("n_envs", [1, 2])
-def test_callbacks_see_real_steps_alone(make_mbpo, n_envs):
+def test_callbacks_see_only_real_steps(make_mbpo, n_envs):
     recorder = Recorder()
     model = make_mbpo(make_vec_env("PointMass-v0", n_envs)).learn(120, callback=recorder)
     assert recorder.steps == list(range(n_envs, 121, n_envs))
@@ -184,7 +184,7 @@ def test_function_as_callback_can_stop(make_mbpo, progress_bar):
     assert model.num_timesteps == 70
 
 
-def test_stopped_run_goes_on(make_mbpo):
+def test_a_stopped_run_continues(make_mbpo):
     model = make_mbpo().learn(500, callback=StopTrainingOnMaxEpisodes(max_episodes=3))
     assert model.num_timesteps == 90
     model.learn(60, reset_num_timesteps=False)
@@ -228,7 +228,7 @@ def test_stops_at_a_reward(make_mbpo):
 
 
 class TestProgressBar:
-    def test_says_what_takes_long(self, make_mbpo, monkeypatch):
+    def test_the_progress_bar_names_the_current_phase(self, make_mbpo, monkeypatch):
         said = []
         describe = ModelProgressBarCallback.describe
         monkeypatch.setattr(ModelProgressBarCallback, "describe", lambda self, text: (said.append(text), describe(self, text)))

@@ -23,7 +23,7 @@ def same_parameters(first, second):
 
 @pytest.mark.usefixtures("not_accelerated")
 @pytest.mark.parametrize(("algorithm", "parent"), PAIRS)
-def test_real_ratio_of_one_is_the_algorithm_alone(algorithm, parent, tiny):
+def test_with_a_real_ratio_of_1_it_equals_the_algorithm(algorithm, parent, tiny):
     model = algorithm("MlpPolicy", "PointMass-v0", **{**tiny, "real_ratio": 1.0}).learn(200)
     alone = {name: tiny[name] for name in ("learning_starts", "buffer_size", "batch_size", "gradient_steps", "seed", "device")}
     reference = parent("MlpPolicy", "PointMass-v0", policy_kwargs=tiny["policy_kwargs"], **alone).learn(200)
@@ -32,7 +32,7 @@ def test_real_ratio_of_one_is_the_algorithm_alone(algorithm, parent, tiny):
 
 
 @pytest.mark.parametrize(("algorithm", "parent"), PAIRS)
-def test_accelerated_it_is_the_algorithm_up_to_rounding(algorithm, parent, tiny):
+def test_accelerated_it_equals_the_algorithm_up_to_rounding(algorithm, parent, tiny):
     # Other actions would make other experience, and rounding grows from there
     tiny = {**tiny, "train_freq": 200, "gradient_steps": 50}
     names = ("learning_starts", "buffer_size", "batch_size", "train_freq", "gradient_steps", "seed", "device")
@@ -128,7 +128,7 @@ def test_defaults_over_an_algorithm_that_takes_any_arguments(tiny):
     assert len(MBMine("MlpPolicy", "PointMass-v0", **tiny).learn(100).model_buffer) > 0
 
 
-def test_a_penalty_on_the_critics_slope_has_its_gradient(tiny):
+def test_a_gradient_penalty_on_the_critic_is_differentiated(tiny):
     """In an algorithm of the user, whose own ``train`` asks autograd for what SAC does not."""
     gradients = {}
 

@@ -148,19 +148,19 @@ def assert_same(a, b):
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "mujoco"])  # for which see the next test
-def test_equals_the_run_that_was_never_cut(case, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(case, tmp_path):
     model = make_model(case)
     model.learn(END, ExactCheckpointCallback(CUT, tmp_path / "checkpoint"))
     assert_same(in_a_new_process(case, tmp_path), everything(model))
 
 
-def test_n_and_n_steps_are_2n(tmp_path):
+def test_n_and_n_more_steps_equal_2n_steps(tmp_path):
     model = make_model("mujoco").learn(CUT)
     model.save_checkpoint(tmp_path / "checkpoint")
     assert_same(in_a_new_process("mujoco", tmp_path), everything(make_model("mujoco").learn(END)))
 
 
-def test_saving_leaves_no_trace(tmp_path):
+def test_saving_does_not_change_the_run(tmp_path):
     a = make_model("gsde").learn(CUT, ExactCheckpointCallback(7, tmp_path))
     assert_same(everything(a), everything(make_model("gsde").learn(CUT)))
 
@@ -183,7 +183,7 @@ def test_subproc_starts_with_new_episodes(tmp_path):
         env.close()
 
 
-def test_extras_take_no_more_room_than_what_was_imagined(tmp_path):
+def test_a_checkpoint_does_not_store_empty_rows_of_the_model_buffer(tmp_path):
     model = make_model("pendulum").learn(70)
     assert 0 < len(model.model_buffer) < model.model_buffer.capacity / 10
     model.save_checkpoint(tmp_path)
@@ -191,7 +191,7 @@ def test_extras_take_no_more_room_than_what_was_imagined(tmp_path):
     assert size < 4 * 9 * len(model.model_buffer) + 20_000
 
 
-def test_before_the_first_step(tmp_path):
+def test_a_checkpoint_before_the_first_step(tmp_path):
     model = make_model("pendulum")
     model.save_checkpoint(tmp_path)
     loaded = MBPO.load_checkpoint(tmp_path, env=make_env("pendulum"), device="cpu")
@@ -199,7 +199,7 @@ def test_before_the_first_step(tmp_path):
     assert loaded.num_timesteps == CUT
 
 
-def test_to_predict_no_env_is_needed(tmp_path):
+def test_prediction_needs_no_environment(tmp_path):
     model = make_model("pendulum").learn(CUT)
     model.save_checkpoint(tmp_path)
     obs = np.zeros((1, 3), dtype=np.float32)

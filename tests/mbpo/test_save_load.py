@@ -222,7 +222,7 @@ class TestLoad:
         ],
         ids=lambda settings: "-".join(settings),
     )
-    def test_settings_survive_and_learning_goes_on(self, make_mbpo, tmp_path, settings):
+    def test_settings_survive_and_learning_continues(self, make_mbpo, tmp_path, settings):
         model = make_mbpo(**settings).learn(60)
         loaded = MBPO.load(saved(model, tmp_path), env=model.get_env())
         assert np.array_equal(predict(loaded), predict(model))
@@ -326,7 +326,7 @@ class TestReplayBuffer:
         assert loaded._last_fit_timestep == 161
         assert len(loaded.model_buffer) > 0
 
-    def test_without_it_the_model_is_not_refitted_to_a_handful_of_transitions(self, trained, tmp_path, capsys):
+    def test_without_the_buffer_the_model_is_not_refitted_to_a_few_transitions(self, trained, tmp_path, capsys):
         loaded = MBPO.load(saved(trained, tmp_path), env=trained.get_env(), learning_starts=100, verbose=1)
         before = deepcopy(loaded.dynamics.state_dict())
         loaded.learn(40, reset_num_timesteps=False)
@@ -348,7 +348,7 @@ class TestGoingOn:
         assert model.num_timesteps == 100
         assert model._last_fit_timestep == 91
 
-    def test_second_learn_onwards_keeps_the_clock(self, make_mbpo):
+    def test_a_second_learn_keeps_the_step_counter(self, make_mbpo):
         model = make_mbpo().learn(150).learn(100, reset_num_timesteps=False)
         assert model.num_timesteps == 250
         assert model._last_fit_timestep == 241
@@ -360,7 +360,7 @@ class TestGoingOn:
         assert trained._last_fit_timestep == 141
         assert_equal_states(before, MBPO.load(path).get_parameters())
 
-    def test_clocks_go_on_after_loading(self, trained, tmp_path):
+    def test_step_counters_continue_after_loading(self, trained, tmp_path):
         loaded = MBPO.load(saved(trained, tmp_path), env=trained.get_env())
         loaded.replay_buffer = trained.replay_buffer
         loaded.learn(25, reset_num_timesteps=False)

@@ -54,7 +54,7 @@ def assert_same_learner(mbpo, sac):
         ("PointMass-v0", 1, {"ent_coef": 0.1}),
     ],
 )
-def test_all_real_batches_make_it_sac(make_mbpo, make_sac, env_id, n_envs, settings):
+def test_with_real_batches_only_it_equals_sac(make_mbpo, make_sac, env_id, n_envs, settings):
     mbpo = make_mbpo(make_vec_env(env_id, n_envs, seed=0), real_ratio=1.0, **settings).learn(200)
     sac = make_sac(make_vec_env(env_id, n_envs, seed=0), **settings).learn(200)
     assert_same_learner(mbpo, sac)
@@ -63,7 +63,7 @@ def test_all_real_batches_make_it_sac(make_mbpo, make_sac, env_id, n_envs, setti
 
 
 @pytest.mark.usefixtures("not_accelerated")
-def test_all_real_batches_make_it_sac_under_vec_normalize(make_mbpo, make_sac):
+def test_with_real_batches_only_it_equals_sac_under_vec_normalize(make_mbpo, make_sac):
     mbpo, sac = (
         make(VecNormalize(make_vec_env("PointMass-v0", 2, seed=0)), **own).learn(200)
         for make, own in ((make_mbpo, {"real_ratio": 1.0}), (make_sac, {}))
@@ -72,7 +72,7 @@ def test_all_real_batches_make_it_sac_under_vec_normalize(make_mbpo, make_sac):
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.05)])
-def test_accelerated_it_is_sac_up_to_rounding(make_mbpo, make_sac, precision, tolerance):
+def test_accelerated_it_equals_sac_up_to_rounding(make_mbpo, make_sac, precision, tolerance):
     if precision == "bfloat16" and not HAS_BFLOAT16:
         pytest.skip("no such products on this processor")
     # Other actions would make other experience, and rounding grows from there
@@ -87,7 +87,7 @@ def test_accelerated_it_is_sac_up_to_rounding(make_mbpo, make_sac, precision, to
         assert (ours[name] - value).norm() <= tolerance * change + 1e-6, name
 
 
-def test_imagined_rows_change_what_is_learnt(make_mbpo, make_sac):
+def test_imagined_rows_change_what_is_learned(make_mbpo, make_sac):
     mbpo, sac = make_mbpo().learn(100), make_sac().learn(100)
     assert not th.equal(mbpo.actor.mu.weight, sac.actor.mu.weight)
 
@@ -182,7 +182,7 @@ class BatchNormExtractor(FlattenExtractor):
     ids=["plain", "gsde", "batch norm"],
 )
 @pytest.mark.parametrize("env_id", ["PointMass-v0", "Line-v0"])
-def test_fits_and_rollouts_leave_no_trace(make_mbpo, env_id, settings):
+def test_fits_and_rollouts_do_not_change_sac(make_mbpo, env_id, settings):
     model = make_mbpo(env_id, **settings).learn(100)
     model._last_fit_timestep -= 7  # as if 7 steps had gone by
 

@@ -45,7 +45,7 @@ class TestSacOptions:
         assert_trained(model)
         assert isinstance(model.action_noise, VectorizedActionNoise) == (n_envs > 1)
 
-    def test_action_noise_stays_out_of_imagination(self, make_mbpo):
+    def test_action_noise_is_not_used_in_imagination(self, make_mbpo):
         # Pushes every real action to the bound, imagined ones stay where the policy puts them
         model = make_mbpo(action_noise=NormalActionNoise(5 * np.ones(1), np.zeros(1)), learning_starts=0).learn(100)
         assert (model.replay_buffer.actions[:100] == 1.0).all()
@@ -270,7 +270,7 @@ class TestModelOptions:
         # Of 500 + 500 + 1000 + 1500 imagined rows, those of the last 100 steps
         assert len(model.model_buffer) == 3_000
 
-    def test_adaptive_length_follows_the_error_on_what_is_new(self, make_mbpo):
+    def test_adaptive_length_follows_the_error_on_new_transitions(self, make_mbpo):
         rule, watched = AdaptiveRolloutLength(4, tolerance=1.0), []
         lengths = []
         model = make_mbpo(rollout_schedule=watching(rule, watched), fit_kwargs={"max_epochs": 100})
@@ -284,14 +284,14 @@ class TestModelOptions:
         assert max(length for _, length in seen) > 1
         assert model.model_buffer.capacity == 10 * 1_000 * seen[-1][1]
 
-    def test_adaptive_length_of_many_environments_follows_what_is_new(self, make_mbpo):
+    def test_adaptive_length_of_many_environments_follows_the_error_on_new_transitions(self, make_mbpo):
         watched = []
         schedule = watching(AdaptiveRolloutLength(15, tolerance=1e6), watched)
         make_mbpo(make_vec_env("PointMass-v0", 10), rollout_schedule=schedule).learn(200)
         # Five steps of each environment since the last fit
         assert [(n, len(errors)) for n, errors in watched] == [(50, 5)] * 3
 
-    def test_old_imagination_is_forgotten(self, make_mbpo):
+    def test_old_imagined_transitions_are_dropped(self, make_mbpo):
         model = make_mbpo(model_retain_steps=60).learn(240)
         assert len(model.model_buffer) == model.model_buffer.capacity == 10 * 60
 

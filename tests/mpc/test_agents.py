@@ -72,7 +72,7 @@ def test_the_value_is_the_lowest_critics_at_the_actors_action(algorithm):
 
 
 @pytest.mark.parametrize("algorithm", [PPO, A2C])
-def test_the_value_is_the_value_heads(algorithm):
+def test_the_value_is_that_of_the_value_head(algorithm):
     agent = small(algorithm, stretched("Slider-v0"))
     obs = agent.env.normalize_obs(OBS)
     expected = agent.policy.predict_values(th.as_tensor(obs)).detach()[:, 0]
@@ -87,7 +87,7 @@ def test_the_value_is_the_highest_q_value():
 
 
 @pytest.mark.parametrize("algorithm", [SAC, CrossQ])
-def test_an_agent_fresh_from_training_is_not_trained_by_planning(algorithm):
+def test_an_agent_in_training_mode_is_evaluated_and_not_changed(algorithm):
     agent = small(algorithm, "Slider-v0", learning_starts=10, buffer_size=100).learn(30)
     agent.policy.set_training_mode(True)  # as the last update of learn() may leave it
     before = {name: value.clone() for name, value in agent.policy.state_dict().items()}
@@ -102,7 +102,7 @@ def test_an_agent_fresh_from_training_is_not_trained_by_planning(algorithm):
     ("algorithm", "env_id", "kwargs"),
     [(SAC, "Slider-v0", OFF), (TQC, "Slider-v0", OFF), (PPO, "Slider-v0", {}), (PPO, "DiscreteSlider-v0", {})],
 )
-def test_a_state_that_diverged_is_worth_nothing_and_disturbs_no_other(algorithm, env_id, kwargs, bad):
+def test_a_diverged_state_has_no_value_and_does_not_disturb_others(algorithm, env_id, kwargs, bad):
     agent, obs = small(algorithm, env_id, **kwargs), th.as_tensor(OBS).clone()
     expected, actions = value_function(agent)(obs).detach(), actor_function(agent)(obs).detach()
     obs[1, 0] = bad
@@ -114,7 +114,7 @@ def test_a_state_that_diverged_is_worth_nothing_and_disturbs_no_other(algorithm,
     assert th.isfinite(actor_function(agent)(obs)).all()
 
 
-def test_plans_that_diverge_lose_against_those_that_do_not():
+def test_plans_that_diverge_rank_below_those_that_do_not():
     simulator, agent = SimulatorModel("Pendulum-v1"), small(SAC, "Pendulum-v1", **OFF)
     step = simulator.simulator.step
 
@@ -129,7 +129,7 @@ def test_plans_that_diverge_lose_against_those_that_do_not():
 
 
 @pytest.mark.parametrize("function_of", [actor_function, value_function])
-def test_an_agent_is_asked_where_it_lives(function_of, monkeypatch):
+def test_an_agent_is_evaluated_on_its_own_device(function_of, monkeypatch):
     agent, seen = small(PPO, "Slider-v0"), []
 
     def answer(obs, deterministic=True):

@@ -55,7 +55,7 @@ def test_numpy_numbers_are_numbers(model, tmp_path):
     np.testing.assert_array_equal(policy.predict(OBS)[0], MPCPolicy(model, **PLANNER, seed=3, replan_freq=2).predict(OBS)[0])
 
 
-def test_the_normalization_is_asked_for_and_arguments_may_change(model, tmp_path):
+def test_the_normalization_must_be_passed_again_and_arguments_may_change(model, tmp_path):
     path, env = tmp_path / "policy.zip", VecNormalize(make_vec_env("Slider-v0"))
     MPCPolicy(model, **PLANNER, vec_normalize=env).save(path)
     with pytest.raises(ValueError, match=r"saved with \['vec_normalize'\]"):
@@ -64,7 +64,7 @@ def test_the_normalization_is_asked_for_and_arguments_may_change(model, tmp_path
     assert (loaded.vec_normalize, loaded.replan_freq, loaded.objective.discount) == (env, 2, 0.9)
 
 
-def test_what_a_file_cannot_hold_is_asked_for(model, tmp_path):
+def test_arguments_that_a_file_cannot_hold_must_be_passed_again(model, tmp_path):
     path = tmp_path / "policy.zip"
     functions = {"reward_fn": lambda obs, action, next_obs: obs[:, 0], "termination_fn": lambda obs, action, n: obs[:, 0] > 1}
     MPCPolicy(model, **PLANNER, **functions).save(path)
@@ -78,7 +78,7 @@ def test_what_a_file_cannot_hold_is_asked_for(model, tmp_path):
     assert MPCPolicy.load(path, model=simulator).planner.horizon == 5
 
 
-def test_a_model_with_functions_asks_for_them(tmp_path):
+def test_functions_of_a_model_must_be_passed_again(tmp_path):
     functions = {"reward_fn": lambda o, a, n: n[:, 0], "termination_fn": lambda o, a, n: n[:, 0] > 1}
     policy, path = cheap(random_model(spaces.Discrete(3), **functions), "cem"), tmp_path / "policy.zip"
     policy.save(path)
@@ -108,7 +108,7 @@ class ICEM(CEM):
 
 
 @pytest.mark.parametrize("planner", [Own(lambda x: x + 1), ICEM(horizon=5)], ids=lambda planner: type(planner).__name__)
-def test_a_planner_of_yours_is_asked_for(model, tmp_path, planner):
+def test_a_users_planner_must_be_passed_again(model, tmp_path, planner):
     policy, path = MPCPolicy(model, planner), tmp_path / "policy.zip"
     policy.save(path)
     with pytest.raises(ValueError, match=f"saved with a {type(planner).__name__} of yours: pass planner="):
@@ -148,7 +148,7 @@ def test_a_flipped_bit_is_damage_or_changes_nothing(policy, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["make_planner", "Planner", "ModelObjective", "partial", "os.system", "__builtins__"])
-def test_a_file_names_nothing_but_planners(policy, tmp_path, name):
+def test_a_file_cannot_name_other_classes_than_planners(policy, tmp_path, name):
     path = tmp_path / "policy.zip"
     policy.save(path)
     rewrite(path, lambda config: config.update(planner=name, planner_kwargs={}))

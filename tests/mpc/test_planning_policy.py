@@ -28,7 +28,7 @@ def calls(policy):
     return counted
 
 
-def test_actions_are_the_environments(policy):
+def test_actions_are_in_the_scale_of_the_environment(policy):
     actions, state = policy.predict(OBS)
     assert actions.shape == (4, 1) and actions.dtype == np.float32
     assert all(policy.action_space.contains(action) for action in actions)
@@ -38,7 +38,7 @@ def test_actions_are_the_environments(policy):
     assert pickle.loads(pickle.dumps(state))[0].shape == state[0].shape
 
 
-def test_discrete_actions_are_the_environments():
+def test_discrete_actions_are_those_of_the_environment():
     policy = MPCPolicy(random_model(spaces.Discrete(3, start=5)), **PLANNER)
     actions, _ = policy.predict(OBS)
     assert actions.shape == (4,)
@@ -54,7 +54,7 @@ def test_discrete_actions_in_imagined_environments_count_as_real_ones_or_are_ref
         evaluate_policy(policy, LearnedModelVecEnv(model, 2, OBS, max_episode_steps=3), 1, warn=False)
 
 
-def test_a_deterministic_action_depends_on_model_observation_and_state_alone(model, policy):
+def test_a_deterministic_action_depends_only_on_model_observation_and_state(model, policy):
     first, state = policy.predict(OBS, deterministic=True)
     policy.predict(OBS[::-1].copy())
     th.manual_seed(5)
@@ -83,7 +83,7 @@ def test_the_two_kinds_of_plan_do_not_share_their_samples(model):
     np.testing.assert_array_equal(same.predict(OBS)[0], other.predict(OBS)[0])
 
 
-def test_global_streams_are_left_alone(policy):
+def test_global_streams_are_not_used(policy):
     before = th.get_rng_state(), np.random.get_state()[1].copy()
     policy.predict(OBS)
     policy.predict(OBS, deterministic=True)
@@ -91,7 +91,7 @@ def test_global_streams_are_left_alone(policy):
     np.testing.assert_array_equal(np.random.get_state()[1], before[1])
 
 
-def test_an_episode_begins_from_nothing_in_its_row_alone(policy):
+def test_the_start_of_an_episode_resets_only_its_own_row(policy):
     _, state = policy.predict(OBS, deterministic=True)
     starts = np.array([False, True, False, False])
     actions, new_state = policy.predict(OBS, state, starts, deterministic=True)
@@ -113,7 +113,7 @@ def test_an_episode_of_any_planner_begins_as_the_first_one(model, planner):
 
 
 @pytest.mark.parametrize("planner", CHEAP)
-def test_a_batch_of_any_planner_is_a_loop(model, planner):
+def test_a_batch_of_any_planner_equals_a_loop(model, planner):
     policy = cheap(model, planner)
     _, state = policy.predict(OBS, deterministic=True)
     actions, state = policy.predict(OBS + 0.1, state, deterministic=True)
@@ -124,7 +124,7 @@ def test_a_batch_of_any_planner_is_a_loop(model, planner):
 
 
 @pytest.mark.parametrize("planner", ["random_shooting", "cem", "icem", "mppi"])
-def test_a_batch_of_discrete_plans_is_a_loop(planner):
+def test_a_batch_of_discrete_plans_equals_a_loop(planner):
     policy = cheap(random_model(spaces.Discrete(3)), planner)
     actions, _ = policy.predict(OBS, deterministic=True)
     for i in range(4):
@@ -202,7 +202,7 @@ def test_the_time_of_a_plan_is_limited(clock, model):
     assert policy.last_plan.n_iterations == 3
 
 
-def test_an_observation_that_is_not_a_number_gives_an_action_all_the_same(policy):
+def test_an_observation_of_nan_still_gives_an_action(policy):
     action, _ = policy.predict(np.full((1, 2), np.nan, np.float32), deterministic=True)
     assert policy.action_space.contains(action[0])
 
@@ -247,7 +247,7 @@ def test_a_model_that_was_not_fitted_is_refused_until_it_is():
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"replan_freq": 3, "action_repeat": 2}], ids=["mpc", "open loop"])
-def test_episodes_side_by_side_are_those_of_each_alone(model, kwargs):
+def test_parallel_episodes_equal_single_ones(model, kwargs):
     def make(length):
         return lambda: gym.make("Slider-v0", max_episode_steps=length)
 
@@ -286,7 +286,7 @@ def test_plans_in_a_simulator(env_id):
     assert np.isfinite(episode_rewards).all()
 
 
-def test_a_live_environment_is_planned_in_and_left_alone():
+def test_planning_in_a_live_environment_does_not_change_it():
     env = make_vec_env("Slider-v0", n_envs=2, seed=0)
     policy, obs = cheap(SimulatorModel(env), "cem"), env.reset()
     before = [each.unwrapped.state.copy() for each in env.envs]
@@ -325,7 +325,7 @@ def test_live_environments_may_be_out_of_phase(model_of, actor):
 
 
 @pytest.mark.parametrize("model_of", [SimulatorModel, state_vectors], ids=["copies", "state vectors"])
-def test_a_plan_starts_once(model_of):
+def test_all_environments_start_once_per_plan(model_of):
     env = make_vec_env("Slider-v0", n_envs=2, seed=0)
     model, starts = model_of(env), []
     plain = model.simulator.start

@@ -16,7 +16,7 @@ from sb3_mbrl.planning import CEM, CategoricalCEM
 from tests.mpc.cheap import OBS, PLANNER, cheap, random_model
 
 
-def test_an_algorithm_lends_its_model(trained, policy):
+def test_the_model_of_an_algorithm_is_used(trained, policy):
     np.testing.assert_array_equal(
         MPCPolicy(trained, **PLANNER).predict(OBS, deterministic=True)[0], policy.predict(OBS, deterministic=True)[0]
     )
@@ -36,7 +36,7 @@ def test_observations_come_as_the_algorithm_sees_them(make_pets):
     np.testing.assert_allclose(raw, planned, atol=1e-3)
 
 
-def test_normalized_observations_are_what_they_stand_for(model, policy):
+def test_normalized_observations_give_the_same_plans(model, policy):
     env = VecNormalize(make_vec_env("Slider-v0", n_envs=4, seed=0))
     env.obs_rms.mean, env.obs_rms.var = np.array([1.0, 2.0]), np.array([4.0, 9.0])
     normalized = MPCPolicy(model, **PLANNER, vec_normalize=env)
@@ -64,7 +64,7 @@ def test_evaluation_under_vec_normalize(model):
         (lambda: None, "got an object of type NoneType"),
     ],
 )
-def test_what_is_no_model_is_refused(model, message):
+def test_anything_that_is_not_a_model_is_refused(model, message):
     with pytest.raises(ValueError, match=message):
         MPCPolicy(model())
 
@@ -109,7 +109,7 @@ def test_a_reward_can_be_swapped():
     assert left > 1 and right < -1
 
 
-def test_an_end_can_be_swapped_as_a_reward_can(model):
+def test_a_termination_can_be_swapped(model):
     """Each step is paid 1, and ends the plan if it goes left: the way to many steps is to the right."""
 
     def ends_on_the_way_left(obs, action, next_obs):
@@ -128,12 +128,12 @@ def test_an_end_can_be_swapped_as_a_reward_can(model):
     assert (ended.last_plan.value == 1).all()
 
 
-def test_an_end_that_is_no_bool_is_refused(model):
+def test_a_termination_that_is_not_boolean_is_refused(model):
     with pytest.raises(ValueError, match="termination_fn must return a bool tensor"):
         MPCPolicy(model, **PLANNER, termination_fn=lambda obs, action, next_obs: obs[:, 0])
 
 
-def test_a_good_actor_lends_its_plan(model):
+def test_the_proposal_of_a_good_actor_is_used(model):
     def push_right(obs, action, next_obs):
         return action[:, 0]
 
@@ -144,7 +144,7 @@ def test_a_good_actor_lends_its_plan(model):
     assert (plain.predict(OBS, deterministic=True)[0] < 2.0).all()
 
 
-def test_a_terminal_value_is_worked_towards(model):
+def test_plans_maximise_the_terminal_value(model):
     kwargs = {**PLANNER, "reward_fn": lambda obs, action, next_obs: 0.0 * obs[:, 0]}
     actions = [
         MPCPolicy(model, **kwargs, terminal_value=lambda obs, sign=sign: sign * obs[:, 1]).predict(OBS, deterministic=True)[0]

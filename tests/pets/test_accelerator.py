@@ -17,7 +17,7 @@ CONVERGENCE = {"cem": 2}
 
 
 @pytest.mark.parametrize("planner", PLANNERS)
-def test_plans_are_those_of_a_processor_and_read_nothing(make_pets, accelerator, planner):
+def test_plans_equal_those_of_the_cpu_and_do_not_wait(make_pets, accelerator, planner):
     models = [make_pets(planner=planner, planner_kwargs=PLANNERS[planner], device=device) for device in ("cpu", DEVICE)]
     models[1].dynamics.load_state_dict(models[0].dynamics.state_dict())
     obs, values = np.array([[0.3, 0.1], [-0.5, 0.0]], np.float32), []

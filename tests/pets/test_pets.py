@@ -47,7 +47,7 @@ def test_acts_at_random_then_plans(make_pets):
     assert model.dynamics.is_fitted and model.policy.last_plan is not None
 
 
-def test_the_ensemble_is_that_of_the_table_of_fidelity():
+def test_the_ensemble_is_that_of_the_fidelity_table():
     dynamics = PETS("MPCPolicy", "Slider-v0", device="cpu").dynamics
     assert (dynamics.ensemble_size, dynamics.n_elites, dynamics.net_arch) == (5, 5, (200, 200, 200))
     assert dynamics.normalize_targets and dynamics.nll_beta == 0.5
@@ -131,7 +131,7 @@ def test_cart_pole_ends_by_its_own_rule(make_pets, tmp_path):
     assert PETS.load(tmp_path / "pets").dynamics.termination_fn == model.dynamics.termination_fn
 
 
-def test_a_saved_model_plans_alike_and_learns_on(make_pets, tmp_path):
+def test_a_saved_model_plans_the_same_and_keeps_learning(make_pets, tmp_path):
     model = make_pets().learn(60)
     model.save(tmp_path / "pets")
     loaded = PETS.load(tmp_path / "pets", env="Slider-v0", device="cpu")
@@ -152,7 +152,7 @@ def test_zips_of_other_algorithms_are_refused(make_pets, tmp_path):
 
 
 @pytest.mark.parametrize("replan_freq", [1, 3])
-def test_n_and_n_steps_are_2n(make_pets, tmp_path, replan_freq):
+def test_n_and_n_more_steps_equal_2n_steps(make_pets, tmp_path, replan_freq):
     whole = make_pets(replan_freq=replan_freq)
     whole.learn(70)
     whole.save_checkpoint(tmp_path)
@@ -231,7 +231,7 @@ def test_each_environment_has_its_own_plan(make_pets, monkeypatch):
     assert 1 in made and 2 in made
 
 
-def test_a_reward_and_a_termination_of_yours(make_pets):
+def test_a_users_reward_and_termination(make_pets):
     model = make_pets(reward_fn=nearness, termination_fn=never).learn(60)
     rows = th.randn(4, 2)
     step = model.dynamics.step(rows, th.zeros(4, 1))
@@ -256,7 +256,7 @@ def test_arguments_of_the_policy(make_pets, tmp_path, policy_kwargs):
     np.testing.assert_array_equal(loaded.predict(OBS, deterministic=True)[0], model.predict(OBS, deterministic=True)[0])
 
 
-def test_a_policy_class_of_yours(make_pets):
+def test_a_users_policy_class(make_pets):
     class Careful(MPCPolicy):
         def __init__(self, *args, care=1.0, **kwargs):
             super().__init__(*args, value_mode="pessimistic", kappa=care, **kwargs)
@@ -274,7 +274,7 @@ def test_every_planner(make_pets, planner):
     assert model.policy.last_plan is not None
 
 
-def test_a_planner_of_yours(make_pets, tmp_path):
+def test_a_users_planner(make_pets, tmp_path):
     planner = CEM(horizon=3, population_size=10, n_elites=2)
     model = make_pets(planner=planner, horizon=None, planner_kwargs={}).learn(55)
     assert model.policy.planner is planner
@@ -310,7 +310,7 @@ def test_the_model_is_fitted_to_raw_observations(make_pets):
 
 @pytest.mark.parametrize("n_envs", [1, 2])
 @pytest.mark.parametrize("env_id", ["Slider-v0", "DiscreteSlider-v0"])
-def test_what_is_stored_is_what_was_done(make_pets, env_id, n_envs):
+def test_stored_actions_are_the_executed_ones(make_pets, env_id, n_envs):
     model = make_pets(make_vec_env(env_id, n_envs, seed=0)).learn(80)
     buffer, size = model.replay_buffer, model.replay_buffer.pos
     actions = buffer.actions[:size, :, 0]
@@ -357,7 +357,7 @@ def test_parameters_can_be_changed(trained, make_pets):
         other.set_parameters({**trained.get_parameters(), "no_such_object": {}})
 
 
-def test_a_loaded_model_goes_on_in_another_number_of_environments(trained, tmp_path):
+def test_a_loaded_model_continues_with_another_number_of_environments(trained, tmp_path):
     assert len(trained._planner_state[0]) == 1
     trained.save(tmp_path / "pets")
     loaded = PETS.load(tmp_path / "pets", env=make_vec_env("Slider-v0", n_envs=3))
@@ -400,7 +400,7 @@ def agent(tmp_path):
 
 
 @pytest.mark.parametrize("names", [["terminal_value"], ["actor", "terminal_value"]], ids=str)
-def test_agents_are_not_saved_but_asked_for(make_pets, agent, tmp_path, names):
+def test_agents_are_not_saved_and_must_be_passed_again(make_pets, agent, tmp_path, names):
     agents = dict.fromkeys(names, agent)
     given = {"n_proposals": 2, **agents}
     model = make_pets(policy_kwargs=given).learn(55)
@@ -414,7 +414,7 @@ def test_agents_are_not_saved_but_asked_for(make_pets, agent, tmp_path, names):
         loaded.save(tmp_path / "pets")
 
 
-def test_a_run_with_an_agent_goes_on(make_pets, agent, tmp_path):
+def test_a_run_with_an_agent_continues(make_pets, agent, tmp_path):
     settings = {"policy_kwargs": {"terminal_value": agent}}
     whole = make_pets(**settings).learn(60)
     make_pets(**settings).learn(55).save_checkpoint(tmp_path)
@@ -425,7 +425,7 @@ def test_a_run_with_an_agent_goes_on(make_pets, agent, tmp_path):
     np.testing.assert_array_equal(transitions(whole), transitions(resumed))
 
 
-def test_a_run_goes_on_with_another_horizon(make_pets, tmp_path):
+def test_a_run_continues_with_another_horizon(make_pets, tmp_path):
     make_pets().learn(55).save_checkpoint(tmp_path)
     resumed = PETS.load_checkpoint(tmp_path, env="Slider-v0", device="cpu", horizon=3)
     assert resumed.learn(5, reset_num_timesteps=False).policy.last_plan.actions.shape == (1, 3, 1)
@@ -442,7 +442,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_that_was_cut_is_the_run_in_one_piece(make_pets, tmp_path, monkeypatch, case):
+def test_an_interrupted_run_equals_an_uninterrupted_one(make_pets, tmp_path, monkeypatch, case):
     # Two epochs instead of fifty; nothing else takes as long
     monkeypatch.setattr(LearnedTermination.fit, "__defaults__", (None, 2, 256, None))
     env_id, n_envs, settings = CASES[case]
@@ -458,7 +458,7 @@ def test_a_run_that_was_cut_is_the_run_in_one_piece(make_pets, tmp_path, monkeyp
         assert th.equal(stream(whole).get_state(), stream(resumed).get_state())
 
 
-def test_the_cut_may_be_within_a_plan(make_pets, tmp_path, monkeypatch):
+def test_a_run_can_be_interrupted_within_a_plan(make_pets, tmp_path, monkeypatch):
     model = make_pets(replan_freq=4).learn(57)
     assert model._planner_state[-2].tolist() == [2]  # of the four actions of its second plan
     model.save_checkpoint(tmp_path)

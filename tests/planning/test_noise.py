@@ -30,7 +30,7 @@ def test_a_truncated_normal_stays_within_two_and_has_the_moments_of_one():
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
-def test_not_even_the_ends_of_the_uniform_numbers_leave_the_bounds(monkeypatch, uniform):
+def test_extreme_uniform_numbers_stay_within_the_bounds(monkeypatch, uniform):
     monkeypatch.setattr(noise, "rand", lambda shape, generator, device: th.full(shape, uniform))
     assert 1.999 < truncated_normal((1,), None, "cpu").abs().item() <= 2
 
@@ -83,7 +83,7 @@ def test_dimensions_sequences_and_environments_are_independent(beta):
 
 
 @pytest.mark.parametrize(("horizon", "beta"), [(7, 0.0), (1, 2.0)])
-def test_without_color_or_without_time_it_is_white(horizon, beta):
+def test_the_noise_is_white_for_beta_0_and_for_one_step(horizon, beta):
     white = th.randn(2, 5, horizon, 3, generator=seeded())
     assert colored_noise((2, 5, horizon, 3), beta, seeded(), "cpu").equal(white)
 
@@ -109,7 +109,7 @@ def test_the_largest_beta_is_one_slow_wave(horizon):
     shape=st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 9), st.integers(1, 3)),
     beta=st.sampled_from([None, *BETAS]),
 )
-def test_the_generators_decide_and_each_environment_has_its_own(shape, beta):
+def test_each_environment_draws_from_its_own_generator(shape, beta):
     def draw(shape, generator):
         if beta is None:
             return truncated_normal(shape, generator, "cpu")

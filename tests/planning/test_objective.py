@@ -123,7 +123,7 @@ def expected_return(model, obs, plan, member, discount, action_repeat, uncertain
     seed=st.integers(0, 100),
 )
 @settings(max_examples=60)
-def test_returns_are_those_of_a_plain_loop(
+def test_returns_equal_those_of_a_plain_loop(
     n_envs, n, horizon, n_particles, action_repeat, discount, wall, uncertainty_penalty, terminal, seed
 ):
     model, obs, actions = Line(wall=wall), observations(n_envs, seed), plans(n_envs, n, horizon, seed)
@@ -166,7 +166,7 @@ def test_the_model_is_stepped_once_for_each_step_of_all_sequences_and_particles(
 
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
-def test_the_model_is_asked_for_means_and_uncertainty_only_if_wanted(deterministic, penalty):
+def test_means_and_uncertainty_are_computed_only_if_needed(deterministic, penalty):
     model = Line()
     ModelObjective(model, deterministic=deterministic, uncertainty_penalty=penalty).score(observations(1))(plans(1, 2, 3))
     assert {call["deterministic"] for call in model.calls} == {deterministic}
@@ -226,7 +226,7 @@ def test_a_reward_function_takes_the_place_of_the_models_and_is_given_actions_in
     th.testing.assert_close(scored.flatten(), action[:, 0] + 100 * before[:, 1] + 1000 * after[:, 0])
 
 
-def test_disagreement_of_the_elites_is_priced_by_its_norm_without_the_rewards():
+def test_the_penalty_is_the_norm_of_the_elites_disagreement_about_the_next_observation():
     model, obs, action = ensemble(), observations(3), plans(3, 1, 1)
     score = {
         penalty: ModelObjective(model, deterministic=True, uncertainty_penalty=penalty).score(obs)(action)[:, 0]
@@ -266,12 +266,12 @@ def test_a_prediction_that_diverges_and_thereby_ends_is_still_nan(field, value):
 @pytest.mark.parametrize("field", ["next_obs", "reward"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("step", [2, 3])
-def test_what_comes_after_a_termination_may_diverge(field, value, step):
+def test_predictions_after_a_termination_may_diverge(field, value, step):
     assert spoiled((step, 1, field, value), ends_at=1).equal(spoiled(None, ends_at=1))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_terminal_value_that_is_not_finite_counts_only_for_those_alive(bad):
+def test_a_terminal_value_that_is_not_finite_counts_only_for_unterminated_sequences(bad):
     def value(obs):
         return th.where(obs.abs().amax(dim=1) < 4, bad, 0.0)  # a function that is bad everywhere would be refused
 
@@ -301,7 +301,7 @@ def test_with_ts_infinity_a_particle_keeps_its_elite(n_particles):
 
 
 @pytest.mark.parametrize(("propagation", "members"), [("ts1", "random"), ("expectation", "expectation")])
-def test_otherwise_the_model_propagates_its_members(propagation, members):
+def test_by_default_the_model_propagates_its_members(propagation, members):
     model = Line()
     ModelObjective(model, propagation=propagation).score(observations(2))(plans(2, 3, 4))
     assert [call["members"] for call in model.calls] == [members] * 4
@@ -323,7 +323,7 @@ PROPAGATION = [("ts1", 4), ("tsinf", 4), ("expectation", 1)]
 @pytest.mark.parametrize(("propagation", "n_particles"), PROPAGATION)
 # of 64 states at once: all, two environments, or 16 of 40 candidates
 @pytest.mark.parametrize(("at_once", "n"), [(16_384, 6), (64, 6), (64, 40), (64, 80)])
-def test_a_batch_of_environments_is_a_loop_over_them(monkeypatch, propagation, n_particles, at_once, n):
+def test_a_batch_of_environments_equals_a_loop_over_them(monkeypatch, propagation, n_particles, at_once, n):
     monkeypatch.setattr(objective, "STATES_AT_ONCE", at_once)
     model = ensemble(termination_fn=TerminatesOutside((Bound(0, 1, -2.0, 2.0),)))
     score = ModelObjective(model, 0.9, n_particles, propagation, terminal_value=x_plus_one).score
@@ -337,7 +337,7 @@ def test_a_batch_of_environments_is_a_loop_over_them(monkeypatch, propagation, n
 
 
 @pytest.mark.parametrize("n", [1, 6, 40])
-def test_cutting_in_pieces_bounds_the_states_and_changes_no_return(monkeypatch, n):
+def test_splitting_bounds_the_number_of_states_and_changes_no_return(monkeypatch, n):
     model, obs, actions = Line(wall=1.0), observations(5), plans(5, n, 3)
     score = ModelObjective(model, 0.9, 4, terminal_value=x_plus_one).score(obs)
     whole = score(actions)
@@ -355,7 +355,7 @@ def test_pieces_of_whole_environments_draw_the_noise_of_one_batch(monkeypatch):
     th.testing.assert_close(score(observations(5), generators(5))(plans(5, 6, 3)), whole)
 
 
-def test_more_particles_than_states_at_once_are_stepped_all_the_same(monkeypatch):
+def test_more_particles_than_states_at_once_are_split(monkeypatch):
     score = ModelObjective(Line(), n_particles=10).score(observations(2))
     whole = score(plans(2, 3, 2))
     monkeypatch.setattr(objective, "STATES_AT_ONCE", 4)
@@ -413,7 +413,7 @@ def test_actions_after_a_termination_have_no_gradient():
     assert (gradient[:, :, 2:] == 0).all()
 
 
-def test_what_comes_after_a_termination_does_not_spoil_the_gradient():
+def test_values_after_a_termination_do_not_affect_the_gradient():
     model = ensemble(termination_fn=TerminatesOutside((Bound(0, 1, -2.0, 2.0),)))
     with th.no_grad():
         for weight in model.weights:
@@ -439,7 +439,7 @@ def test_what_comes_after_a_termination_does_not_spoil_the_gradient():
         ({"value_mode": "optimistic", "propagation": "expectation"}, "'optimistic' compares particles"),
     ],
 )
-def test_arguments_that_make_no_objective_are_refused(kwargs, message):
+def test_invalid_arguments_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         ModelObjective(Line(), **kwargs)
 

@@ -105,7 +105,7 @@ def test_equal_seeds_equal_plans(name):
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)
-def test_the_global_stream_is_left_alone(name):
+def test_the_global_stream_is_not_used(name):
     before = th.get_rng_state()
     plan_repeatedly(planner_of(name), near(targets(2)), 2, n_plans=2)
     assert th.get_rng_state().equal(before)
@@ -129,7 +129,7 @@ def test_a_candidate_that_diverged_never_wins(name, bad):
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)
-def test_if_all_diverge_the_old_plan_stands(name):
+def test_if_all_candidates_diverge_the_old_plan_is_kept(name):
     planner = planner_of(name)
     state = plan_repeatedly(planner, near(targets(2)), 2).state
     plan = planner.plan(lambda actions: actions.sum(dim=(2, 3)) * math.nan, state, generators(0, 1))
@@ -217,7 +217,7 @@ def test_mppi_is_the_weighted_mean(n_elites):
     th.testing.assert_close(plan.std[0], std)
 
 
-def test_mppi_is_safe_from_overflow():
+def test_mppi_does_not_overflow():
     plan = plan_repeatedly(planner_of("mppi", temperature=1e-8), lambda actions: 1e30 * near(targets(1))(actions), 1)
     assert th.isfinite(plan.actions).all()
 
@@ -337,7 +337,7 @@ def test_a_proposal_is_improved_by_the_gradient():
     assert planner.plan(score, state, proposals=proposal).value > score(proposal).item() + 1
 
 
-def test_gradient_planner_refuses_what_has_no_gradient():
+def test_gradient_planner_refuses_an_objective_without_gradient():
     planner = GradientPlanner(HORIZON)
     with pytest.raises(ValueError, match="GradientPlanner needs a model through which gradients flow"):
         planner.plan(lambda actions: (actions > 0).float().sum(dim=(2, 3)), planner.initial_state(1, ACTION_DIM))
@@ -431,7 +431,7 @@ def test_where_all_plans_are_equal_icem_keeps_its_mean():
 
 
 @pytest.mark.parametrize("name", [*CONTINUOUS])
-def test_the_time_budget_is_kept(clock, name):
+def test_the_time_limit_is_kept(clock, name):
     def score(actions):
         clock.now += 0.02
         return near(targets(1))(actions)
@@ -469,7 +469,7 @@ def test_bad_arguments(make, message):
         make()
 
 
-def test_a_budget_of_no_time():
+def test_a_time_limit_of_zero():
     planner = CEM(HORIZON)
     with pytest.raises(ValueError, match="max_seconds must be a number above 0, or None"):
         planner.plan(near(targets(1)), planner.initial_state(1, ACTION_DIM), max_seconds=0)

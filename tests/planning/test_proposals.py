@@ -73,7 +73,7 @@ def propose(model, n=4, horizon=5, noise=0.3, action_repeat=1, obs=OBS, generato
 
 @pytest.mark.parametrize("action_repeat", [1, 3])
 @pytest.mark.parametrize("space", [BOX, DISCRETE], ids=["box", "discrete"])
-def test_the_first_follows_the_actor_in_the_model(space, action_repeat):
+def test_the_first_proposal_follows_the_actor_in_the_model(space, action_repeat):
     plans, model = propose(Line(space), action_repeat=action_repeat), Line(space)
     states = model.start(OBS)
     for t in range(5):
@@ -83,7 +83,7 @@ def test_the_first_follows_the_actor_in_the_model(space, action_repeat):
             states = model.step(states, action).next_obs
 
 
-def test_what_is_proposed_is_what_was_done_in_the_model():
+def test_proposals_are_the_actions_taken_in_the_model():
     model = Line()
     plans = propose(model, action_repeat=2)
     done = th.stack(model.taken, dim=1).reshape(3, 4, 5, 2, 2)
@@ -99,12 +99,12 @@ def test_shapes(space, n, horizon):
     assert plans.dtype == th.float32 and not plans.requires_grad
 
 
-def test_without_noise_all_are_the_first():
+def test_without_noise_all_proposals_are_equal():
     plans = propose(Line(), noise=0.0)
     assert th.equal(plans, plans[:, :1].expand_as(plans))
 
 
-def test_noise_is_of_its_standard_deviation():
+def test_noise_has_the_given_standard_deviation():
     obs = 0.3 * OBS  # far from the bounds
     plans = propose(Line(), n=4_000, horizon=1, noise=0.05, obs=obs)
     deviation = plans[:, 1:, 0] - actor(obs).unsqueeze(1)
@@ -127,7 +127,7 @@ def test_a_discrete_action_is_random_with_this_probability(noise):
 
 
 @pytest.mark.parametrize("space", [BOX, DISCRETE], ids=["box", "discrete"])
-def test_a_batch_is_a_loop(space):
+def test_a_batch_equals_a_loop(space):
     together = propose(Line(space, noise=0.1))
     for i, own in enumerate(generators(3)):
         alone = propose(Line(space, noise=0.1), obs=OBS[i : i + 1], generator=[own])
@@ -140,7 +140,7 @@ def test_equal_seeds_equal_proposals():
     assert th.equal(first, same) and not th.equal(first, other)
 
 
-def test_the_global_stream_is_left_alone():
+def test_the_global_stream_is_not_used():
     before = th.get_rng_state()
     for space in (BOX, DISCRETE):
         propose(Line(space, noise=0.1))

@@ -83,7 +83,7 @@ def test_the_environment_keeps_its_parameters():
     assert report.parameters["body_mass/cart"] == pytest.approx(env.unwrapped.model.body_mass[1] / 2, rel=0.02)
 
 
-def test_a_bound_that_is_too_tight_is_told():
+def test_a_bound_that_is_too_tight_is_reported():
     env = gym.make("InvertedPendulum-v5")
     env.unwrapped.model.body_mass[1] *= 2
     initial = SimulatorModel("InvertedPendulum-v5").simulator.task.model.body_mass[1]
@@ -114,7 +114,7 @@ def test_clipped_velocities_are_left_out():
         ({"body_mass/pole": (1.0, 20.0), "geom_friction/rail": (0.5, 2.0)}, "'geom_friction/rail' makes no difference"),
     ],
 )
-def test_what_cannot_be_identified_is_named(parameters, message):
+def test_parameters_that_cannot_be_identified_are_named(parameters, message):
     env = gym.make("InvertedPendulum-v5")
 
     with pytest.raises(ValueError, match=message):

@@ -25,7 +25,7 @@ def observed(env):
         "Reacher-v5",
     ],
 )
-def test_an_environment_is_put_into_the_state_that_an_observation_shows(env_id):
+def test_an_environment_is_set_to_the_state_of_an_observation(env_id):
     acting, shown = gym.make(env_id), gym.make(env_id)
     acting.reset(seed=0)
     acting.action_space.seed(0)
@@ -46,7 +46,7 @@ def test_an_environment_is_put_into_the_state_that_an_observation_shows(env_id):
     ],
     ids=["transform", "stack"],
 )
-def test_an_observation_that_is_rewritten_shows_no_state(wrap):
+def test_a_rewritten_observation_does_not_determine_the_state(wrap):
     with pytest.raises(ValueError, match="not be rendered"):
         state_setter(wrap(gym.make("Pendulum-v1")))
 

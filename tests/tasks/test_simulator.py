@@ -218,7 +218,7 @@ def test_a_batch_over_threads_equals_a_loop(env_id):
 
 
 @pytest.mark.parametrize("env_id", ["HalfCheetah-v5", "Ant-v5", "CartPole-v1"])
-def test_the_live_environment_is_undisturbed(env_id):
+def test_the_live_environment_is_not_changed(env_id):
     env, twin = gym.make(env_id), gym.make(env_id)
     obs, _ = env.reset(seed=0)
     twin.reset(seed=0)
@@ -231,7 +231,7 @@ def test_the_live_environment_is_undisturbed(env_id):
     np.testing.assert_array_equal(env.step(action)[0], twin.step(action)[0])
 
 
-def test_discrete_actions_come_one_hot():
+def test_discrete_actions_are_one_hot():
     env = gym.make("CartPole-v1")
     obs, _ = env.reset(seed=0)
     model = SimulatorModel(env)
@@ -250,7 +250,7 @@ def test_discrete_actions_stay_one_hot_for_functions_of_the_user():
     assert model.step(th.zeros(2, 4).double(), th.eye(2)).reward.tolist() == [1.0, 2.0]
 
 
-def test_what_every_model_has():
+def test_the_simulator_has_the_attributes_of_every_model():
     model = SimulatorModel("Pendulum-v1")
     outcome = model.step(th.zeros(3, 2).double(), th.zeros(3, 1), members="expectation", deterministic=True, uncertainty=True)
 

@@ -53,7 +53,7 @@ def corridor_model(envs, backend):
 
 @pytest.mark.parametrize("backend", ["copies", "state vectors"])
 @pytest.mark.parametrize("outer", [lambda env: env, lambda env: TransformReward(env, lambda reward: reward)])
-def test_an_unknown_environment_goes_on_from_where_it_stands(backend, outer, tmp_path):
+def test_an_unknown_environment_starts_from_its_current_state(backend, outer, tmp_path):
     env = outer(Monitor(gym.wrappers.TimeLimit(Corridor(), 1), str(tmp_path / "monitor.csv")))
     env.reset()
     # The time limit ends the real episode; the model does not look at it
@@ -161,7 +161,7 @@ class Several(Corridor):
         (Corridor, {"get_state": lambda env: 1.0, "set_state": set_state}, "returned float with 0 dimensions"),
     ],
 )
-def test_what_cannot_be_simulated_is_rejected(make, arguments, message):
+def test_environments_that_cannot_be_simulated_are_rejected(make, arguments, message):
     with pytest.raises(ValueError, match=message):
         SimulatorModel(make(), **arguments)
 

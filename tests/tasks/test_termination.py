@@ -201,7 +201,7 @@ def test_ends_of_a_range_follow_the_environment():
     ],
     ids=lambda fn: type(fn).__name__,
 )
-def test_what_is_not_finite_has_ended(fn, bad, dtype):
+def test_observations_that_are_not_finite_count_as_terminated(fn, bad, dtype):
     upright = th.tensor([[1.0, 0.0, 0.0, 1.0, 1.0]], dtype=dtype).repeat(6, 1)
     if isinstance(fn, TerminatesInside):
         upright[:, 0] = 0.0

@@ -36,7 +36,7 @@ def both(trained, make, algorithms, accelerator):
     return models
 
 
-def test_plans_are_those_of_a_processor(both, obs):
+def test_plans_equal_those_of_the_cpu(both, obs):
     plans = []
     for model in both:
         model.predict(obs, deterministic=True)
@@ -45,14 +45,14 @@ def test_plans_are_those_of_a_processor(both, obs):
     th.testing.assert_close(plans[1].value.cpu(), plans[0].value, atol=1e-4, rtol=1e-3)
 
 
-def test_updates_are_those_of_a_processor(both):
+def test_updates_equal_those_of_the_cpu(both):
     batch = both[0].replay_buffer.sample(8)
     on_cpu, on_device = both[0]._update(batch), both[1]._update(moved(batch))
     for name, value in on_cpu.items():
         th.testing.assert_close(on_device[name].detach().cpu(), value.detach(), atol=1e-4, rtol=1e-3, msg=name)
 
 
-def test_a_plan_reads_nothing_but_one_flag(both, obs, accelerator, monkeypatch):
+def test_a_plan_waits_only_for_one_flag(both, obs, accelerator, monkeypatch):
     model = both[1]
     _, state = model.predict(obs)
     plan, read = LatentMPPI.plan, []
@@ -74,14 +74,14 @@ def test_a_plan_reads_nothing_but_one_flag(both, obs, accelerator, monkeypatch):
     assert sum(readings.values()) == 0
 
 
-def test_an_update_reads_nothing_but_priorities(both, accelerator):
+def test_an_update_waits_only_for_priorities(both, accelerator):
     batch = moved(both[0].replay_buffer.sample(8))
     with accelerator.read() as readings:
         both[1]._update(batch)
     assert dict(readings) == ({} if isinstance(both[1], TDMPC2) else {"copy to the host": 1})
 
 
-def test_losses_are_read_together(both, accelerator):
+def test_the_host_waits_once_for_all_losses(both, accelerator):
     model = both[1]
     with accelerator.read() as readings:
         model._finite({"loss": th.ones((), device=DEVICE), "norm": th.zeros((), device=DEVICE)})

@@ -158,14 +158,14 @@ def test_dicts_need_a_buffer_of_dicts(make):
         make("tdmpc2", "SliderDict-v0", "MultiInputPolicy", replay_buffer_class=DictSequenceReplayBuffer, buffer_size=1)
 
 
-def test_without_a_time_limit_gamma_is_099_and_said(make, kind):
+def test_without_a_time_limit_gamma_is_099_and_is_announced(make, kind):
     with pytest.warns(UserWarning, match="time limit .* is not known. gamma, which would follow from it, is 0.99"):
         model = make(kind, Blank())
     assert model.gamma == model.policy.objective.discount == 0.99
     assert make(kind, Blank(), gamma=0.9).gamma == 0.9
 
 
-def test_what_is_replaced_at_load_is_checked_too(trained, tmp_path):
+def test_arguments_replaced_by_load_are_checked_too(trained, tmp_path):
     trained.save(tmp_path / "model")
     with pytest.raises(ValueError, match="rho must be a number in"):
         type(trained).load(tmp_path / "model", rho=-1)
@@ -201,7 +201,7 @@ def test_episodes_shorter_than_the_horizon(make, kind):
 
 
 @pytest.mark.parametrize("part", ["encoder", "dynamics", "critics", "prior"])
-def test_networks_that_diverged_are_seen(make, kind, part):
+def test_diverged_networks_are_detected(make, kind, part):
     model = make(kind).learn(21)
     next(getattr(model.model, part).parameters()).data.fill_(th.nan)
     with pytest.raises(ValueError, match="The networks have diverged: after .*Lower learning_rate"):

@@ -52,7 +52,7 @@ def test_it_learns_and_predicts(make, kind, name):
         assert model.action_space.contains(model.predict(space.sample(), deterministic=True)[0])
 
 
-def test_each_value_is_another_input(make, kind):
+def test_each_value_is_a_different_input(make, kind):
     model = make(kind, Dice(DISCRETE), gamma=0.9).policy.model
     inputs = model.preprocess(th.arange(3, 7).unsqueeze(1))
     assert th.equal(inputs.squeeze(1), th.eye(4))
@@ -60,7 +60,7 @@ def test_each_value_is_another_input(make, kind):
     assert inputs.tolist() == [[1, 0, 0, 0, 0, 0, 1], [0, 0, 1, 1, 0, 0, 0]]
 
 
-def test_what_counts_from_0_is_left_as_it_is():
+def test_spaces_that_count_from_0_are_not_changed():
     obs = {"cell": th.zeros(2, 1), "position": th.zeros(2, 2)}
     space = spaces.Dict({"cell": spaces.Discrete(3), "position": spaces.Box(-1, 1, (2,))})
     counted = counted_from_zero(obs, space)

@@ -42,7 +42,7 @@ def defaults(algorithm):
 
 
 @pytest.mark.parametrize("millions", [1, 5, 19, 48, 317])
-def test_sizes_are_their_names(millions):
+def test_parameter_counts_match_the_names_of_the_sizes(millions):
     model = world_model(millions, "meta")
     # The paper has no termination head; what it calls 1 are 1.2 million
     counted = [parameter for name, parameter in model.named_parameters() if not name.startswith("termination_head")]
@@ -217,7 +217,7 @@ def test_the_encoder_learns_more_slowly_on_a_schedule_and_after_load(make, tmp_p
     assert learning_rates(loaded) == pytest.approx([1e-3, 2e-3, 2e-3])
 
 
-def test_every_network_is_optimised_once_and_targets_never(make, kind):
+def test_every_network_is_optimized_once_and_targets_never(make, kind):
     model = make(kind)
     groups = [*model.policy.model_optimizer.param_groups, *model.policy.prior_optimizer.param_groups]
     optimised = [id(parameter) for group in groups for parameter in group["params"]]
@@ -289,7 +289,7 @@ def test_defaults_of_tdmpc2():
     ("algorithm", "size", "learning_rate", "tau"),
     [(TDMPC2, "small", 1e-3, 0.03), (TDMPC2, 1, 3e-4, 0.01), (TDMPC, "small", 1e-3, 0.05), (TDMPC, "default", 1e-3, 0.01)],
 )
-def test_how_fast_models_learn(algorithm, size, learning_rate, tau):
+def test_learning_rates_and_taus_of_all_sizes(algorithm, size, learning_rate, tau):
     model = algorithm("MlpPolicy", "LatentSlider-v0", model_size=size, device="cpu", seed=0)
     assert (model.learning_rate, model.tau) == (learning_rate, tau)
     own = algorithm("MlpPolicy", "LatentSlider-v0", model_size=size, learning_rate=0.5, tau=0.0, device="cpu", seed=0)
@@ -415,7 +415,7 @@ def near_half(actions):
     return -20 * (actions - 0.5).pow(2).sum(dim=(2, 3))
 
 
-def test_a_plan_goes_on_from_the_last_shifted_with_a_0_at_the_end(planner):
+def test_a_plan_starts_from_the_last_one_shifted_with_a_0_at_the_end(planner):
     state = planner.initial_state(2, 1)
     plan = planner.plan(near_half, state, th.Generator().manual_seed(0))
     shifted = planner.shift(plan.state, plan.actions[:, :1])
@@ -445,7 +445,7 @@ def test_actions_with_noise_stay_within_bounds(planner):
 
 
 @pytest.mark.parametrize("bad", [th.nan, th.inf, -th.inf])
-def test_a_plan_that_diverges_ranks_worst(planner, bad):
+def test_a_plan_that_diverges_ranks_last(planner, bad):
     def score(actions):
         return th.where(actions[:, :, 0, 0] > 0, bad, -100 - actions[:, :, 0, 0])
 
@@ -453,7 +453,7 @@ def test_a_plan_that_diverges_ranks_worst(planner, bad):
     assert plan.actions[0, 0, 0] < 0 and th.isfinite(plan.value).all()
 
 
-def test_if_all_plans_diverge_the_old_mean_goes_on(planner):
+def test_if_all_plans_diverge_the_old_mean_is_kept(planner):
     state = planner.initial_state(2, 1)._replace(mean=th.full((2, 3, 1), 0.25))
 
     def score(actions):
@@ -467,7 +467,7 @@ def test_if_all_plans_diverge_the_old_mean_goes_on(planner):
 
 
 @pytest.mark.parametrize("part", ["prior", "dynamics", "critics", "reward_head"])
-def test_whatever_diverged_actions_are_actions(make, kind, part):
+def test_actions_are_valid_whatever_has_diverged(make, kind, part):
     model = make(kind)
     next(getattr(model.model, part).parameters()).data.fill_(th.nan)
     for deterministic in (False, True):
@@ -499,7 +499,7 @@ def test_all_plans_of_an_environment_are_valued_by_the_same_critics(make, monkey
     assert all((row.max() - row.min()) < 1e-3 for row in values) and values[:, 0].std() > 0.1
 
 
-def test_the_end_of_a_task_is_expected_once_one_was_seen(make, kind):
+def test_terminations_are_predicted_once_one_was_seen(make, kind):
     model = make(kind).learn(40)
     model.model.termination_head[-1].bias.data.fill_(100.0)
     z = model.model.start(th.zeros(3, 2))
@@ -548,7 +548,7 @@ def test_a_longer_horizon_lengthens_plans(make):
     assert model.policy.planner.n_planned == 8
 
 
-def test_steps_beyond_the_horizon_of_now_are_0_and_have_no_effect(make, planner):
+def test_steps_beyond_the_current_horizon_are_0_and_have_no_effect(make, planner):
     model = make("tdmpc", horizon_schedule=(0, 30, 1, 3))
     _, state = model.predict(np.ones((2, 2), np.float32))
     assert state[0][:, 0].all() and not state[0][:, 1:].any()
@@ -558,7 +558,7 @@ def test_steps_beyond_the_horizon_of_now_are_0_and_have_no_effect(make, planner)
     assert planner.n_planned == 3
 
 
-def test_the_noise_of_the_policy_of_tdmpc_is_the_last_of_the_schedule(make):
+def test_the_policy_noise_of_tdmpc_is_the_final_value_of_the_schedule(make):
     model = make("tdmpc", std_schedule=(0, 100, 0.5, 0.02))
     assert model.model.noise_std == 0.02
     assert model.learn(30).model.noise_std == 0.02

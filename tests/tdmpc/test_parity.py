@@ -147,7 +147,7 @@ def test_two_hot_decodes_what_it_encodes():
     th.testing.assert_close(TwoHot().decode(TwoHot().encode(x).log()), x, rtol=1e-3, atol=1e-4)
 
 
-def test_two_hot_of_nan_is_nan_and_no_index():
+def test_two_hot_of_nan_is_nan_and_no_index_error():
     encoded = TwoHot().encode(th.tensor([th.nan, 1.0, th.inf, -th.inf]))
     assert encoded[0].isnan().any() and not encoded[1:].isnan().any()
     assert encoded[2, 100] == encoded[3, 0] == 1
@@ -353,7 +353,7 @@ def test_an_update_of_tdmpc2(tdmpc2, batch, monkeypatch):
     assert (model_norm, prior_norm) == (20, 20)
 
 
-def test_the_prior_moves_nothing_but_itself(tdmpc2, batch, monkeypatch):
+def test_the_priors_loss_changes_only_the_prior(tdmpc2, batch, monkeypatch):
     captured(tdmpc2, monkeypatch)
     tdmpc2._update(batch)
     before = [parameter.grad.clone() for parameter in parameters_of(tdmpc2.policy.model_optimizer)]

@@ -90,7 +90,7 @@ def test_the_q_scale_is_in_the_zip(make, tmp_path):
     assert TDMPC2.load(saved(model, tmp_path)).model.q_scale == 7
 
 
-def test_a_model_saved_in_the_middle_predicts_alike(make, kind, tmp_path):
+def test_a_model_saved_during_training_predicts_the_same(make, kind, tmp_path):
     """Also in TD-MPC, whose plans change with every step."""
     model = make(kind).learn(33)
     np.testing.assert_array_equal(predictions(type(model).load(saved(model, tmp_path))), predictions(model))
@@ -104,14 +104,14 @@ def test_without_an_environment(trained, tmp_path):
     assert loaded.learn(10, reset_num_timesteps=False).num_timesteps == 70
 
 
-def test_a_loaded_model_learns_on_in_another_number_of_environments(trained, tmp_path):
+def test_a_loaded_model_continues_with_another_number_of_environments(trained, tmp_path):
     loaded = type(trained).load(saved(trained, tmp_path), env=make_vec_env("Cliff-v0", 3))
     loaded.learn(30, reset_num_timesteps=False)
     assert loaded.num_timesteps == 90 and len(loaded._planner_state[0]) == 3
     assert loaded._n_updates > trained._n_updates
 
 
-def test_a_second_run_does_not_go_on_from_the_plan_of_the_first(make, kind, tmp_path, monkeypatch):
+def test_a_second_run_does_not_start_from_the_plan_of_the_first(make, kind, tmp_path, monkeypatch):
     """Its random actions come in between; and its environments may be others."""
     model = make(kind).learn(30)
     path, states = saved(model, tmp_path), []
@@ -147,7 +147,7 @@ def test_the_planner_can_be_switched_off_and_on(trained, tmp_path):
     assert (actions != predictions(trained)[:4]).any() and prior.shape == (4, 1)
 
 
-def test_a_run_goes_on_with_another_planner(make, kind, tmp_path):
+def test_a_run_continues_with_another_planner(make, kind, tmp_path):
     make(kind).learn(35).save_checkpoint(tmp_path)
     kwargs = {"population_size": 5, "n_elites": 5, "n_iterations": 1}
     resumed = type(make(kind)).load_checkpoint(tmp_path, env="LatentSlider-v0", device="cpu", planner_kwargs=kwargs)
@@ -171,7 +171,7 @@ def test_zips_of_other_algorithms_are_refused(make, tmp_path):
         TDMPC2.load(tmp_path / "sac")
 
 
-def test_another_size_is_refused_with_words(trained, tmp_path):
+def test_another_size_is_refused_with_a_clear_message(trained, tmp_path):
     with pytest.raises(ValueError, match="does not fit the arguments that it is loaded with"):
         type(trained).load(saved(trained, tmp_path), model_size="small")
 
@@ -258,7 +258,7 @@ CUT, END = 46, 80
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_n_and_n_steps_are_2n(make, kind, tmp_path, case):
+def test_n_and_n_more_steps_equal_2n_steps(make, kind, tmp_path, case):
     env_id, make_env, settings = CASES[case]
     whole = make(kind, make_env(env_id), **deepcopy(settings))
     whole.learn(END, ExactCheckpointCallback(CUT, tmp_path))
@@ -268,7 +268,7 @@ def test_n_and_n_steps_are_2n(make, kind, tmp_path, case):
     assert_same(everything(whole), everything(resumed))
 
 
-def test_images_and_dicts_go_on_too(make, kind, tmp_path):
+def test_runs_with_images_and_dicts_resume_too(make, kind, tmp_path):
     for policy, env_id in (("CnnPolicy", "SliderImage-v0"), ("MultiInputPolicy", "SliderDict-v0")):
         whole = make(kind, env_id, policy, buffer_size=60).learn(32, ExactCheckpointCallback(26, tmp_path / policy))
         resumed = type(whole).load_checkpoint(tmp_path / policy, env=env_id, device="cpu")

@@ -51,7 +51,7 @@ def act(model, obs=OBS, **kwargs):
 # ---------------------------------------------------------------- predict
 
 
-def test_actions_are_the_environments(trained):
+def test_actions_are_in_the_scale_of_the_environment(trained):
     actions, state = trained.predict(OBS)
     assert actions.shape == (4, 1) and actions.dtype == np.float32
     assert all(trained.action_space.contains(action) for action in actions)
@@ -59,7 +59,7 @@ def test_actions_are_the_environments(trained):
     assert act(trained, OBS[0]).shape == (1,)
 
 
-def test_what_is_printed_of_a_world_model(make, kind):
+def test_a_world_model_is_printed_in_one_line(make, kind):
     name, latent_dim, n_critics = {"tdmpc": ("TOLD", 8, 2), "tdmpc2": ("WorldModel", 16, 3)}[kind]
     model = make(kind).policy.model
     n_parameters = sum(each.numel() for each in model.parameters() if each.requires_grad)
@@ -69,7 +69,7 @@ def test_what_is_printed_of_a_world_model(make, kind):
     assert repr(make(kind, "SliderDict-v0", "MultiInputPolicy").policy.model).startswith(f"{name}(observation={both}, action")
 
 
-def test_a_deterministic_action_depends_on_weights_observation_and_state_alone(trained):
+def test_a_deterministic_action_depends_only_on_weights_observation_and_state(trained):
     first, state = trained.predict(OBS, deterministic=True)
     trained.predict(OBS[::-1].copy())
     th.manual_seed(5)
@@ -87,7 +87,7 @@ def decided(make, kind):
     return model
 
 
-def test_a_batch_is_a_loop(decided):
+def test_a_batch_equals_a_loop(decided):
     actions, state = decided.predict(OBS, deterministic=True)
     then, _ = decided.predict(OBS + 0.1, state, deterministic=True)
     for i in range(4):
@@ -108,7 +108,7 @@ def test_samples_follow_the_seed(make, kind):
         assert (act(model) != act(model)).any()
 
 
-def test_global_streams_are_left_alone(trained):
+def test_global_streams_are_not_used(trained):
     before = th.get_rng_state(), np.random.get_state()[1].copy()
     for deterministic in (True, False):
         trained.predict(OBS, deterministic=deterministic)
@@ -142,7 +142,7 @@ def test_the_prior_alone(make, kind):
     assert np.isfinite(evaluate_policy(model, make_vec_env("LatentSlider-v0", 2), 2)[0])
 
 
-def test_a_plan_takes_no_longer_than_told(make, kind, clock):
+def test_a_plan_keeps_its_time_limit(make, kind, clock):
     kwargs = {"population_size": 12, "n_elites": 4, "n_iterations": 10_000}
     model = make(kind, planner_kwargs=kwargs, policy_kwargs={"max_plan_seconds": 0.02})
     act(model)  # the clock goes on by a millisecond at each look, and nothing else
@@ -153,7 +153,7 @@ def test_a_plan_takes_no_longer_than_told(make, kind, clock):
 
 
 @pytest.mark.parametrize("n_envs", [1, 3])
-def test_what_is_stored_is_what_was_done(make, kind, n_envs):
+def test_stored_actions_are_the_executed_ones(make, kind, n_envs):
     model = make(kind, make_vec_env("LatentSlider-v0", n_envs)).learn(60)
     assert model.num_timesteps == 60
     buffer = model.replay_buffer
@@ -276,14 +276,14 @@ def test_evaluates(trained, n_envs):
 
 
 @pytest.mark.parametrize("planner", ["mppi", "none"])
-def test_evaluation_in_training_leaves_no_trace(make, kind, planner):
+def test_evaluation_during_training_does_not_change_the_run(make, kind, planner):
     callback = EvalCallback(make_vec_env("LatentSlider-v0"), eval_freq=10, n_eval_episodes=1, verbose=0)
     evaluated = make(kind, planner=planner).learn(45, callback)
     assert np.isfinite(callback.best_mean_reward)
     np.testing.assert_array_equal(stored_actions(evaluated), stored_actions(make(kind, planner=planner).learn(45)))
 
 
-def test_a_replay_buffer_of_ones_own(make, kind):
+def test_a_users_replay_buffer(make, kind):
     class Counting(SequenceReplayBuffer):
         def __init__(self, *args, start, **kwargs):
             super().__init__(*args, **kwargs)
@@ -314,7 +314,7 @@ def test_callbacks(make, kind, tmp_path):
     assert loaded.learn(10, reset_num_timesteps=False)._n_updates > model._n_updates
 
 
-def test_a_run_that_a_callback_stopped_goes_on(make, kind):
+def test_a_run_that_a_callback_stopped_continues(make, kind):
     model = make(kind).learn(500, StopTrainingOnMaxEpisodes(2))
     assert model.num_timesteps == 40
     model.dump_logs()
@@ -334,7 +334,7 @@ def test_gradient_steps_are_the_number_of_updates(make, train_freq, gradient_ste
     assert model.learn(40)._n_updates == expected
 
 
-def test_nothing_to_do_is_no_error(make, kind):
+def test_zero_steps_are_not_an_error(make, kind):
     model = make(kind).learn(25)
     n_updates = model._n_updates
     model.train(0)
@@ -372,7 +372,7 @@ def test_tensorboard(make, kind, tmp_path):
     assert 1 <= events.Scalars("latent/effective_rank")[-1].value <= 8
 
 
-def test_the_latent_errors_are_those_of_predictions_without_looking(trained):
+def test_latent_errors_are_those_of_open_loop_predictions(trained):
     batch = trained.replay_buffer.sample(20)
     trained._log_latents(batch)
     model = trained.model
@@ -385,7 +385,7 @@ def test_the_latent_errors_are_those_of_predictions_without_looking(trained):
             assert trained.logger.name_to_value[f"latent/error_step_{step + 1}"] == pytest.approx(error, rel=1e-4)
 
 
-def test_what_was_not_measured_is_not_logged(make, kind):
+def test_scalars_that_were_not_measured_are_not_logged(make, kind):
     """Steps that no episode lasts; plans of a policy that does not plan any more."""
     env = gym.make("LatentSlider-v0", max_episode_steps=1)
     model = make(kind, env, gamma=0.9)
@@ -448,12 +448,12 @@ def test_policy_kwargs(make, kind, policy_kwargs):
     assert_trained(make(kind, policy_kwargs=policy_kwargs).learn(24))
 
 
-def test_images_with_a_features_extractor_of_yours(make):
+def test_images_with_a_users_features_extractor(make):
     kwargs = {"features_extractor_class": Doubled}
     assert_trained(make("tdmpc2", "SliderImage-v0", policy_kwargs=kwargs, buffer_size=100).learn(24))
 
 
-def test_a_policy_class_of_yours(make, kind):
+def test_a_users_policy_class(make, kind):
     class Cautious(policies.MlpPolicy):
         def __init__(self, *args, caution=1.0, **kwargs):
             super().__init__(*args, **kwargs)

@@ -138,11 +138,11 @@ def test_train_and_enjoy(tmp_path: Path, algo: str) -> None:
 
 
 @pytest.mark.parametrize("which", ["--load-best", "--load-last-checkpoint"])
-def test_enjoy_what_was_saved_on_the_way(trained: Path, which: str) -> None:
+def test_enjoy_loads_checkpoints(trained: Path, which: str) -> None:
     assert "Mean reward" in zoo(trained, *enjoy_arguments("mbpo", which))
 
 
-def test_the_hyperparameters_are_ours(trained: Path) -> None:
+def test_the_tuned_hyperparameters_are_used(trained: Path) -> None:
     saved = (trained / f"logs/mbpo/{ENV}_1/{ENV}/config.yml").read_text()
     assert "model_retain_steps" in saved
 
@@ -155,12 +155,12 @@ def test_a_file_of_the_user_comes_first(tmp_path: Path) -> None:
     assert "real_ratio" in out and "model_retain_steps" not in out
 
 
-def test_evaluations_see_the_environment_of_the_paper(tmp_path: Path) -> None:
+def test_evaluations_use_the_environment_of_the_paper(tmp_path: Path) -> None:
     train(tmp_path, "mbpo", env="Ant-v5", n_timesteps=70)
     zoo(tmp_path, "enjoy", "--algo", "mbpo", "--env", "Ant-v5", "-f", "logs", "--no-render", "-n", "3")
 
 
-def test_training_goes_on_with_its_replay_buffer(tmp_path: Path) -> None:
+def test_training_continues_with_its_replay_buffer(tmp_path: Path) -> None:
     train(tmp_path, "mbpo", "--save-replay-buffer")
     out = train(tmp_path, "mbpo", "-i", f"logs/mbpo/{ENV}_1/{ENV}.zip")
     assert "Loading replay buffer" in out

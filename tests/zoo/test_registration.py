@@ -32,7 +32,7 @@ class Trial:
 
 @pytest.mark.parametrize("end", [0, -1])
 @pytest.mark.parametrize("algo", ALGORITHMS)
-def test_samples_are_arguments(algo: str, end: int) -> None:
+def test_sampled_values_are_valid_arguments(algo: str, end: int) -> None:
     trial = Trial(end)
     sampled = SAMPLERS[algo](trial, 1, 1, {})  # type: ignore[arg-type]
     assert CONVERTERS[algo](trial.params) == sampled
@@ -42,14 +42,14 @@ def test_samples_are_arguments(algo: str, end: int) -> None:
 
 
 @pytest.mark.parametrize(("cls", "agent", "env_id"), [(DynaPPO, PPO, "Pendulum-v1"), (DynaDQN, DQN, "CartPole-v1")])
-def test_dyna_of_one_name_is_saved_and_loaded(cls: type[Dyna], agent: type, env_id: str, tmp_path: Any) -> None:
+def test_dyna_ppo_is_saved_and_loaded(cls: type[Dyna], agent: type, env_id: str, tmp_path: Any) -> None:
     cls("MlpPolicy", env_id).save(tmp_path / "model")
     for loader in (cls, Dyna):
         model = loader.load(tmp_path / "model", env=env_id)
         assert model.algorithm_class is agent and isinstance(model.agent, agent)
 
 
-def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "rl_zoo3", None)
     with pytest.raises(ImportError, match="extra `zoo`"):
         register()
