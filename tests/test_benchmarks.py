@@ -1,4 +1,4 @@
-"""The harness of the curves: it goes on where it stopped, loses nothing, and computes what it says."""
+"""The benchmark scripts: curves resume without losing data, and tables are computed correctly."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ PENDULUM = ["--env", "Pendulum-v1", "--eval-freq", "50", "--eval-episodes", "1",
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """``run(steps, algo="sac")``: the CSV afterwards, as lines."""
+    """A function ``run(steps, algo="sac")`` that returns the lines of the CSV."""
     monkeypatch.setattr(curves, "RESULTS", tmp_path)
 
     def called(steps, algo="sac"):
@@ -47,7 +47,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(run, tmp_path):
 
 
 def test_an_interrupted_run_has_all_its_evaluations(run, tmp_path, monkeypatch):
-    """Whatever has become of the CSV since the last checkpoint, at 120."""
+    """The CSV may have changed in any way since the last checkpoint, at 120."""
 
     def cut(self):
         evaluate(self)
@@ -113,7 +113,7 @@ def test_every_variant_has_hyperparameters():
 
 
 def test_interquartile_mean_and_interval():
-    """As defined by Agarwal et al. 2021: the middle half of the runs; the interval of three runs reaches from end to end."""
+    """As defined by Agarwal et al. 2021: the mean of the middle half; the interval of three runs covers all of them."""
     np.testing.assert_allclose(plot.interquartile_mean(np.arange(8.0)), 3.5)
     np.testing.assert_allclose(plot.interquartile_mean(np.array([0.0, 1, 2, 100])), 1.5)
     low, high = plot.interval(np.array([[1.0], [2.0], [6.0]]))
@@ -152,7 +152,7 @@ def test_the_results_of_the_docs_are_found():
 
 
 def printed(monkeypatch, capsys, module, arguments):
-    """What a benchmark prints last."""
+    """The last line that a benchmark prints, as JSON."""
     monkeypatch.setattr(sys, "argv", [module.__name__, *arguments])
     module.main()
     return capsys.readouterr().out.splitlines()[-1]
@@ -178,7 +178,7 @@ SMALL = {"ensemble_size": 2, "n_elites": 1, "net_arch": [16]}
 
 
 def test_rules_are_judged_on_transitions_that_they_have_not_seen(monkeypatch, capsys):
-    """A stream of 750 steps, 250 of them random: one fit on two thirds of it, judged once on the rest."""
+    """The stream has 750 steps, 250 of them random; one fit on two thirds of it is judged once on the rest."""
     rule = fit_rules.Rule(0.4, dynamics_kwargs=SMALL)
     monkeypatch.setattr(fit_rules, "RULES", {"a rule": rule, "another": rule})
     args = ["--env", "Pendulum-v1", "--random-steps", "250", "--steps", "750", "--start", "500", "--rules", "a rule"]
@@ -201,7 +201,7 @@ def test_bad_arguments_are_refused_before_the_stream_is_collected(monkeypatch, a
     [({}, 3), ({"newest": 100}, 3), ({"train_freq": 500}, 3), ({"train_freq": 750}, 1), ({"surprise": 1e9}, 1)],
 )
 def test_when_rules_fit(when, n_pieces_of_fitting):
-    """Three times 250 transitions come in, each pays for a hundred gradient steps as soon as there is a fit."""
+    """250 transitions arrive three times, and each time allows a hundred gradient steps in the next fit."""
     buffer = fit_rules.stream("Pendulum-v1", random_steps=1000, steps=1000, seed=0)
     rule = fit_rules.Rule(0.4, dynamics_kwargs=SMALL, **when)
     one_step, later, n_gradient_steps, _ = fit_rules.follow(buffer, "Pendulum-v1", 250, rule, seed=0)

@@ -1,4 +1,4 @@
-"""Every script of examples/ runs to its end. Each of them takes `--timesteps`."""
+"""Every script in examples/ runs without an error. Each of them takes `--timesteps`."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""Every Python snippet of the README and of the documentation runs as it is printed."""
+"""Every Python snippet in the README and the documentation runs as printed."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Activations and their derivatives are PyTorch's."""
+"""Activations and their derivatives equal PyTorch's."""
 
 import pytest
 import torch as th

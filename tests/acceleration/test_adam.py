@@ -1,4 +1,4 @@
-"""The short way to Adam's step is the same step, and is left where something is unusual."""
+"""The direct call of Adam's kernel makes the same step, and is not used for unsupported options."""
 
 import copy
 

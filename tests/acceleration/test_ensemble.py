@@ -1,4 +1,4 @@
-"""The forward passes of an ensemble on a processor are those of the plain code."""
+"""The fast forward passes of an ensemble on the CPU equal those of the plain code."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""The process's allocator is changed when a program asks for it, and never by an import."""
+"""The allocator of the process is changed only if a program asks for it, never by an import."""
 
 import ctypes
 import subprocess

@@ -1,4 +1,4 @@
-"""oneDNN's products are PyTorch's, and so are their gradients."""
+"""oneDNN's products and their gradients equal PyTorch's."""
 
 import pytest
 import torch as th

@@ -53,7 +53,7 @@ def test_values_and_gradients_equal_pytorchs(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_second_derivatives_equal_pytorchs(name):
-    """As a penalty on the size of gradients asks for."""
+    """A penalty on the size of gradients needs second derivatives."""
     net = network(name)
 
     def of_the_gradients_size(function):

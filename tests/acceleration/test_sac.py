@@ -1,4 +1,4 @@
-"""Gradients written out give what SB3's SAC computes by autograd: same losses, parameters, moments and random numbers."""
+"""Written-out gradients equal those of SB3's SAC: same losses, parameters, moments and random numbers."""
 
 import gymnasium as gym
 import numpy as np
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not onednn.AVAILABLE, reason="oneDNN's product i
 
 
 class Noise(gym.Env):
-    """Observations, rewards and ends by chance."""
+    """An environment with random observations, rewards and terminations."""
 
     action_space = spaces.Box(-2.0, 1.0, (2,), np.float32)
 
@@ -39,7 +39,7 @@ class Noise(gym.Env):
 
 
 def collected(env=None, **kwargs):
-    """An agent that has data and no update yet."""
+    """An agent that has data but has made no update yet."""
     kwargs = {"policy_kwargs": {"net_arch": [32, 32]}, "batch_size": 64, "seed": 0, "device": "cpu", **kwargs}
     return SAC("MlpPolicy", env or Noise(), learning_starts=300, **kwargs).learn(300)
 

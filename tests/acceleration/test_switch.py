@@ -1,4 +1,4 @@
-"""The same learning step with acceleration and without: equal up to rounding. The switch, and who obeys it."""
+"""A learning step is the same up to rounding with and without acceleration, and the switch works everywhere."""
 
 import threading
 from copy import deepcopy
@@ -39,7 +39,7 @@ STEPS: dict[str, tuple[type, dict, int]] = {
 
 
 def learned(name):
-    """What the algorithm has learned, before and after its first round of training: networks, imagination, last action."""
+    """The state of the algorithm before and after its first round of training: networks, imagination, last action."""
     algorithm, arguments, n_steps = STEPS[name]
     policy = "MPCPolicy" if algorithm is PETS else "MlpPolicy"
     model = algorithm(policy, gym.make(ENV_ID), seed=0, device="cpu", **deepcopy(arguments))

@@ -1,4 +1,4 @@
-"""Integers as actions, and discrete ones that do not count from 0: what is executed is in the space, and is learned from."""
+"""Integer Boxes, and discrete actions that do not start at 0: executed actions are valid and are learned from."""
 
 from copy import deepcopy
 from typing import ClassVar
@@ -29,7 +29,7 @@ SPACES = {**INTEGERS, "float16": spaces.Box(-4e4, 4e4, (1,), np.float16)}
 
 
 class Echo(gym.Env):
-    """Observes the action that was executed, in [-1, 1] by a computation in float64."""
+    """An environment that returns the executed action, scaled to [-1, 1] in float64, as its observation."""
 
     metadata: ClassVar[dict] = {"render_modes": []}
 

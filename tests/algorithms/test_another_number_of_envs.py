@@ -1,4 +1,4 @@
-"""A run is saved with two environments and goes on with fewer or more."""
+"""A run that was saved with two environments continues with fewer or more."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A save is whole or not there; a checkpoint that cannot be loaded says why."""
+"""A save is complete or does not exist, and the error for a checkpoint that cannot be loaded says why."""
 
 import io
 import itertools
@@ -39,11 +39,11 @@ class MyExactSAC(ExactSAC):
 
 
 class ExactPPOLike(ExactCheckpoints, SAC):
-    """Another algorithm, as far as files are concerned."""
+    """A class that counts as another algorithm for files."""
 
 
 class PrioritisedBuffer(ReplayBuffer):
-    """What users add: more arrays, of any shape and in any container."""
+    """A buffer to which a user adds arrays of any shape in any container."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -67,11 +67,11 @@ def make_model(cls=ExactSAC, env="Pendulum-v1", **changes):
 
 
 class Dead(BaseException):
-    """No code runs after a kill: neither ``except Exception`` nor a clean-up does."""
+    """A simulated kill, after which no code runs: neither ``except Exception`` nor a clean-up."""
 
 
 def die_at(monkeypatch, call, die=None):
-    """The process dies at the given call to the file system, and stays dead."""
+    """Simulates that the process is killed at the given call to the file system."""
     calls = itertools.count(1)
 
     def deadly(function):
@@ -91,7 +91,7 @@ def raise_dead():
 
 
 def kill_at_every_call(folder):
-    """Children of this process save, and the system kills each one call to the file system later than the one before."""
+    """Child processes save, and each is killed one call to the file system later than the one before."""
     th.set_num_threads(1)
     model = make_model().learn(20)
     model.save_checkpoint(folder)
@@ -133,7 +133,7 @@ def saved_once(trained, tmp_path_factory):
 
 @pytest.fixture
 def saved(saved_once, tmp_path):
-    """A folder with a checkpoint, to be damaged."""
+    """A folder with a checkpoint, which a test may damage."""
     return pathlib.Path(shutil.copytree(saved_once, tmp_path / "saved"))
 
 
@@ -364,7 +364,7 @@ def test_killed_at_every_call_to_the_file_system(tmp_path):
 
 
 class TestSeveralProcesses:
-    """Threads stand in for processes, since saves of one process do not know of each other either."""
+    """Threads take the place of processes, because saves within one process do not share any state."""
 
     def test_two_saves_that_are_complete_at_the_same_time(self, tmp_path, monkeypatch):
         both_are_complete = threading.Barrier(2, timeout=60)
@@ -482,7 +482,7 @@ class TestCallback:
 
 
 class TestSaveAndLoad:
-    """``save`` and ``load`` keep SB3's rules."""
+    """``save`` and ``load`` follow SB3's rules."""
 
     @pytest.mark.parametrize("kind", [str, pathlib.Path])
     @pytest.mark.parametrize("name, file", [("model", "model.zip"), ("model.zip", "model.zip"), ("model.v1", "model.v1")])

@@ -15,7 +15,7 @@ KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 def parameters(cls):
-    """Without ``**unknown``, which Dyna has for the sake of a message."""
+    """Arguments without ``**unknown``, which Dyna only has for an error message."""
     return {name: each for name, each in inspect.signature(cls).parameters.items() if name != "unknown"}
 
 

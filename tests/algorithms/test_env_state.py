@@ -1,4 +1,4 @@
-"""An environment that is restored behaves, to the last bit, like the one that was saved."""
+"""A restored environment behaves exactly like the one that was saved."""
 
 import pickle
 
@@ -17,7 +17,7 @@ class Walk(gym.Env):
     """
     A random walk.
 
-    :param attributes: more attributes for the environment to hold
+    :param attributes: additional attributes of the environment
     """
 
     def __init__(self, **attributes):
@@ -38,7 +38,7 @@ class Walk(gym.Env):
 
 
 def advance(env, n, seed=0):
-    """All that ``n`` steps return."""
+    """Everything that ``n`` steps return."""
     rng = np.random.default_rng(seed)
     low, high = env.action_space.low, env.action_space.high
     outputs = []

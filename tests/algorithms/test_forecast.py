@@ -1,4 +1,4 @@
-"""How long a run will take, told from its first full round, on a clock that only moves where a test says so."""
+"""The forecast from the first full round, measured with a clock that only tests advance."""
 
 import re
 
@@ -75,7 +75,7 @@ def forecasts(capsys):
 
 
 def test_the_first_fit_does_not_count(make_mbpo, capsys):
-    """It has the budget of all steps before it, here 202 gradient steps, where the others have 100."""
+    """The first fit has the budget of all previous steps, here 202 gradient steps, while the others have 100."""
     learn_until(make_mbpo(), 160, 400)
     ((total, seconds),) = forecasts(capsys)
     left = 400 - 151  # the second fit is made at step 151
@@ -108,7 +108,7 @@ def test_each_learn_with_a_full_round_prints_a_forecast(make_mbpo, capsys):
 
 
 def test_the_forecast_does_not_change_the_run(capsys):
-    """A run that says how long it takes ends as one that is silent does, and calls the user's function as often."""
+    """A run with a forecast has the same result as one without, and calls the user's function as often."""
     runs = []
     for verbose in (1, 0):
         model = MBPO("MlpPolicy", "Pendulum-v1", **{**TINY, "fit_kwargs": {"max_epochs": 1}, "verbose": verbose})

@@ -1,4 +1,4 @@
-"""Whatever ends ``learn`` in the middle of a step, what is stored afterwards has happened."""
+"""However ``learn`` is interrupted within a step, only transitions that happened are stored afterwards."""
 
 from typing import ClassVar
 
@@ -20,7 +20,7 @@ from sb3_mbrl.mbpo.buffers import ModelReplayBuffer
 
 
 class Clock(gym.Env):
-    """Observes how many episodes have begun and how many steps this one is old."""
+    """Observations hold the number of the episode and of the step within it."""
 
     metadata: ClassVar[dict] = {"render_modes": []}
 
@@ -61,7 +61,7 @@ ALGORITHMS = {
 
 
 def break_a_step(model, monkeypatch):
-    """The step of the last environment fails, after the others have made theirs."""
+    """The step of the last environment fails after the others have made theirs."""
     monkeypatch.setattr(model.env.envs[-1].unwrapped, "breaks", True)
     return None
 
@@ -133,7 +133,7 @@ def test_the_second_learn_starts_new_episodes():
 
 
 class InterruptedInfo(dict):
-    """An info that interrupts SB3's buffer, which asks it for the time limit after writing most arrays."""
+    """An info that interrupts SB3's buffer, which reads the time limit from it after writing most arrays."""
 
     def get(self, *_):
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""A run that ends before training begins says so before it starts, in each algorithm that has ``learning_starts``."""
+"""A run that would end before training begins warns at its start, in each algorithm that has ``learning_starts``."""
 
 import warnings
 
@@ -45,6 +45,6 @@ def test_steps_made_before_count_unless_they_are_forgotten():
 
 @pytest.mark.parametrize(("n_envs", "train_freq", "last"), [(3, 1, 9), (1, 5, 10), (2, 3, 12)])
 def test_rollouts_are_completed(n_envs, train_freq, last):
-    """A rollout that has begun goes on beyond ``total_timesteps``."""
+    """A rollout that has begun continues beyond ``total_timesteps``."""
     assert warnings_of(make("MBPO", n_envs, train_freq=train_freq, learning_starts=last - 1), 7) == []
     assert f"ends at step {last}" in warnings_of(make("MBPO", n_envs, train_freq=train_freq, learning_starts=last), 7)[0]

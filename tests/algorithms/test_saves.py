@@ -1,4 +1,4 @@
-"""Every ``save`` leaves the old file or the new one, and what another algorithm has saved is refused."""
+"""Every ``save`` leaves either the old file or the new one, and files of other algorithms are refused."""
 
 import os
 
@@ -41,7 +41,7 @@ SAVES = {
 
 
 class Interrupted(BaseException):
-    """Not an Exception, like KeyboardInterrupt."""
+    """An interruption that, like KeyboardInterrupt, is not an Exception."""
 
 
 def interrupt(*args, **kwargs):
@@ -90,7 +90,7 @@ def test_the_table_of_another_algorithm_is_refused_and_the_file_is_named(tmp_pat
 
 def test_a_subclass_and_its_algorithm_load_each_others_files(tmp_path):
     class Mine(MBPO):
-        """Inherits the name of the algorithm."""
+        """A subclass that inherits the name of the algorithm."""
 
     class MyOwn(MBPO):
         algorithm_name = "MyOwn"

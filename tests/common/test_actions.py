@@ -16,7 +16,7 @@ OBS_SPACE = spaces.Box(-np.inf, np.inf, (3,), np.float32)
 
 @st.composite
 def boxes(draw):
-    """Bounds of any sign, another for each entry."""
+    """Bounds of any sign, different for each entry."""
     shape = draw(st.sampled_from([(1,), (3,), (2, 3)]))
     dtype = draw(st.sampled_from([np.float32, np.float64]))
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
@@ -34,7 +34,7 @@ def samples(space, n=20):
 
 
 def units(space, n=20, seed=0):
-    """In [-1, 1], the corners among them."""
+    """Actions in [-1, 1], including the corners."""
     unit = 2 * th.rand(n, action_dim(space), generator=th.Generator().manual_seed(seed)) - 1
     unit[0], unit[1] = -1, 1
     return unit

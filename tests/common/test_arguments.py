@@ -1,4 +1,4 @@
-"""The rules for arguments; and every number and boolean of every public constructor is refused by name, or works."""
+"""Rules for arguments. Every number or boolean in every public constructor either works or is refused by name."""
 
 import inspect
 import math
@@ -47,7 +47,7 @@ NASTY = [
 
 
 class Line(gym.Env):
-    """A position that an action moves."""
+    """An environment in which the action moves a position."""
 
     observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
     action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
@@ -108,7 +108,7 @@ def plans(planner):
 
 
 def exists(_):
-    """Nothing to try: that the object was constructed is enough."""
+    """Does nothing, because constructing the object is enough."""
 
 
 def starts_from(cls, **arguments):
@@ -234,11 +234,11 @@ CONSTRUCTORS = {
     ),
     "SimulatorModel": (SimulatorModel, (SimulatorModel,), {"env": lambda: gym.make("Pendulum-v1")}, exists),
 }
-"""For each name: what is called, the functions whose signatures list its arguments, fixed arguments, a trial of the result."""
+"""For each name: the callable, functions with its arguments in their signatures, fixed arguments, a trial of the result."""
 
 
 def holds_numbers(annotation):
-    """Whether it is int, float or bool, one of a union or the elements of a sequence."""
+    """Whether the annotation is int, float or bool, or a union or sequence of them."""
     if typing.get_origin(annotation) in (typing.Union, UnionType, Sequence):
         return any(holds_numbers(each) for each in typing.get_args(annotation))
     return annotation in (int, float, bool)
@@ -250,12 +250,12 @@ def numbers_of(functions):
 
 
 def given(arguments):
-    """Copies of the arguments, since SB3 writes to some; functions among them make environments."""
+    """Copies the arguments, since SB3 writes to some, and calls functions among them, which make environments."""
     return {key: each() if inspect.isfunction(each) else deepcopy(each) for key, each in arguments.items()}
 
 
 def complaint(make, works, arguments, name, value):
-    """What is wrong with the reaction to a value; empty if nothing is."""
+    """Describes what is wrong with the reaction to a value; empty if it is right."""
     try:
         works(make(**{**given(arguments), name: value}))
     except (ValueError, TypeError) as error:

@@ -32,7 +32,7 @@ def test_fresh_trajectories_are_raw_and_end_with_the_episode(normalized):
 
 
 class Shifted(ActionWrapper):
-    """CartPole whose actions are numbered from 5."""
+    """CartPole with actions numbered from 5."""
 
     def __init__(self, env):
         super().__init__(env)

@@ -1,4 +1,4 @@
-"""What was passed as an environment is looked at before its spaces, in the same words everywhere."""
+"""The type of an environment is checked before its spaces, with the same messages everywhere."""
 
 import sys
 from types import SimpleNamespace

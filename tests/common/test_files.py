@@ -34,7 +34,7 @@ def test_empty_content_makes_an_empty_file(tmp_path):
 
 
 class Interrupted(BaseException):
-    """Like KeyboardInterrupt: not an Exception."""
+    """An interruption that, like KeyboardInterrupt, is not an Exception."""
 
 
 def interrupt(*args, **kwargs):

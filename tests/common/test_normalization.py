@@ -9,7 +9,7 @@ from sb3_mbrl.common.normalization import normalize_obs, normalize_reward
 
 
 class Still(gym.Env):
-    """Enough of an environment for VecNormalize."""
+    """The parts of an environment that VecNormalize needs."""
 
     observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float32)
     action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)

@@ -1,4 +1,4 @@
-"""Long work shows itself."""
+"""Long operations show their progress."""
 
 import pytest
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning")
 
 @pytest.fixture
 def clock(monkeypatch):
-    """``clock[0]``: seconds that have passed."""
+    """A list whose entry ``clock[0]`` holds the elapsed seconds."""
     now = [0.0]
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
     return now

@@ -1,4 +1,4 @@
-"""Every sampled sequence is one real piece of an episode, and all such pieces come."""
+"""Every sampled sequence is a real piece of an episode, and all such pieces are sampled."""
 
 import io
 import itertools
@@ -29,7 +29,7 @@ ON, END, LIMIT, BREAK = "goes on", "task ends", "time limit", "reset without a d
 
 @dataclass
 class Step:
-    """What is known of a transition: observations are numbered, no number comes twice."""
+    """The record of a transition. Observations are numbered, and no number occurs twice."""
 
     number: int
     obs: int
@@ -38,7 +38,7 @@ class Step:
 
 
 class Recorder:
-    """Stores numbered transitions in a buffer and remembers them all; says by brute force what a sequence is."""
+    """Stores numbered transitions in a buffer and records them all; finds the sequences by brute force."""
 
     def __init__(self, buffer):
         self.buffer = buffer
@@ -98,7 +98,7 @@ class Recorder:
 
 
 def observations(buffer, numbers):
-    """One observation a number, in the space of the buffer."""
+    """Turns a number into an observation of the buffer's space."""
     numbers = np.array(numbers)
     flat = (numbers[:, np.newaxis] + [0, 0.5]).astype(np.float32)
     if not isinstance(buffer.observation_space, spaces.Dict):
@@ -124,7 +124,7 @@ def recorded(*steps, **kwargs):
 
 
 def with_compact_pickle(buffer):
-    """As in a checkpoint."""
+    """Pickles and restores the buffer, as a checkpoint does."""
     file = io.BytesIO()
     _ReplayBufferPickler(file, buffer).dump(buffer)
     return pickle.loads(file.getvalue())
@@ -135,7 +135,7 @@ def with_compact_pickle(buffer):
 
 @st.composite
 def runs(draw):
-    """Numbers of rows, environments and transitions of a sequence, endings over time, and when the buffer is pickled."""
+    """Numbers of rows, environments and transitions per sequence, the ends over time, and when the buffer is pickled."""
     horizon = draw(st.integers(1, 5))
     rows, n_envs = draw(st.integers(horizon, 12)), draw(st.integers(1, 3))
     ending = st.sampled_from([ON] * draw(st.integers(1, 12)) + [END, LIMIT, BREAK])
@@ -520,7 +520,7 @@ class CountingDict(Counting):
 
 
 class SequencesOnly(SAC):
-    """Collects as any off-policy algorithm of SB3, and keeps what it would train on."""
+    """Collects like any off-policy algorithm of SB3, and keeps the batches for training."""
 
     def train(self, gradient_steps, batch_size=64):
         self.batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
@@ -549,7 +549,7 @@ def learn_sequences(env_cls, kind, n_envs=2, normalize=False, learns=(41, 41)):
 
 
 def check_counting(obs, batch):
-    """Episode, step and action of a batch from :class:`Counting` fit each other."""
+    """Checks that episode, step and action in a batch from :class:`Counting` are consistent."""
     episode, step, action = obs.unbind(-1)
     # SB3 calculates terminal observations back from those that VecNormalize has normalised
     episode, step = episode.round(), step.round()

@@ -1,4 +1,4 @@
-"""Constructors that hand on ``*args`` and ``**kwargs`` show the arguments of those that they hand them to."""
+"""Constructors that pass on ``*args`` and ``**kwargs`` show the arguments of the constructors that receive them."""
 
 from inspect import signature
 

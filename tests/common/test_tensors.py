@@ -1,4 +1,4 @@
-"""Tensors from a file are checked before they reach a kernel that checks nothing."""
+"""Tensors from a file are checked before they reach kernels, which check nothing."""
 
 import copy
 

@@ -71,7 +71,7 @@ def test_concatenation_keeps_the_order():
 
 
 def filled(size, n_envs, steps):
-    """``steps`` is a list of (done, time limit) per environment, in time; observations and rewards count."""
+    """``steps`` lists (done, time limit) per environment over time; observations and rewards are consecutive numbers."""
     buffer = ReplayBuffer(size * n_envs, OBS_SPACE, ACTION_SPACE, device="cpu", n_envs=n_envs)
     for t, ends in enumerate(steps):
         number = 10.0 * t + np.arange(n_envs)

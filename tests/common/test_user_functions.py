@@ -1,4 +1,4 @@
-"""What is wrong with a function shows where it is given."""
+"""Errors in a user's function are found when it is passed."""
 
 import numpy as np
 import pytest

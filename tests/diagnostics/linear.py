@@ -1,4 +1,4 @@
-"""A linear model in a linear world, where the answer of each check is known."""
+"""A linear model of a linear environment, for which the result of each check is known."""
 
 import numpy as np
 import torch as th
@@ -11,8 +11,8 @@ class LinearModel:
     """
     ``next_obs = gain * obs + action + bias + noise``, reward the sum of ``obs``, ends above ``limit``.
 
-    :param bias: what the model gets wrong
-    :param noise: standard deviation of its samples
+    :param bias: error of the model
+    :param noise: standard deviation of the model's samples
     :param claimed: the aleatoric standard deviation that it claims; None: ``noise``
     :param epistemic: the epistemic one
     """
@@ -32,7 +32,7 @@ class LinearModel:
 
 
 def linear_world(n_steps, noise=0.0, n_dims=2, seed=0, limit=np.inf):
-    """A trajectory of ``LinearModel``'s world; the reward is as noisy as the observation."""
+    """A trajectory of the environment that ``LinearModel`` models; the reward is as noisy as the observation."""
     generator = th.Generator().manual_seed(seed)
     actions = 2 * th.rand(n_steps, n_dims, generator=generator) - 1
     disturbance = noise * th.randn(n_steps, n_dims + 1, generator=generator)

@@ -24,7 +24,7 @@ def make_mbpo(env="Pendulum-v1", **changes):
 
 
 class Records(JSONOutputFormat):
-    """What was written, by time step."""
+    """The logged values, by time step."""
 
     def __init__(self):
         self.file = io.StringIO()
@@ -35,7 +35,7 @@ class Records(JSONOutputFormat):
 
 
 def watched(model, **arguments):
-    """The model, trained for nothing yet, its callback, and what will be logged."""
+    """An untrained model, its callback, and a record of what will be logged."""
     records = Records()
     model.set_logger(Logger(None, [records]))
     return model, ModelDiagnosticsCallback(**{"n_steps": 5, "n_rows": 64, **arguments}), records

@@ -47,14 +47,14 @@ TINY = {
 
 @pytest.fixture(autouse=True)
 def short_episodes(set_time_limit, monkeypatch):
-    """The policy is validated in imagined episodes that are as long as real ones."""
+    """Shortens the imagined episodes in which the policy is validated, which are as long as real ones."""
     set_time_limit(lambda env: 15)
     monkeypatch.setattr(validation, "EPISODES_PER_MEMBER", 2)
 
 
 @pytest.fixture
 def set_time_limit(monkeypatch):
-    """``set_time_limit(function)``: what Dyna takes for the time limit of an environment."""
+    """``set_time_limit(function)`` replaces the function by which Dyna reads the time limit of an environment."""
 
     def set_it(function):
         for module in (dyna, validation):
@@ -120,7 +120,7 @@ def test_it_loads_to_predict(tmp_path):
 
 
 class Watch(BaseCallback):
-    """Steps at which it was called."""
+    """Records the steps at which it is called."""
 
     def __init__(self):
         super().__init__()
@@ -203,7 +203,7 @@ def test_an_imagined_return_far_above_the_real_one_raises_the_alarm(capsys):
 
 
 class TruncatesItself(gym.Env):
-    """Each step costs 1; after 20 steps the environment truncates the episode, without telling its time limit."""
+    """Each step has reward -1. After 20 steps, the environment truncates the episode without declaring a time limit."""
 
     observation_space = gym.spaces.Box(-1.0, 1.0, (1,))
     action_space = gym.spaces.Box(-1.0, 1.0, (1,))
@@ -227,7 +227,7 @@ def test_imagined_and_real_returns_cover_the_same_number_of_steps(set_time_limit
 
 
 class TruncatesItselfEarly(TruncatesItself):
-    """Every other episode is cut short."""
+    """Truncates every other episode early."""
 
     n_episodes = 0
 
@@ -366,7 +366,7 @@ def test_an_n_step_return_does_not_cross_the_end_of_a_round():
 
 
 class DeclaresLess(gym.ObservationWrapper):
-    """Pendulum, whose cosine and sine are said to end at 0.99."""
+    """Pendulum with declared bounds of 0.99 for cosine and sine."""
 
     def __init__(self, env):
         super().__init__(env)

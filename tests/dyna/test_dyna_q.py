@@ -1,4 +1,4 @@
-"""Tabular Dyna-Q: the book's updates, and SB3's interface around them."""
+"""Tabular Dyna-Q: the updates of the book, with SB3's interface."""
 
 from typing import ClassVar
 
@@ -18,10 +18,10 @@ from sb3_mbrl import DynaQ
 
 class Corridor(gym.Env):
     """
-    Cells in a row, the episode ends in the last one, which pays 1. Action 1 goes right, 0 stays.
+    A row of cells. The last one has reward 1 and ends the episode. Action 1 goes right, action 0 stays.
 
-    :param n: cells
-    :param slip: probability to stay anyway
+    :param n: number of cells
+    :param slip: probability to stay in spite of action 1
     """
 
     metadata: ClassVar[dict] = {"render_modes": []}

@@ -1,4 +1,4 @@
-"""Dyna learns what its algorithm alone needs five times the real steps for. Minutes each: ``pytest -m expensive``."""
+"""Dyna needs a fifth of the real steps of its algorithm alone. Each test takes minutes: ``pytest -m expensive``."""
 
 import pytest
 from stable_baselines3 import DQN, PPO

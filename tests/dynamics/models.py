@@ -22,7 +22,7 @@ def ensemble(seed=0, obs_space=OBS_SPACE, action_space=ACTION_SPACE, **kwargs):
 
 
 def shaken(**kwargs):
-    """An ensemble in which everything matters: biases, bounds, statistics and errors away from their initial values."""
+    """An ensemble whose biases, bounds, statistics and errors all differ from their initial values."""
     model, generator = ensemble(**kwargs), seeded(9)
     with th.no_grad():
         for bias in model.biases:
@@ -58,7 +58,7 @@ DISCRETE = spaces.Discrete(3, start=2)
 
 
 def discrete_transitions(n=300, seed=0):
-    """The action decides the direction: left, nowhere, right; the reward is the direction."""
+    """The action chooses the direction (left, none, right), and the reward is the direction."""
     generator = seeded(seed)
     obs, choice = th.randn(n, OBS_DIM, generator=generator), th.randint(3, (n,), generator=generator)
     direction = choice.float() - 1

@@ -1,4 +1,4 @@
-"""On an accelerator: the ensemble computes what it computes on a processor, and the host does not wait for it in between."""
+"""On an accelerator, the ensemble computes the same as on the CPU, and the host does not wait in between."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ DEVICE = "lazy"
 
 @pytest.fixture
 def both(accelerator):
-    """The same ensemble on the processor and on the accelerator."""
+    """The same ensemble on the CPU and on the accelerator."""
     observation_space, action_space = spaces.Box(-np.inf, np.inf, (3,), np.float32), spaces.Box(-1, 1, (2,), np.float32)
     models = [
         ProbabilisticEnsemble(

@@ -1,4 +1,4 @@
-"""What never changes in the data does not change in imagination, and noise that is not there is not imagined."""
+"""Outputs that never change in the data do not change in imagination, and no noise is imagined for them."""
 
 import gymnasium as gym
 import numpy as np

@@ -20,7 +20,7 @@ from tests.dynamics.models import (
 
 
 def reference_step(model, obs, action, member, noise):
-    """One row: normalise, predict, sample, undo the normalisation, add the change to the observation."""
+    """The prediction for one row: normalise, predict, sample, undo the normalisation, add the change to the observation."""
     statistics = [
         getattr(n, s).double().numpy() for n in (model.input_normalizer, model.target_normalizer) for s in ("mean", "std")
     ]
@@ -131,7 +131,7 @@ def test_a_gradient_penalty_on_uncertainty_is_finite_even_without_any():
 
 
 def noisy_line(n=3000):
-    """One dimension: quiet where x < 0, loud where x > 0, nothing seen beyond 1; the reward has no noise."""
+    """One-dimensional data with little noise for x < 0, much for x > 0, and none beyond 1; the reward has no noise."""
     generator = seeded(11)
     x, action = (th.rand(n, 1, generator=generator) * 2 - 1 for _ in range(2))
     noise = th.where(x < 0, 0.02, 0.4) * th.randn(n, 1, generator=generator)

@@ -27,7 +27,7 @@ from tests.dynamics.models import (
 
 @pytest.fixture(scope="module")
 def saved_once(tmp_path_factory):
-    """A model with everything that a file can hold, and its parts."""
+    """A model that has everything a file can contain, and its parts."""
     model = ensemble(termination_fn=LearnedTermination(OBS_DIM, ACTION_DIM, net_arch=(4,)))
     model.fit(transitions(terminated=th.arange(200) % 4 == 0), seeded(), max_epochs=1)
     path = tmp_path_factory.mktemp("saved") / "model"

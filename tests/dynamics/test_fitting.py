@@ -41,7 +41,7 @@ def split_of(n, seed, n_holdout):
 
 @pytest.fixture
 def holdout_errors(monkeypatch):
-    """Makes the holdout show given errors, a list for each epoch with a number for each member; the last one stays."""
+    """Replaces the holdout errors by the given ones: one list per epoch, with one number per member; the last one repeats."""
 
     def show(*epochs):
         epochs = list(epochs)

@@ -19,7 +19,7 @@ def scores_of(fn, rows):
 
 
 def synthetic(n, seed=0, limit=0.2):
-    """Like InvertedPendulum: ends when the second entry leaves ±0.2, for 3 % of the steps."""
+    """Data like InvertedPendulum's: 3 % of the steps terminate, because the second entry leaves ±0.2."""
     generator = th.Generator().manual_seed(seed)
     obs = th.randn(n, 4, generator=generator)
     actions = th.rand(n, 1, generator=generator) * 2 - 1

@@ -11,10 +11,10 @@ from sb3_mbrl.dynamics.rollout_length import RolloutSchedule, make_schedule
 
 class Drift:
     """
-    The position moves by the action; the model believes, by ``bias`` more.
+    The position moves by the action; the model predicts ``bias`` more.
 
-    :param bias: what it gets wrong, at each step
-    :param noise: standard deviation of its samples
+    :param bias: error of the model in each step
+    :param noise: standard deviation of the model's samples
     """
 
     def __init__(self, bias=0.0, noise=0.0):

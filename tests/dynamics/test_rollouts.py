@@ -12,7 +12,7 @@ from sb3_mbrl.dynamics.rollouts import RolloutStats, branched_rollouts
 
 
 class Counting:
-    """A model in which the first entry of the observation counts up; the second names the branch."""
+    """A model whose first observation entry counts the steps, and whose second is the number of the branch."""
 
     def __init__(self, ends_at=10**6, diverges_at=10**6, bad_reward_at=10**6):
         self.ends_at, self.diverges_at, self.bad_reward_at = ends_at, diverges_at, bad_reward_at

@@ -1,4 +1,4 @@
-"""A small world whose spaces no checker complains about, and models of it."""
+"""A small environment that passes the checkers, and models of it."""
 
 from typing import ClassVar
 
@@ -16,7 +16,7 @@ class Drift(gym.Env):
     """
     A position and a velocity in [-1, 1] that an action in [-1, 1] accelerates; ends beyond 0.9.
 
-    :param dtype: of observations
+    :param dtype: type of the observations
     """
 
     metadata: ClassVar[dict] = {"render_modes": []}
@@ -44,9 +44,9 @@ class Scripted:
     A model that adds the action to the first entry of the observation, and ends above ``end``. Its two members disagree by
     ``disagreement`` about the observation (one entry) and by ``reward_std`` about the reward.
 
-    :param end: the task ends where the first entry is above
-    :param broken_above: where the first entry is above, the prediction is ``broken``
-    :param broken: what is predicted there
+    :param end: the task terminates if the first entry is above this value
+    :param broken_above: the prediction is ``broken`` if the first entry is above this value
+    :param broken: the prediction in that case
     """
 
     observation_space = spaces.Box(-10.0, 10.0, (2,), np.float32)
@@ -122,7 +122,7 @@ def drift_ends():
 
 @pytest.fixture(scope="session")
 def drift_model(drift_ends):
-    """Fitted once: a test that fits it further makes its own."""
+    """A model that is fitted once; a test that fits it further must make its own."""
     return LearnedModelEnv.from_env(Drift(), max_episode_steps=20, termination_fn=drift_ends, **TINY).dynamics
 
 

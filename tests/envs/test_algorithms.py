@@ -1,4 +1,4 @@
-"""Algorithms of Stable-Baselines3 and sb3-contrib train in a model as they are. Warnings are errors."""
+"""Algorithms of Stable-Baselines3 and sb3-contrib train in a model unchanged. Warnings are errors."""
 
 import numpy as np
 import pytest

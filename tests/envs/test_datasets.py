@@ -1,4 +1,4 @@
-"""Offline: models of fixed datasets, and no environment touched."""
+"""Offline learning: models of fixed datasets, without stepping an environment."""
 
 import warnings
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ COLUMNS = ("observations", "actions", "next_observations", "rewards", "terminate
 
 
 class Untouched(gym.Wrapper):
-    """May be asked, but not played."""
+    """An environment whose attributes may be read, but which must not be reset or stepped."""
 
     def step(self, action):
         pytest.fail("stepped")
@@ -31,7 +31,7 @@ class Untouched(gym.Wrapper):
 
 
 class Wide(gym.ActionWrapper):
-    """:class:`Drift` whose actions have another scale: [-1, 3]."""
+    """:class:`Drift` with actions in [-1, 3]."""
 
     def __init__(self, env):
         super().__init__(env)
@@ -58,7 +58,7 @@ def play(env, n_steps=60, seed=0):
 
 
 def fill_buffer(env, arrays, size=1_000, **kwargs):
-    """As SB3's off-policy algorithms fill it."""
+    """A replay buffer, filled as by SB3's off-policy algorithms."""
     kwargs = {"handle_timeout_termination": True, **kwargs}
     buffer = ReplayBuffer(size, env.observation_space, env.action_space, device="cpu", **kwargs)
     box = isinstance(env.action_space, spaces.Box)
@@ -71,7 +71,7 @@ def fill_buffer(env, arrays, size=1_000, **kwargs):
 
 @pytest.fixture
 def real(drift):
-    """Episodes end by themselves and by a time limit; actions in [-1, 3]."""
+    """Episodes that end by termination and by a time limit, with actions in [-1, 3]."""
     return TimeLimit(Wide(drift()), 12)
 
 
@@ -123,7 +123,7 @@ def assert_same_data(first, second):
 
 
 def changed(arrays, **changes):
-    """Other columns; None removes one."""
+    """Replaces columns; None removes one."""
     return {name: array for name, array in {**arrays, **changes}.items() if array is not None}
 
 
@@ -336,7 +336,7 @@ def test_anything_that_is_not_a_dataset_is_refused(kind, tiny):
 
 
 def recorded(observation_space, env_spec=None):
-    """As Minari's, but empty: asked for its spaces."""
+    """A dataset like Minari's, but empty; it only has spaces."""
     action_space = spaces.Box(-1, 1, (1,))
     return SimpleNamespace(
         observation_space=observation_space, action_space=action_space, env_spec=env_spec, iterate_episodes=lambda: []

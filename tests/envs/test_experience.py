@@ -150,7 +150,7 @@ def test_predictions_stay_near_what_was_observed(tiny_fit):
 
 
 class Beyond(gym.ObservationWrapper):
-    """Exceeds the bounds that it declares: by a tenth at either end of the first entry, by a rounding error in the second."""
+    """Observations exceed the declared bounds, by a tenth in the first entry and by a rounding error in the second."""
 
     def __init__(self, env, low=-0.9, high=0.9):
         super().__init__(env)

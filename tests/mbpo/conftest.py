@@ -1,4 +1,4 @@
-"""A small world and a small model: each test of MBPO costs a second or two."""
+"""A small environment and a small model, so that tests of MBPO take a second or two."""
 
 from copy import deepcopy
 from typing import ClassVar
@@ -14,15 +14,15 @@ from sb3_mbrl.mbpo import MBPO
 
 class PointMass(gym.Env):
     """
-    A point on a line that wants to rest at 0. The first action pushes it; the others do nothing.
+    A point on a line that is rewarded for being near 0. The first action pushes it; the others do nothing.
 
     :param limit: the episode terminates beyond this position
     :param low: lowest action
     :param high: highest action
-    :param action_shape: of the actions
-    :param dtype: of observations and actions
-    :param bad_reset: the observation that the environment starts with, to see who notices
-    :param bad_steps: for a step of the environment's life, what to return there: ``(observation entry, reward)``
+    :param action_shape: shape of the actions
+    :param dtype: type of observations and actions
+    :param bad_reset: an invalid first observation, which must be detected
+    :param bad_steps: invalid results by number of the step since construction: ``(observation entry, reward)``
     """
 
     metadata: ClassVar[dict] = {"render_modes": ["rgb_array"]}
@@ -101,7 +101,7 @@ def tiny_settings():
 
 @pytest.fixture
 def tiny(tiny_settings):
-    """Arguments of a small MBPO, to be changed at will."""
+    """Arguments of a small MBPO, which a test may change."""
     return deepcopy(tiny_settings)
 
 

@@ -1,4 +1,4 @@
-"""On an accelerator: MBPO's updates are those of a processor, and are read once for all of a ``train`` call."""
+"""On an accelerator, MBPO's updates equal those of the CPU, and the host waits once per ``train`` call."""
 
 import pytest
 import torch as th
@@ -10,7 +10,7 @@ DEVICE = "lazy"
 
 @pytest.fixture
 def both(make_mbpo, accelerator):
-    """The same algorithm on the processor and on the accelerator."""
+    """The same algorithm on the CPU and on the accelerator."""
     kwargs = {"policy_kwargs": {"net_arch": [16], "optimizer_class": th.optim.SGD}, "ent_coef": "auto_0.3"}
     models = [make_mbpo("Line-v0", device=device, **kwargs) for device in ("cpu", DEVICE)]
     models[1].policy.load_state_dict(models[0].policy.state_dict())

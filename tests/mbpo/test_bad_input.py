@@ -1,4 +1,4 @@
-"""What MBPO cannot do, it says at once, and what to do instead."""
+"""MBPO refuses at once what it does not support, and says what to do instead."""
 
 import gymnasium as gym
 import numpy as np
@@ -17,7 +17,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 class OfSpaces(gym.Env):
-    """Nothing but its spaces."""
+    """An environment that has only spaces."""
 
     def __init__(self, observation_space, action_space):
         self.observation_space, self.action_space = observation_space, action_space
@@ -99,7 +99,7 @@ def test_arguments(make_mbpo, arguments, message):
 
 
 class TestNonFinite:
-    """A sensor drops out for one step, with and without terminations, before and after the first fit."""
+    """An observation or reward of one step is not finite, with and without terminations, before and after the first fit."""
 
     @pytest.fixture
     def point_mass(self):

@@ -21,7 +21,7 @@ ACTION_SPACE = spaces.Box(-2.0, 2.0, (ACTION_DIM,), np.float32)
 
 
 def numbered(*numbers):
-    """Transitions that can be told apart: every field says the number."""
+    """Transitions that can be identified, because every field contains the number."""
     number = th.tensor(numbers, dtype=th.float32)
     return Transitions(
         observations=number.unsqueeze(1) + th.tensor([0.0, 0.1, 0.2]),
@@ -33,7 +33,7 @@ def numbered(*numbers):
 
 
 def numbers_of(transitions):
-    """Which :func:`numbered` transitions these are; fails if fields of different ones were mixed."""
+    """The numbers of :func:`numbered` transitions; fails if fields of different ones were mixed."""
     numbers = (transitions.rewards - 0.8).round().int().tolist()
     expected = numbered(*numbers)
     for name, value in vars(transitions).items():
@@ -237,7 +237,7 @@ def test_batches_drawn_at_once_are_like_those_drawn_one_by_one(real_ratio, kind)
 
 
 class HalfDemonstrations(ReplayBuffer):
-    """Rewards of demonstrations are 2000 and more. Draws without replacement, and says which rows it drew."""
+    """A buffer whose demonstrations have rewards from 2000 on. It draws without replacement and returns the drawn indices."""
 
     class Samples(NamedTuple):
         observations: th.Tensor
@@ -311,7 +311,7 @@ def test_a_sample_that_is_not_a_batch_is_refused_with_a_clear_message(returned, 
 
 
 class Still(gym.Env):
-    """Enough of an environment for VecNormalize."""
+    """The parts of an environment that VecNormalize needs."""
 
     observation_space = OBS_SPACE
     action_space = ACTION_SPACE

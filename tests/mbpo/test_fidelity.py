@@ -15,7 +15,7 @@ from sb3_mbrl.dynamics import ProbabilisticEnsemble
 
 @pytest.fixture
 def fits(monkeypatch):
-    """The reports of all fits, and the transitions they saw."""
+    """Records the reports of all fits and their transitions."""
     seen = []
     fit = ProbabilisticEnsemble.fit
 

@@ -1,4 +1,4 @@
-"""What a run shows: scalars, the table, the progress bar, and callbacks that see real steps alone."""
+"""The output of a run: scalars, the table, the progress bar, and callbacks that see only real steps."""
 
 import csv
 import math
@@ -126,7 +126,7 @@ def test_termination_scores_of_a_perfect_rule(make_mbpo):
 
 
 class Recorder(BaseCallback):
-    """Counts what it is told."""
+    """A callback that records how it is called."""
 
     def __init__(self):
         super().__init__()

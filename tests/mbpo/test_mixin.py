@@ -1,4 +1,4 @@
-"""The model-based half over other algorithms than SAC."""
+"""MBPO with other algorithms than SAC."""
 
 import numpy as np
 import pytest
@@ -129,7 +129,7 @@ def test_defaults_over_an_algorithm_that_takes_any_arguments(tiny):
 
 
 def test_a_gradient_penalty_on_the_critic_is_differentiated(tiny):
-    """In an algorithm of the user, whose own ``train`` asks autograd for what SAC does not."""
+    """A user's algorithm, whose ``train`` needs gradients that SAC does not need."""
     gradients = {}
 
     class Penalised(DDPG):

@@ -1,4 +1,4 @@
-"""The returns that the docs claim. Minutes to an hour each: `pytest -m expensive`."""
+"""Tests of the returns in the docs. Each takes minutes to an hour: `pytest -m expensive`."""
 
 import pytest
 from stable_baselines3 import SAC

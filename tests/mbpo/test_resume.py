@@ -1,4 +1,4 @@
-"""A run that is cut and goes on in a new process ends, to the last bit, where the run in one piece ends."""
+"""A run that is interrupted and resumed in a new process equals an uninterrupted run, bit for bit."""
 
 import pickle
 import subprocess
@@ -77,7 +77,7 @@ def make_model(case):
 
 
 def flat(thing, name=""):
-    """Everything in nested dicts and lists as ``{path: bytes or number}``."""
+    """Flattens nested dicts and lists to ``{path: bytes or number}``."""
     if isinstance(thing, dict):
         return {path: leaf for key, value in thing.items() for path, leaf in flat(value, f"{name}.{key}").items()}
     if isinstance(thing, (list, tuple)):
@@ -88,7 +88,7 @@ def flat(thing, name=""):
 
 
 def everything(model):
-    """Parameters, optimisers, buffers, clocks, environments and random streams."""
+    """Parameters, optimizers, buffers, step counters, environments and random streams."""
     state = {
         "parameters": model.get_parameters(),
         "log_ent_coef": model.log_ent_coef,
@@ -108,12 +108,12 @@ def everything(model):
 
 
 def train_heads_briefly(replace=setattr):
-    """Two epochs instead of fifty; nothing else in these runs takes as long."""
+    """Reduces fits from fifty epochs to two, since they take most of the time in these runs."""
     replace(LearnedTermination.fit, "__defaults__", (None, 2, 256, None))
 
 
 def go_on(case, folder, result):
-    """What the new process does."""
+    """The work of the new process."""
     th.set_num_threads(1)
     train_heads_briefly()
     model = MBPO.load_checkpoint(folder, env=make_env(case), device="cpu")

@@ -1,4 +1,4 @@
-"""What is in the zip, and going on from it."""
+"""The contents of the zip, and continuing from it."""
 
 import io
 import pathlib
@@ -58,7 +58,7 @@ def predict(model, seed=0):
 
 
 def assert_equal_states(first, second):
-    """Nested dicts and lists of tensors and plain values."""
+    """Compares nested dicts and lists of tensors and plain values."""
     if isinstance(first, th.Tensor):
         assert th.equal(first, second)
     elif isinstance(first, dict):

@@ -1,4 +1,4 @@
-"""MBPO is SAC, with a model beside: same parameters, same clocks, same streams of random numbers."""
+"""MBPO is SAC with a model: same parameters, same step counters, same random streams."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Every option trains, and does what it says."""
+"""Every option trains and does what it is documented to do."""
 
 from typing import NamedTuple
 
@@ -198,7 +198,7 @@ class TestSpaces:
 
 
 def watching(rule, watched):
-    """The same rule, which appends how many transitions it is given, and their errors."""
+    """The same rule, but it records the number of transitions that it gets and their errors."""
 
     class Watched(AdaptiveRolloutLength):
         def errors(self, dynamics, trajectories, generator=None, scale=None):

@@ -1,4 +1,4 @@
-"""Vectorised environments and their wrappers: what reaches the model is raw, and each episode ends where it ended."""
+"""Vectorised environments and wrappers: the model gets raw transitions, and episodes end at the right places."""
 
 import gymnasium as gym
 import numpy as np

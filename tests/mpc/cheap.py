@@ -17,7 +17,7 @@ CHEAP = {
     "pddm": {"population_size": 20},
     "gradient": {"n_starts": 3, "n_iterations": 2},
 }
-"""For each planner, arguments with which a plan takes milliseconds."""
+"""Arguments of each planner with which a plan takes milliseconds."""
 
 OBS = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""Actors and critics of Stable-Baselines3 in plans."""
+"""Plans with actors and critics of Stable-Baselines3."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""MPCPolicy in files."""
+"""Saving and loading MPCPolicy."""
 
 import json
 import zipfile
@@ -97,14 +97,14 @@ def test_a_saved_policy_takes_an_algorithm_as_its_model(trained, tmp_path):
 
 
 class Own(CEM):
-    """Its argument is stored nowhere, and no JSON could hold it."""
+    """The argument cannot be stored, because JSON cannot hold it."""
 
     def __init__(self, function):
         super().__init__(horizon=function(4), population_size=20, n_elites=4)
 
 
 class ICEM(CEM):
-    """Not the one of the library."""
+    """A user's planner that has the name of one of the library."""
 
 
 @pytest.mark.parametrize("planner", [Own(lambda x: x + 1), ICEM(horizon=5)], ids=lambda planner: type(planner).__name__)

@@ -1,4 +1,4 @@
-"""How planning policies act, and what travels through their state."""
+"""How planning policies act, and what their state contains."""
 
 import pickle
 
@@ -17,7 +17,7 @@ from tests.mpc.cheap import CHEAP, OBS, PLANNER, assert_close, cheap, random_mod
 
 
 def calls(policy):
-    """How often the policy has planned since."""
+    """Counts how often the policy plans from now on."""
     counted, plain = [], policy.objective.score_states
 
     def score(*args):
@@ -298,7 +298,7 @@ def test_planning_in_a_live_environment_does_not_change_it():
 
 
 def out_of_phase(model_of, n_envs=3, **kwargs):
-    """What is done in live environments whose episodes end after 3, 4, ... steps, (9, n_envs)."""
+    """The actions in live environments whose episodes end after 3, 4, ... steps, (9, n_envs)."""
     env = DummyVecEnv([lambda i=i: gym.make("Slider-v0", max_episode_steps=3 + i) for i in range(n_envs)])
     env.seed(0)
     policy, obs, state, starts = cheap(model_of(env), "cem", seed=0, **kwargs), env.reset(), None, np.ones(n_envs, bool)

@@ -1,4 +1,4 @@
-"""MPCPolicy: the models, planners, functions and agents that it is made of."""
+"""MPCPolicy with different models, planners, functions and agents."""
 
 import gymnasium as gym
 import numpy as np
@@ -110,7 +110,7 @@ def test_a_reward_can_be_swapped():
 
 
 def test_a_termination_can_be_swapped(model):
-    """Each step is paid 1, and ends the plan if it goes left: the way to many steps is to the right."""
+    """Each step has reward 1, and going left terminates, so the best plan goes right."""
 
     def ends_on_the_way_left(obs, action, next_obs):
         assert action.abs().max() <= 2  # in the environment's scale

@@ -1,4 +1,4 @@
-"""On an accelerator: plans in an ensemble are those of a processor, and the host does not wait for them in between."""
+"""On an accelerator, plans in an ensemble equal those of the CPU, and the host does not wait in between."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ PLANNERS = {
     "gradient": {"n_iterations": 2},
 }
 CONVERGENCE = {"cem": 2}
-"""CEM asks before each iteration whether it is the last one."""
+"""CEM checks before each iteration whether it has converged."""
 
 
 @pytest.mark.parametrize("planner", PLANNERS)

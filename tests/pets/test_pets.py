@@ -1,4 +1,4 @@
-"""PETS as an SB3 algorithm."""
+"""PETS is an algorithm of SB3."""
 
 from copy import deepcopy
 
@@ -198,7 +198,7 @@ def never(obs, action, next_obs):
 
 
 def n_plans_made(model, monkeypatch):
-    """The environments planned for in each plan to come."""
+    """Records for how many environments each later plan is made."""
     made, plain = [], model.policy._replan
     monkeypatch.setattr(model.policy, "_replan", lambda *args: (made.append(int(args[2].sum())), plain(*args))[1])
     return made
@@ -394,7 +394,7 @@ def test_normalization_is_that_of_the_environment_given(make_pets, tmp_path):
 
 @pytest.fixture
 def agent(tmp_path):
-    """An agent that writes to TensorBoard: a file that cannot be pickled."""
+    """An agent that writes to TensorBoard and so holds a file, which cannot be pickled."""
     kwargs = {"buffer_size": 100, "learning_starts": 5, "policy_kwargs": {"net_arch": [8]}, "device": "cpu"}
     return SAC("MlpPolicy", "Slider-v0", tensorboard_log=str(tmp_path / "logs"), **kwargs).learn(10)
 

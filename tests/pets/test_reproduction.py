@@ -1,4 +1,4 @@
-"""The returns that the docs claim. Minutes to half an hour each: `pytest -m expensive`."""
+"""Tests of the returns in the docs. Each takes minutes to half an hour: `pytest -m expensive`."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from sb3_mbrl.zoo import load_hyperparams
 
 
 def upright(obs, action, next_obs):
-    """InvertedPendulum's own reward, 1 until it falls, is the same for all plans that do not."""
+    """InvertedPendulum's own reward of 1 until the pole falls is the same for all plans that keep it up."""
     return 1 - next_obs[:, 0] ** 2 - 10 * next_obs[:, 1] ** 2
 
 

@@ -1,4 +1,4 @@
-"""The noise of planners has the distribution it promises."""
+"""The noise of planners has the documented distribution."""
 
 import numpy as np
 import pytest

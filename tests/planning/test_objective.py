@@ -1,4 +1,4 @@
-"""What a plan is worth, against plain loops over a model that fits on a line."""
+"""Returns of plans, compared with plain loops over a linear model."""
 
 import math
 from itertools import product
@@ -66,7 +66,7 @@ class Line:
 
 
 def ensemble(probabilistic=True, **kwargs):
-    """Four random members, three elites that are not the first three."""
+    """Four random members; the three elites are not the first three."""
     small = {"ensemble_size": 4, "n_elites": 3, "net_arch": (8, 8), "device": "cpu", "generator": seeded()}
     model = ProbabilisticEnsemble(OBS_SPACE, ACTION_SPACE, **small, probabilistic=probabilistic, **kwargs)
     model.holdout_mse.copy_(th.tensor([0.3, 0.9, 0.1, 0.2]))
@@ -97,7 +97,7 @@ def x_plus_one(obs):
 
 
 def expected_return(model, obs, plan, member, discount, action_repeat, uncertainty_penalty, terminal):
-    """One particle of one sequence, number by number."""
+    """Computes one particle of one sequence step by step."""
     (x, y), total, t = obs, 0.0, 0
     for a, b in plan:
         for _ in range(action_repeat):
@@ -241,7 +241,7 @@ def test_the_penalty_is_the_norm_of_the_elites_disagreement_about_the_next_obser
 
 
 def spoiled(spoil, **kwargs):
-    """Returns of a sequence that may be spoiled, and of one that never is."""
+    """Returns of a sequence with the spoiled value and of one without."""
     actions = th.full((1, 2, 4, 2), 0.5)
     actions[:, 1] = -0.5
     model = Line(spoil=spoil, **kwargs)

@@ -34,7 +34,7 @@ def targets(n_envs, seed=0):
 
 
 def plan_repeatedly(planner, score, n_envs, n_plans=6, action_dim=ACTION_DIM, seed=0):
-    """Several plans of a task that stands still: the warm start is not shifted."""
+    """Makes several plans of a static task, so the warm start is not shifted."""
     state = planner.initial_state(n_envs, action_dim)
     gens = generators(*range(seed, seed + n_envs))
     for _ in range(n_plans):
@@ -117,7 +117,7 @@ def test_the_global_stream_is_not_used(name):
 @pytest.mark.parametrize("name", CONTINUOUS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_candidate_that_diverged_never_wins(name, bad):
-    """Returns are negative: an evaluation that takes NaN for 0 would prefer the diverged half of the plans."""
+    """Returns are negative, so an evaluation that counts NaN as 0 would prefer the diverged half of the plans."""
 
     def score(actions):
         values = -10 - (actions[:, :, 0, 0] + 0.5) ** 2
@@ -174,7 +174,7 @@ def test_candidates_are_actions(mean, std, name, seed):
 
 
 def test_cem_is_the_published_update():
-    """Against a plain loop: elites, their mean and variance, a tenth of the old."""
+    """Compares with a plain loop: the mean and variance of the elites, plus a tenth of the old ones."""
     target = targets(1)
     seen = []
 
@@ -260,7 +260,7 @@ def test_icem_keeps_its_elites_and_shrinks():
 
 
 def test_gradient_planner_uses_the_gradient():
-    """A needle in a haystack for samples, a slope for the gradient."""
+    """The optimum is hard to find by sampling, but the gradient points to it."""
     target = targets(1)
     sampled = plan_repeatedly(planner_of("random_shooting", population_size=50), near(target), 1, n_plans=1)
     climbed = plan_repeatedly(GradientPlanner(HORIZON, n_iterations=50, n_starts=2), near(target), 1, n_plans=1)
@@ -311,7 +311,7 @@ def test_a_warm_start_helps():
 
 @pytest.mark.parametrize("name", SAMPLING)
 def test_a_proposal_is_considered(name):
-    """No sample comes near a plan at the corners of its box, whose value is a spike."""
+    """The best plan is a narrow spike at the corners of the box, which no sample comes near."""
     spike = th.ones(1, HORIZON, ACTION_DIM)
 
     def score(actions):
@@ -324,7 +324,7 @@ def test_a_proposal_is_considered(name):
 
 
 def test_a_proposal_is_improved_by_the_gradient():
-    """Two hills; the low one attracts every start but the proposal."""
+    """The objective has two hills; every start except the proposal climbs the lower one."""
 
     def score(actions):
         distance = ((actions - 0.9) ** 2).sum(dim=(2, 3))
@@ -348,7 +348,7 @@ def test_gradient_planner_refuses_an_objective_without_gradient():
 
 @pytest.mark.parametrize("name", SAMPLING)
 def test_smoothing_follows_the_recursion(name):
-    """The candidates of a smooth planner are those of a rough one, filtered over time from the last action on."""
+    """A planner with smoothing has the candidates of one without, filtered over time from the last action on."""
     # The noise is so small that nothing is clipped, which would happen after the filter
     small = {} if name == "random_shooting" else {"init_std": 0.15}
 
@@ -387,7 +387,7 @@ def pddm_in_numpy(mean, noise, values, previous, beta, sigma, kappa):
 
 @pytest.mark.parametrize(("started", "previous"), [(False, 0.0), (True, 0.9)])
 def test_pddm_is_the_published_planner(started, previous):
-    """Against plain NumPy: samples are filtered before they are clipped, from the action executed last, or 0."""
+    """Compares with plain NumPy: samples are filtered before they are clipped, from the last executed action or 0."""
     seen, target = [], targets(1)
 
     def score(actions):
@@ -413,7 +413,7 @@ def test_pddm_is_the_published_planner(started, previous):
 
 
 def test_many_actions_of_pddm_lie_on_the_bounds():
-    """As in the published code at an episode's start; clipped before they are filtered, 5.8 % lay beyond 0.95."""
+    """The share equals that of the published code at the start of an episode; clipping before filtering would give 5.8 %."""
     seen = []
     planner = make_planner("pddm")
     planner.plan(lambda plans: (seen.append(plans), plans.sum(dim=(2, 3)))[1], planner.initial_state(1, 24), generators(0))
@@ -421,7 +421,7 @@ def test_many_actions_of_pddm_lie_on_the_bounds():
 
 
 def test_where_all_plans_are_equal_icem_keeps_its_mean():
-    """A sample would be as good, and shake."""
+    """Any sample has the same value, but is less smooth than the mean."""
     planner = planner_of("icem")
     state = plan_repeatedly(planner, near(targets(2)), 2).state
     plan = planner.plan(lambda actions: actions.sum(dim=(2, 3)) * 0, state, generators(0, 1))

@@ -1,4 +1,4 @@
-"""Plans of a policy in a model that fits on a line."""
+"""Proposals of a policy in a linear model."""
 
 import numpy as np
 import pytest

@@ -9,7 +9,7 @@ from sb3_mbrl.tasks.simulator import SimulatorModel
 
 
 def log(env, n=200, seed=0):
-    """What a random policy sees in an environment whose action bounds are symmetric."""
+    """Transitions of a random policy in an environment with symmetric action bounds."""
     env.action_space.seed(seed)
     obs, _ = env.reset(seed=seed)
     rows = []

@@ -53,7 +53,7 @@ CLASSIC_TOLERANCE = {"MountainCarContinuous-v0": 1e-6}
 
 
 def state_of(model, env):
-    """The state in which the environment stands, whatever its observation shows."""
+    """The full state of the environment, even if its observation does not show it."""
     task = model.simulator.task
     physics = np.empty(task.n_physics)
     mujoco.mj_getState(env.model, env.data, physics, int(mujoco.mjtState.mjSTATE_FULLPHYSICS))

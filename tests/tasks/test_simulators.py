@@ -1,4 +1,4 @@
-"""Environments that are not known: copied, or put into states."""
+"""Simulators of unknown environments, by copies or by setting states."""
 
 import copy
 
@@ -17,7 +17,7 @@ from sb3_mbrl.tasks.simulators import CopySimulator, StateVectorSimulator
 
 
 class Corridor(gym.Env):
-    """Walk right until 1; refuses to go on after the end."""
+    """Walks right until 1, and refuses steps after the end of an episode."""
 
     observation_space = gym.spaces.Box(-2, 2, (1,))
     action_space = gym.spaces.Box(-0.5, 0.5, (1,))

@@ -80,7 +80,7 @@ def vec(env_id, n_envs=1, **flags):
 
 
 def collect(env, n_steps, policy=None):
-    """Random steps, float32 as the models see them."""
+    """Transitions of random actions, in float32 as models see them."""
     env.action_space.seed(0)
     rows = []
     obs, _ = env.reset(seed=0)
@@ -115,7 +115,7 @@ def test_pendulum_never_ends():
 
 
 def push_along(velocity, left, right):
-    """Swing up: random actions hardly ever do."""
+    """A policy that swings up, which random actions hardly ever do."""
     return lambda obs: right if obs[velocity] >= 0 else left
 
 

@@ -1,4 +1,4 @@
-"""A small world, small networks and a small planner: each test costs a second at most."""
+"""A small environment, small networks and a small planner, so that a test takes at most a second."""
 
 from copy import deepcopy
 from typing import ClassVar
@@ -16,10 +16,10 @@ CLASSES = {"tdmpc": TDMPC, "tdmpc2": TDMPC2}
 
 class Slider(gym.Env):
     """
-    A point on a line that is paid for being near 0 and pushed by its action.
+    A point on a line, which is pushed by the action and rewarded for being near 0.
 
-    :param ends: the task ends beyond 1.2
-    :param observes: ``"state"``, ``"image"`` or ``"dict"`` of both
+    :param ends: whether the task terminates beyond 1.2
+    :param observes: the kind of observation: ``"state"``, ``"image"`` or ``"dict"``
     """
 
     metadata: ClassVar[dict] = {"render_modes": ["rgb_array"]}
@@ -105,13 +105,13 @@ def make():
 
 @pytest.fixture(params=CLASSES)
 def kind(request):
-    """Either algorithm."""
+    """The name of either algorithm."""
     return request.param
 
 
 @pytest.fixture(scope="session", params=CLASSES)
 def trained(request, slider_ids):
-    """Either, after a few episodes that may end early; not to be trained further."""
+    """Either algorithm after a few episodes that may terminate. Tests share it, so they must not train it further."""
     own = SHORT if request.param == "tdmpc" else {}
     return CLASSES[request.param]("MlpPolicy", "Cliff-v0", model_size=SIZES[request.param], **deepcopy(TINY), **own).learn(60)
 

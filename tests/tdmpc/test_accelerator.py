@@ -1,4 +1,4 @@
-"""On an accelerator: what it computes is what a processor computes, and the host does not wait for it in between."""
+"""On an accelerator, the algorithms compute the same as on the CPU, and the host does not wait in between."""
 
 from copy import deepcopy
 
@@ -25,7 +25,7 @@ def obs():
 
 @pytest.fixture
 def both(trained, make, algorithms, accelerator):
-    """The same algorithm on the processor and on the accelerator. Its episodes may end."""
+    """The same algorithm on the CPU and on the accelerator. Its episodes may terminate."""
     kind = next(name for name, each in algorithms.items() if type(trained) is each)
     models = [make(kind, "Cliff-v0", device=device) for device in ("cpu", DEVICE)]
     for model in models:

@@ -1,4 +1,4 @@
-"""Whatever cannot be is refused at construction, with what was given, what is accepted, and what to do."""
+"""Bad input is refused at construction; the message says what was given, what is accepted, and what to do."""
 
 import gymnasium as gym
 import numpy as np

@@ -1,4 +1,4 @@
-"""Discrete observations count from wherever their space starts; the networks see them counted from 0."""
+"""Discrete observations may start at any number; the networks see them counted from 0."""
 
 from typing import ClassVar
 
@@ -21,7 +21,7 @@ SPACES = {
 
 
 class Dice(gym.Env):
-    """Observes whatever is in the space."""
+    """An environment that returns samples of its observation space."""
 
     metadata: ClassVar[dict] = {"render_modes": []}
 

@@ -1,4 +1,4 @@
-"""One test for each row of the fidelity tables in docs/modules/tdmpc.md that no test of parity pins."""
+"""One test for each row of the fidelity tables in docs/modules/tdmpc.md that no parity test pins."""
 
 import inspect
 
@@ -73,7 +73,7 @@ def test_the_networks_of_tdmpc2():
 
 
 def test_small_sizes_are_128_units_wide():
-    """Four times fewer than the paper's."""
+    """A quarter of the units of the paper's model."""
     assert SIZES["small"] == (128, 128, 64, 2, 5) and TOLD_SIZES["small"] == (128, 128, 50)
 
 

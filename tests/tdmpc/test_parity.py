@@ -1,4 +1,4 @@
-"""Same weights, same batch, same noise: what is computed is what plain loops over time compute, written from the papers."""
+"""With equal weights, batch and noise, all results equal those of plain loops over time, written from the papers."""
 
 import math
 
@@ -31,7 +31,7 @@ def generator(seed=0):
 
 
 def plain(network, x):
-    """The layers of a network, one by one, in PyTorch's own functions; no dropout."""
+    """Applies the layers of a network one by one with PyTorch's own functions, without dropout."""
     for layer in network:
         if isinstance(layer, nn.Linear):
             x = x @ layer.weight.T + layer.bias
@@ -59,13 +59,13 @@ def bins():
 
 
 def scalar(logits):
-    """The scalar that 101 logits stand for."""
+    """The scalar that 101 logits represent."""
     mean = sum(probability * bin_ for probability, bin_ in zip(logits.softmax(dim=-1).unbind(dim=-1), bins(), strict=True))
     return mean.sign() * (mean.abs().exp() - 1)
 
 
 def two_hot_of(x):
-    """One number, in NumPy."""
+    """The encoding of one number, in NumPy."""
     position = (min(max(math.copysign(math.log(1 + abs(x)), x), -10), 10) + 10) / 0.2
     lower = min(math.floor(position), 99)
     probabilities = np.zeros(101)
@@ -182,7 +182,7 @@ def test_critics_are_separate_networks():
 
 
 def perturb(model, seed=0):
-    """The first rewards and values are 0, which would hide much."""
+    """Adds noise to all parameters, since initial rewards and values are 0 and would hide errors."""
     noise = generator(seed)
     for parameter in model.parameters():
         parameter.data += 0.4 * th.randn(parameter.shape, generator=noise)
@@ -219,7 +219,7 @@ def tdmpc(make):
 
 
 def captured(algorithm, monkeypatch):
-    """The losses that an update would descend, and their gradients; nothing is descended."""
+    """Records the losses of an update and their gradients; no optimizer step is made."""
     seen = []
 
     def step(optimizer, loss, max_grad_norm):
@@ -414,7 +414,7 @@ def test_td_targets_of_tdmpc(tdmpc, batch):
 
 @pytest.mark.parametrize("reward_scale", [1.0, 1e3])
 def test_an_update_of_tdmpc(tdmpc, batch, monkeypatch, reward_scale):
-    """With rewards in the thousands the losses of some sequences are cut."""
+    """With rewards in the thousands, the losses of some sequences are clipped."""
     batch = batch._replace(rewards=reward_scale * batch.rewards)
     perturb(tdmpc.model.targets, seed=9)
     seen, priorities = captured(tdmpc, monkeypatch), []

@@ -1,4 +1,4 @@
-"""The returns that the docs claim. A quarter to half an hour each: `pytest -m expensive`."""
+"""Tests of the returns in the docs. Each takes a quarter to half an hour: `pytest -m expensive`."""
 
 import pytest
 from stable_baselines3.common.env_util import make_vec_env
@@ -12,7 +12,7 @@ from sb3_mbrl.zoo import load_hyperparams
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("env_id", "steps", "target"), [("Pendulum-v1", 8_000, -200), ("InvertedPendulum-v5", 10_000, 1_000)])
 def test_solved_after(algorithms, kind, env_id, steps, target, seed, n_envs):
-    """With the zoo's values; at that step, not at the luckiest before."""
+    """Trains with the zoo's values and evaluates at the end, not at the best step before."""
     tuned = load_hyperparams(kind, env_id)
     model = algorithms[kind](env=make_vec_env(env_id, n_envs, seed=seed), seed=seed, **tuned)
     model.learn(2 * steps if kind == "tdmpc" else steps)

@@ -1,4 +1,4 @@
-"""What is in the zip, and going on from it; a run that was cut is the run in one piece."""
+"""The contents of the zip, and continuing from it; an interrupted run equals an uninterrupted one."""
 
 import io
 from copy import deepcopy
@@ -19,7 +19,7 @@ OBS = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
 
 
 def flat(thing, name=""):
-    """Everything in nested dicts and lists as ``{path: bytes or number}``."""
+    """Flattens nested dicts and lists to ``{path: bytes or number}``."""
     if isinstance(thing, dict):
         return {path: leaf for key, value in thing.items() for path, leaf in flat(value, f"{name}.{key}").items()}
     if isinstance(thing, (list, tuple)):
@@ -30,7 +30,7 @@ def flat(thing, name=""):
 
 
 def everything(model):
-    """Parameters, optimisers, buffers, clocks, plans, environments and random streams."""
+    """Parameters, optimizers, buffers, step counters, plans, environments and random streams."""
     buffer, env = vars(model.replay_buffer), model.get_env()
     state = {
         "parameters": model.get_parameters(),
@@ -91,7 +91,7 @@ def test_the_q_scale_is_in_the_zip(make, tmp_path):
 
 
 def test_a_model_saved_during_training_predicts_the_same(make, kind, tmp_path):
-    """Also in TD-MPC, whose plans change with every step."""
+    """This includes TD-MPC, whose plans change with every step."""
     model = make(kind).learn(33)
     np.testing.assert_array_equal(predictions(type(model).load(saved(model, tmp_path))), predictions(model))
 
@@ -112,7 +112,7 @@ def test_a_loaded_model_continues_with_another_number_of_environments(trained, t
 
 
 def test_a_second_run_does_not_start_from_the_plan_of_the_first(make, kind, tmp_path, monkeypatch):
-    """Its random actions come in between; and its environments may be others."""
+    """Random actions come in between, and the environments may be different ones."""
     model = make(kind).learn(30)
     path, states = saved(model, tmp_path), []
     predict = model.policy.predict
@@ -202,7 +202,7 @@ def test_the_policy_alone(trained, tmp_path):
 
 
 def test_the_policy_alone_in_the_middle_of_schedules(make, tmp_path):
-    """It goes on as the algorithm would if it learned no more."""
+    """The policy keeps the current values of the schedules."""
     policy = make("tdmpc").learn(45).policy
     policy.save(tmp_path / "policy")
     loaded = type(policy).load(tmp_path / "policy")

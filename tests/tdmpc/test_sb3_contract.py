@@ -80,7 +80,7 @@ def test_a_deterministic_action_depends_only_on_weights_observation_and_state(tr
 
 @pytest.fixture
 def decided(make, kind):
-    """Plans differ in value by much more than rounding does: of equals, a batch may take others than a loop."""
+    """Makes plans differ in value by much more than rounding; among equal plans, a batch may choose others than a loop."""
     model, noise = make(kind), th.Generator().manual_seed(0)
     for parameter in model.model.parameters():
         parameter.data += 0.5 * th.randn(parameter.shape, generator=noise)
@@ -386,7 +386,7 @@ def test_latent_errors_are_those_of_open_loop_predictions(trained):
 
 
 def test_scalars_that_were_not_measured_are_not_logged(make, kind):
-    """Steps that no episode lasts; plans of a policy that does not plan any more."""
+    """Errors for more steps than any episode has, and planner scalars of a policy that no longer plans."""
     env = gym.make("LatentSlider-v0", max_episode_steps=1)
     model = make(kind, env, gamma=0.9)
     model.learn(30)

@@ -1,4 +1,4 @@
-"""RL Zoo trains, shows, records, tunes and shares our algorithms. It runs as a user runs it: its warnings are its own."""
+"""RL Zoo trains, shows, records, tunes and shares our algorithms. It runs in a process of its own, as for users."""
 
 import importlib.util
 import json
@@ -38,7 +38,7 @@ TINY = {
     "tdmpc": LATENT,
     "tdmpc2": LATENT,
 }
-"""What RL Zoo is given as -params, beside few random steps first."""
+"""The -params for RL Zoo, in addition to a few random steps at the beginning."""
 
 STAND_IN = """
 import shutil, sys
@@ -69,7 +69,7 @@ from sb3_mbrl.zoo.command_line import main
 
 main()
 """
-"""The command line with a folder in the place of the Hugging Face Hub."""
+"""The command line, with a folder instead of the Hugging Face Hub."""
 
 BOTH = """
 import json, sys

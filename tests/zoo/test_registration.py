@@ -1,4 +1,4 @@
-"""RL Zoo is told of our algorithms. What needs RL Zoo itself is in test_command_line.py."""
+"""Our algorithms are registered in RL Zoo. Tests that need RL Zoo itself are in test_command_line.py."""
 
 import sys
 from typing import Any
@@ -15,7 +15,7 @@ from sb3_mbrl.zoo.samplers import CONVERTERS, SAMPLERS
 
 
 class Trial:
-    """Optuna's, which always answers with one end of the range."""
+    """A trial like Optuna's that always returns one end of the range."""
 
     def __init__(self, end: int):
         self.end = end
