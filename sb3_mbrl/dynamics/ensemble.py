@@ -88,7 +88,7 @@ class ProbabilisticEnsemble(Networks):
         trained by squared error
     :param nll_beta: weight of a row's likelihood by its predicted variance to this power, in [0, 1] (Seitzer et al. 2022,
         https://arxiv.org/abs/2203.09168, who recommend 0.5). 0 is the plain likelihood of the paper: with it one
-        surprising new transition swamps the optimiser of a confident model
+        surprising new transition swamps the optimizer of a confident model
     :param learn_logvar_bounds: learn the bounds of the log-variance, as the paper's code does; other
         implementations freeze them
     :param normalize_targets: z-score the change of the observation and the reward too. The paper's code does not:
@@ -250,7 +250,7 @@ class ProbabilisticEnsemble(Networks):
 
     def fit(self, transitions: Transitions, generator: th.Generator | None = None, **kwargs: Any) -> FitReport:
         """
-        Train on all of ``transitions`` (weights, optimiser and normaliser are kept between calls) and choose
+        Train on all of ``transitions`` (weights, optimizer and normaliser are kept between calls) and choose
         the elites anew. See :func:`sb3_mbrl.dynamics.fitting.fit` for the arguments.
 
         A ``reward_fn`` and a ``termination_fn`` are compared with the transitions. A warning, once for each function, says

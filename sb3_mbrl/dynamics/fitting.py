@@ -36,7 +36,7 @@ class FitReport:
     targets (an MSE of 1 is as good as always predicting the mean), of raw ones with ``normalize_targets=False``.
 
     :param n_epochs: passes over the training rows
-    :param n_gradient_steps: optimiser steps
+    :param n_gradient_steps: optimizer steps
     :param seconds: wall-clock time
     :param n_train: rows trained on
     :param n_holdout: rows held out
@@ -144,7 +144,7 @@ def fit(
     Train the ensemble until no member improves on the holdout any more, then put back the best snapshot of each
     member and rank the members (the official MBPO code's rule; numbers are its defaults).
 
-    :param model: the ensemble; weights and optimiser state go on from where they are
+    :param model: the ensemble; weights and optimizer state go on from where they are
     :param transitions: every transition to learn from, N rows
     :param generator: source of the holdout split, the bootstrap and the shuffling; None draws from
         PyTorch's global stream

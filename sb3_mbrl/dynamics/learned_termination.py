@@ -145,7 +145,7 @@ class LearnedTermination(nn.Module):
         max_gradient_steps: int | None = None,
     ) -> dict[str, float]:
         """
-        Fit all data again, starting from the present weights and optimiser state.
+        Fit all data again, starting from the present weights and optimizer state.
 
         Every fifth row of each class is held out when both have at least 5 rows; training stops after 5 epochs without a
         better holdout loss and the best weights (those before the fit included) are restored. Otherwise all rows are

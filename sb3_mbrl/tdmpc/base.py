@@ -200,7 +200,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
 
     @abstractmethod
     def _model_arguments(self) -> dict[str, Any]:
-        """Arguments of the policy: ``model_class``, ``model_kwargs``, and those of the optimisers."""
+        """Arguments of the policy: ``model_class``, ``model_kwargs``, and those of the optimizers."""
 
     @abstractmethod
     def _planner_arguments(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The policies of TD-MPC and TD-MPC2: a world model, its optimisers, and the planner that acts in it."""
+"""The policies of TD-MPC and TD-MPC2: a world model, its optimizers, and the planner that acts in it."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -42,8 +42,8 @@ class LatentPolicy(PlanningPolicy):
     :param features_extractor_class: SB3's features extractor, in front of the encoder; None: as the policy's observations need
     :param features_extractor_kwargs: arguments of the features extractor
     :param normalize_images: whether images are divided by 255 first
-    :param optimizer_class: optimiser of all networks
-    :param optimizer_kwargs: arguments of the optimiser without the learning rate; None: ``{"fused": True}`` for Adam
+    :param optimizer_class: optimizer of all networks
+    :param optimizer_kwargs: arguments of the optimizer without the learning rate; None: ``{"fused": True}`` for Adam
     :raises ValueError: the policy does not take such observations, or an argument is not known
     """
 

@@ -188,7 +188,7 @@ def test_shifts_are_of_at_most_three_pixels(make):
     th.testing.assert_close(extractor.shift(image)[:, 0, 0, 0].max(), th.tensor(3 * 40.0 + 3))
 
 
-# ---------------------------------------------------------------- optimisers
+# ---------------------------------------------------------------- optimizers
 
 
 def learning_rates(model):
