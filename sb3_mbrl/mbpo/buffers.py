@@ -82,6 +82,22 @@ class ModelReplayBuffer:
         # Replaced only when the rows are complete, so that an interrupt leaves none that were never written
         self.rows, self.capacity, self.pos, self.full = rows, capacity, len(kept) % capacity, len(kept) == capacity
 
+    def state_dict(self) -> dict[str, Any]:
+        """
+        :return: the transitions and where the next one goes, for :meth:`load_state_dict`
+        """
+        written = self.rows[: len(self)].clone()  # a view would be saved with the rows that are not written yet
+        return {"rows": written, "capacity": self.capacity, "pos": self.pos, "full": self.full}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        :param state: what :meth:`state_dict` returned
+        """
+        written = state["rows"]
+        self.capacity, self.pos, self.full = state["capacity"], state["pos"], state["full"]
+        self.rows = written.new_empty(self.capacity if len(written) > 0 else 0, sum(self.widths))
+        self.rows[: len(written)] = written
+
     def _ordered(self) -> th.Tensor:
         if not self.full:
             return self.rows[: self.pos]

@@ -8,7 +8,7 @@ import torch as th
 
 from sb3_mbrl import MBPO, PETS, TDMPC, Dyna
 from sb3_mbrl.algorithms.forecast import growth, in_words
-from sb3_mbrl.mbpo import mixin
+from sb3_mbrl.mbpo import imagination
 
 RUN = {"learning_starts": 100, "buffer_size": 500, "seed": 0, "device": "cpu", "verbose": 1}
 MODEL = {"dynamics_kwargs": {"ensemble_size": 2, "n_elites": 2, "net_arch": [8]}, "model_train_freq": 50}
@@ -50,7 +50,7 @@ def make_mbpo(clock, takes):
     ``make_mbpo(**changes)``: an update takes 2 s, a gradient step of the model 0.5 s, an imagined transition 0.1 s; 2 branches
     are imagined for each environment step, and a fit has 2 gradient steps for each.
     """
-    takes(mixin, "branched_rollouts", lambda model, policy, starts, length, *args: 0.1 * len(starts) * length)
+    takes(imagination, "branched_rollouts", lambda model, policy, starts, length, *args: 0.1 * len(starts) * length)
 
     def make(**changes):
         arguments = {**TINY, "rollouts_per_step": 2, "fit_kwargs": {"patience": 10**6}}
