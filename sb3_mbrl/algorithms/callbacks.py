@@ -10,14 +10,14 @@ from sb3_mbrl.common.arguments import OFF_POLICY, check_arguments, integer
 
 class ExactCheckpointCallback(BaseCallback):
     """
-    Saves checkpoints from which the run goes on bit for bit. Each replaces the one before. After a run of ``n`` steps has
+    Saves checkpoints from which the run resumes bit for bit. Each replaces the previous one. After a run of ``n`` steps has
     crashed::
 
         model = MBPO.load_checkpoint("folder", env=env)
         model.learn(n - model.num_timesteps, callback, reset_num_timesteps=False)
 
-    :param save_freq: environment steps between two checkpoints, at least: a checkpoint waits until the rollout and its
-        updates are complete
+    :param save_freq: minimum number of environment steps between two checkpoints, since a checkpoint waits until the rollout
+        and its updates are complete
     :param folder: the folder of the checkpoints, as :meth:`~sb3_mbrl.MBPO.save_checkpoint` takes it
     :param verbose: Verbosity level: 0 for no output, 2 for a line per checkpoint
     """

@@ -101,7 +101,7 @@ class Dyna(ValidatesItsAgent, MakesItsPolicy, OffPolicyAlgorithm):
     :param _init_setup_model: Whether or not to build the networks at the creation of the instance
     :param unknown: must be empty: arguments of the algorithm belong in ``algorithm_kwargs``
     :raises TypeError: an argument has an unknown name
-    :raises ValueError: arguments or spaces that are not supported, saying what is
+    :raises ValueError: an argument or a space is not supported; the message says what is
     """
 
     algorithm_name = "Dyna"

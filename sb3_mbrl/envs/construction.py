@@ -152,16 +152,16 @@ class ImaginedFromExperience:
         **kwargs: Any,
     ) -> SelfImagined:
         """
-        Fit a model to transitions that others have recorded, and imagine: offline. No environment is stepped or reset. All
-        arguments but the first two are those of :meth:`from_env`.
+        Fit a model to recorded transitions and imagine in it (offline learning). No environment is stepped or reset. All
+        arguments except the first two are those of :meth:`from_env`.
 
         :param dataset: a ``minari.MinariDataset``; SB3's replay buffer; what :func:`collect` returned; or a mapping of
             arrays, by the names of Gymnasium or of D4RL: ``observations`` (N, O), ``actions`` in the environment's scale,
             ``rewards`` (N,), ``next_observations`` (N, O), ``terminations`` or ``terminals`` (N,), and, if known,
             ``truncations`` or ``timeouts`` (N,). Episodes begin at the first row, and after each row that ended one
-        :param env: the real environment or its id, asked for its spaces, rule of termination and time limit; None: what the
-            dataset tells. Of these a replay buffer tells the spaces alone, so that the termination is learned. Arrays, and
-            what was collected, tell nothing: they need the environment
+        :param env: the real environment or its id, from which the spaces, the termination rule and the time limit are read;
+            None: they are taken from the dataset. A replay buffer only has the spaces, so the termination is then learned.
+            Arrays and collected transitions have none of them, and need the environment
         :return: the environment; what was read is its ``transitions``
         :raises ValueError: the dataset cannot be read or is not of this environment, or spaces, names or numbers are not
             supported; all of it is refused before the fit
@@ -191,12 +191,12 @@ class ImaginedFromExperience:
         **kwargs: Any,
     ) -> SelfImagined:
         """
-        Imagine in what an algorithm has learned. The model is shared with it, and works on raw observations: for a policy that
-        was trained on a ``VecNormalize``, wrap the imagined environments in one with ``training=False`` and call
-        ``sync_envs_normalization``. All arguments but the first are those of :meth:`from_env`; transitions are those in the
-        replay buffer.
+        Imagine in the model that an algorithm has learned. The algorithm and the environment share the model, which works on
+        raw observations. For a policy that was trained with a ``VecNormalize``, wrap the imagined environments in one with
+        ``training=False`` and call ``sync_envs_normalization``. All arguments except the first are those of :meth:`from_env`;
+        the transitions are those in the replay buffer.
 
-        :param model: a trained ``MBPO``, ``PETS``, or whatever has ``dynamics``, ``replay_buffer`` and ``env``
+        :param model: a trained ``MBPO`` or ``PETS``, or anything with ``dynamics``, ``replay_buffer`` and ``env``
         :return: the environment
         :raises ValueError: there is no model, no environment, or nothing in the replay buffer
         """
@@ -269,10 +269,10 @@ class ImaginedFromExperience:
         **fit_kwargs: Any,
     ) -> FitReport:
         """
-        Fit the model further, to all transitions together. Branches under way go on in the new model; those that follow start
-        from the new transitions too, unless ``start_states`` were given as an array or a function.
+        Fit the model further, to the old and the new transitions. Running branches continue in the new model. Later branches
+        also start from the new transitions, unless ``start_states`` were given as an array or a function.
 
-        :param transitions: what :func:`collect` returned, which tells where episodes began; or a batch of transitions
+        :param transitions: the result of :func:`collect`, which contains where episodes began, or a batch of transitions
         :param verbose: 1 for a line when the model is fitted, and every half minute until then
         :param progress_bar: show a bar of the fit instead
         :param fit_kwargs: arguments of this fit, in addition to those of :meth:`from_env`

@@ -36,14 +36,14 @@ class Imagination:
     """
     ``n`` branches, stepped together in a model.
 
-    Predictions are kept within bounds; reward and termination are those of the prediction before it is clipped. A prediction
-    that is not finite truncates its branch where it was, with reward 0, so that nothing is gained by it and no value is
-    bootstrapped from it.
+    Predictions are clipped to bounds; reward and termination are those of the prediction before it is clipped. A prediction
+    that is not finite truncates its branch in the state before it, with reward 0, so that divergence is never rewarded and no
+    value is bootstrapped from NaN.
 
     :param dynamics: the model, fitted if it is learned
     :param n: number of branches
     :param start_states: raw observations (M, O) to draw from uniformly, or ``f(n, generator) -> (n, O)``
-    :param rules: how branches go on, what they pay, and when they end
+    :param rules: how branches continue, which rewards they return, and when they end
     :param observation_bounds: lowest and highest observation, (O,) each, tightened to the space's; an ``ObservedRange``,
         which is given a margin; None: the space's
     :raises ValueError: a model that is not fitted or cannot start from observations; start states of another shape, not

@@ -31,7 +31,7 @@ class LearnedModelEnv(ImaginedFromExperience, gym.Env[np.ndarray, Any]):
         SAC("MlpPolicy", env).learn(10_000)
         evaluate_policy(model, Monitor(env.env))  # in the real one
 
-    Predictions that are not finite truncate the episode where it was, with reward 0.
+    A prediction that is not finite truncates the episode in the state before it, with reward 0.
 
     :param env: the real environment or its id
     :param dynamics: a fitted model, an algorithm that has learned one (``MBPO``, ``PETS``, ``Dyna``), or a simulator that

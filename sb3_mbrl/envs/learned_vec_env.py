@@ -33,7 +33,7 @@ class LearnedModelVecEnv(ImaginedFromExperience, VecEnv):
     does, such as :class:`~sb3_mbrl.MPCPolicy`, act in :class:`LearnedModelEnv` instead.
 
     The environments behave as SB3's ``DummyVecEnv``; wrap them in ``VecMonitor`` to see returns, in ``VecNormalize`` to scale.
-    Predictions that are not finite truncate their episode where it was, with reward 0.
+    A prediction that is not finite truncates its episode in the state before it, with reward 0.
 
     :param dynamics: a fitted model, an algorithm that has learned one (``MBPO``, ``PETS``, ``Dyna``), or a simulator that
         starts from observations

@@ -1,4 +1,4 @@
-"""How imagined branches go on, what they pay, and when they end."""
+"""Rules of imagined branches: how they continue, which rewards they return, and when they end."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ RULES = {
 @dataclass(frozen=True)
 class ImaginationRules:
     """
-    How imagined branches go on, what they pay, and when they end.
+    Rules of imagined branches: how they continue, which rewards they return, and when they end.
 
     :param max_episode_steps: steps after which a branch is truncated
     :param propagation: ``"ts1"``: an elite drawn for each branch and step (MBPO); ``"tsinf"``: a branch keeps the elite drawn
@@ -37,7 +37,8 @@ class ImaginationRules:
         (``ModelStep.disagreement``)
     :param max_disagreement: MOReL's halt (Kidambi et al. 2020, https://arxiv.org/abs/2005.05951): a step about whose next
         observation the elites disagree by more, in the same measure, ends the task; None: never
-    :param halt_reward: reward of such a step. Less than what going on pays, or the policy looks for unknown states
+    :param halt_reward: reward of such a step. It must be lower than the reward for continuing; otherwise the policy seeks
+        unknown states
     :param stagger: whether branch ``i`` begins its first episode at step ``i * max_episode_steps // n``, so that not all are
         truncated at once: PPO evaluates its critic for each truncated environment, one after the other. First episodes are
         shorter for that and return less, so pass False to evaluate a policy

@@ -65,7 +65,7 @@ class MBPO(MBPOMixin, SAC):
         ``"bfloat16"``; parameters, inputs and outputs are float32. bfloat16 is part of :mod:`sb3_mbrl.acceleration`, and needs
         the networks of ``"MlpPolicy"`` with ReLU, tanh or SiLU, without gSDE
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
-    :raises ValueError: arguments or spaces that are not supported, saying what is
+    :raises ValueError: an argument or a space is not supported; the message says what is
     """
 
     algorithm_name = "MBPO"

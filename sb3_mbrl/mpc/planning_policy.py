@@ -57,9 +57,9 @@ class PlanningPolicy(BasePolicy):
     """
     Base class of policies of Stable-Baselines3 that plan: ``predict`` plans in a model and returns the first action.
 
-    The plan from which the next one starts is not kept in the policy: it travels through ``predict(obs, state,
-    episode_start)`` as the state of a recurrent policy does, and begins anew where ``episode_start`` is true. Without a
-    state each call plans from nothing.
+    A plan starts from the previous one, which is not kept in the policy. It is part of the state that ``predict(obs, state,
+    episode_start)`` takes and returns, like the state of a recurrent policy, and is reset where ``episode_start`` is true.
+    Without a state, each call plans from scratch.
 
     :param model: the model to plan in
     :param planner: optimises sequences of actions

@@ -35,17 +35,18 @@ PLANNING = {
 
 class MPCPolicy(PlanningPolicy):
     """
-    Model predictive control as a policy of Stable-Baselines3: ``predict`` plans in a model and returns the first action. Works
-    in ``evaluate_policy``, callbacks, with vectorised environments and video recorders.
+    Model predictive control as a policy of Stable-Baselines3: ``predict`` plans in a model and returns the first action. It
+    works with ``evaluate_policy``, callbacks, vectorised environments and video recorders.
 
-    The plan from which the next one starts is not kept in the policy: it travels through ``predict(obs, state,
-    episode_start)`` as the state of a recurrent policy does, and begins anew where ``episode_start`` is true. Without a
-    state each call plans from nothing. ``deterministic=True`` is a function of the model, the observation and the state: the
-    samples of the planner are the same each time, and an environment's plan does not depend on the others in the batch.
+    A plan starts from the previous one, which is not kept in the policy. It is part of the state that ``predict(obs, state,
+    episode_start)`` takes and returns, like the state of a recurrent policy, and is reset where ``episode_start`` is true.
+    Without a state, each call plans from scratch. With ``deterministic=True``, an action is a function of the model, the
+    observation and the state: the planner draws the same samples each time, and the plan of an environment does not depend on
+    the others in the batch.
 
     :param model: the model to plan in: an algorithm that learns one (``MBPO``, ``PETS``, ``Dyna``), a
-        :class:`~sb3_mbrl.dynamics.ProbabilisticEnsemble`, a simulator, or a model of yours. It has to be fitted before the
-        first plan
+        :class:`~sb3_mbrl.dynamics.ProbabilisticEnsemble`, a simulator, or your own model. It must be fitted before the first
+        plan
     :param planner: ``"icem"``, ``"cem"``, ``"mppi"``, ``"pddm"``, ``"random_shooting"``, ``"gradient"``, or a
         :class:`~sb3_mbrl.planning.Planner`
     :param horizon: actions in a plan; None: the planner's default

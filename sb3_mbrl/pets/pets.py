@@ -82,11 +82,11 @@ class PETS(LearnsDynamics, ActsByPlanning, OffPolicyAlgorithm):
         environment's scale (one-hot if discrete); learned if None (PETS is given it)
     :param termination_fn: ``"auto"``: the environment's own rule where it is a known Gymnasium task, otherwise learned;
         ``"learned"``; a function ``f(obs, action, next_obs) -> (B,) bool``; None: the task never terminates
-    :param dynamics_kwargs: arguments of :class:`~sb3_mbrl.dynamics.ProbabilisticEnsemble`; its size is PETS's here: 5 members,
-        all of them elites, of three layers of 200 units
+    :param dynamics_kwargs: arguments of :class:`~sb3_mbrl.dynamics.ProbabilisticEnsemble`; by default it has 5
+        members, all of them elites, with three layers of 200 units
     :param fit_kwargs: arguments of :func:`~sb3_mbrl.dynamics.fitting.fit`
     :param _init_setup_model: Whether or not to build the model at the creation of the instance
-    :raises ValueError: arguments or spaces that are not supported, saying what is
+    :raises ValueError: an argument or a space is not supported; the message says what is
     """
 
     algorithm_name = "PETS"

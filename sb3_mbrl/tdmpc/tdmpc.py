@@ -78,7 +78,7 @@ class TDMPC(LatentAlgorithm):
     :param max_grad_norm: gradients are clipped to this norm, those of the model and of the policy apart
     :param horizon_schedule: ``(start, end, first, last)``: steps of a plan, which go from ``first`` to ``last`` between the
         environment steps ``start`` and ``end``, and never exceed ``horizon``; None as the last: ``horizon``. The schedule
-        begins anew where ``learn`` resets ``num_timesteps``, as all schedules do
+        starts again when ``learn`` resets ``num_timesteps``, as all schedules do
     :param std_schedule: ``(start, end, first, last)``: lower bound of the standard deviation of plans; the standard deviation
         of the policy's noise is always ``last``
     :param priority_exponent: alpha of prioritised replay; 0: uniform
@@ -89,7 +89,7 @@ class TDMPC(LatentAlgorithm):
         count the proposals
     :param n_proposals: number of candidates of a plan that the policy proposes
     :param _init_setup_model: Whether or not to build the networks at the creation of the instance
-    :raises ValueError: arguments or spaces that are not supported, saying what is
+    :raises ValueError: an argument or a space is not supported; the message says what is
     """
 
     algorithm_name = "TDMPC"

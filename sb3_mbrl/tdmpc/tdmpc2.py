@@ -75,7 +75,7 @@ class TDMPC2(LatentAlgorithm):
         count the proposals
     :param n_proposals: number of candidates of a plan that the policy prior proposes
     :param _init_setup_model: Whether or not to build the networks at the creation of the instance
-    :raises ValueError: arguments or spaces that are not supported, saying what is
+    :raises ValueError: an argument or a space is not supported; the message says what is
     """
 
     algorithm_name = "TDMPC2"
