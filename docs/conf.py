@@ -24,6 +24,8 @@ myst_heading_anchors = 3
 
 # Docstrings have no types, as in Stable-Baselines3: they are taken from the annotations
 autodoc_typehints = "description"
+# No types without words: MBTQC's arguments are those of TQC and MBPO, which explain them
+autodoc_typehints_description_target = "documented_params"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 

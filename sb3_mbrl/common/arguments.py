@@ -19,8 +19,8 @@ class Rule:
     """
     What an argument may be. ``rule | None`` also accepts None; ``rule | other`` accepts what one of the two accepts.
 
-    :param accepts: tells whether a value is accepted; it never raises, whatever the value
-    :param words: what is accepted, to complete "it must be ..."
+    :param accepts: returns whether a value is accepted, and never raises an error
+    :param words: what is accepted, in words that complete "it must be ..."
     """
 
     accepts: Callable[[Any], bool]

@@ -1,4 +1,4 @@
-"""Which environments are accepted. Their kind is checked first, before anything looks at their spaces."""
+"""Which environments are accepted, and what they tell about themselves. Their kind is checked before their spaces."""
 
 import warnings
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ def accepted_environment(env: Any) -> GymEnv:
     """
     :param env: what was passed as an environment
     :return: the same; an environment of OpenAI Gym is converted by shimmy, as Stable-Baselines3 does
-    :raises ValueError: it is not an environment; the message says what it is and what to pass instead
+    :raises ValueError: this is not an environment; the message says what it is and what to pass instead
     """
     if isinstance(env, (gym.Env, VecEnv)):
         return env
@@ -49,8 +49,8 @@ def accepted_environment(env: Any) -> GymEnv:
 
 def check_constructed_with_env(algorithm: BaseAlgorithm) -> None:
     """
-    :param algorithm: about to be built
-    :raises ValueError: it has neither an environment nor, where it is loaded, the spaces of one
+    :param algorithm: an algorithm that is about to be built
+    :raises ValueError: it has neither an environment nor, if it is being loaded, the spaces of one
     """
     if not hasattr(algorithm, "observation_space"):
         raise ValueError("env must be an environment of Gymnasium, its id, or a VecEnv of Stable-Baselines3, got None.")
@@ -58,7 +58,7 @@ def check_constructed_with_env(algorithm: BaseAlgorithm) -> None:
 
 def check_has_env(algorithm: BaseAlgorithm) -> None:
     """
-    :param algorithm: about to learn
+    :param algorithm: an algorithm that is about to learn
     :raises ValueError: it was loaded without an environment
     """
     if algorithm.env is None:
@@ -97,8 +97,8 @@ RealEnv = gym.Env | VecEnv | EnvSpec | str
 @contextmanager
 def as_vec_env(env: RealEnv) -> Iterator[VecEnv]:
     """
-    :param env: an environment, which stays open, or what it is made of
-    :return: a context in which it is a vector
+    :param env: an environment, which stays open, or what ``gymnasium.make`` makes one of, which is closed at the end
+    :return: a context with the environment as a vector
     """
     if isinstance(env, VecEnv):
         check_normalization(env)
@@ -115,7 +115,7 @@ def as_vec_env(env: RealEnv) -> Iterator[VecEnv]:
 def spec_of(env: VecEnv | None) -> EnvSpec | None:
     """
     :param env: a vector of environments
-    :return: how its first one is made, if that is known; without SB3's ``Monitor``, which Gymnasium cannot make
+    :return: how the first environment is made, without SB3's ``Monitor``, which Gymnasium cannot make; None: not known
     """
     spec = env.get_attr("spec", indices=[0])[0] if env is not None and env.has_attr("spec") else None
     if spec is None:
@@ -130,12 +130,12 @@ MAX_EPISODE_STEPS = 1_000
 def time_limit(env: VecEnv | None) -> int | None:
     """
     :param env: a vector of environments; None: there is none
-    :return: steps after which they truncate an episode; None: not known, for instance because they truncate it themselves
+    :return: steps after which an episode is truncated; None: not known, for instance because the environment truncates itself
     """
     spec = spec_of(env)
     if spec is not None and spec.max_episode_steps is not None:
         return int(spec.max_episode_steps)
-    # gymnasium.wrappers.TimeLimit around an environment without a spec
+    # An attribute of gymnasium.wrappers.TimeLimit, which may be around an environment without a spec
     if env is not None and env.has_attr("_max_episode_steps"):
         return int(env.get_attr("_max_episode_steps", indices=[0])[0])
     return None

@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, never half of one, whoever else writes at the same time."""
+"""Atomic writes: a file holds its old or its new content, never a part, whoever else writes at the same time."""
 
 import os
 import pathlib
@@ -13,13 +13,14 @@ from typing import IO
 
 try:
     import fcntl
-except ImportError:  # Windows has no advisory locks: leftovers of killed processes are not removed there
+except ImportError:  # Windows has no advisory locks, so that leftovers of killed processes are not removed there
     fcntl = None  # type: ignore[assignment]
 
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, RuntimeError, ValueError)
-"""What Python's zipfile may raise for an open file that is damaged; it depends on where the damage is."""
+"""Errors that Python's zipfile raises for a damaged file, depending on where the damage is."""
+
 _WORK = ".sb3_mbrl-"
-"""Prefix of the files and folders that a process is still working on; its id and a random number follow."""
+"""Prefix of the files and folders that a process is still writing; its id and a random number follow."""
 
 
 def write_atomically(path: str | pathlib.Path, content: bytes) -> None:
@@ -35,11 +36,11 @@ def write_atomically(path: str | pathlib.Path, content: bytes) -> None:
 @contextmanager
 def open_atomically(path: str | pathlib.Path) -> Iterator[IO[bytes]]:
     """
-    Write beside the target, flush to disk, rename: a kill or an exception at any moment leaves the old file or the new one.
-    Several threads or processes may write to one path: each reader sees the whole content of one of them.
+    Write beside the target, flush to disk, then rename. A kill or an exception at any moment leaves the old file or the new
+    one. Several threads or processes may write to one path: each reader sees the complete content of one of them.
 
-    :param path: the file; its folder is created if needed. A link is followed, and a file that is replaced keeps its mode
-    :return: a context with an empty file; what is written to it replaces ``path`` at the end of the context
+    :param path: the file, whose folder is created if needed. Links are followed, and a file that is replaced keeps its mode
+    :return: a context with an empty file; its content replaces ``path`` at the end of the context
     :raises ValueError: ``path`` is a folder or a device, or a file stands where its folder should be
     """
     target = pathlib.Path(os.path.realpath(path))
@@ -48,7 +49,7 @@ def open_atomically(path: str | pathlib.Path) -> Iterator[IO[bytes]]:
     make_folder(target.parent)
     with new_file(target.parent) as file:
         if target.exists() and target.stat().st_mode != os.fstat(file.fileno()).st_mode:
-            os.chmod(file.name, stat.S_IMODE(target.stat().st_mode))  # before the file has any content to read
+            os.chmod(file.name, stat.S_IMODE(target.stat().st_mode))  # while the file has no content that others might read
         yield file
         file.flush()
         os.fsync(file.fileno())
@@ -60,22 +61,22 @@ def open_atomically(path: str | pathlib.Path) -> Iterator[IO[bytes]]:
 
 def make_folder(path: pathlib.Path) -> None:
     """
-    :param path: the folder, which is created with those above it unless it exists
-    :raises ValueError: a file is in its place
+    :param path: a folder, which is created with its parents unless it exists
+    :raises ValueError: a file stands where the folder should be
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise ValueError(
-            f"{path} cannot be made a folder: a file is in its place, or in that of a folder above it."
+            f"{path} cannot be created as a folder: a file has its name, or that of a folder above it."
         ) from error
 
 
 def sync_folder(path: pathlib.Path) -> None:
     """
-    :param path: folder whose entries (renames, new files) must survive a power cut
+    :param path: a folder whose renamed and new entries must survive a power cut
     """
-    if os.name == "nt":  # Windows cannot open a folder, and orders renames itself
+    if os.name == "nt":  # Windows cannot open a folder, and keeps renames in order itself
         return
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -84,16 +85,13 @@ def sync_folder(path: pathlib.Path) -> None:
         os.close(handle)
 
 
-# ---------------------------------------------------------------- work in progress
-
-
 @contextmanager
 def new_file(folder: pathlib.Path) -> Iterator[IO[bytes]]:
     """
-    A file under a name that nobody else uses. It is removed at the end of the context, unless it was renamed. Leftovers of
-    killed processes are removed first.
+    A context with a file under a name that nobody else uses. It is removed at the end of the context, unless it was renamed.
+    Leftovers of killed processes are removed first.
 
-    :param folder: where the file is made
+    :param folder: folder in which the file is made
     """
     _remove_leftovers(folder)
     file = _open_and_lock(folder)
@@ -101,18 +99,18 @@ def new_file(folder: pathlib.Path) -> Iterator[IO[bytes]]:
         with file:
             yield file
     finally:
-        pathlib.Path(file.name).unlink(missing_ok=True)  # on a full disk it would only make matters worse
+        pathlib.Path(file.name).unlink(missing_ok=True)  # on a full disk a leftover would make matters worse
 
 
 @contextmanager
 def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """
-    A folder under a name that nobody else uses. It is removed at the end of the context, with what is still in it. Leftovers
-    of killed processes are removed first.
+    A context with a folder under a name that nobody else uses. It is removed at the end of the context, with what is still in
+    it. Leftovers of killed processes are removed first.
 
-    :param folder: where the folder is made
+    :param folder: folder in which the folder is made
     """
-    with new_file(folder) as file:  # its lock tells that the folder is in use
+    with new_file(folder) as file:  # the lock of this file tells others that the folder is in use
         work = pathlib.Path(file.name).with_suffix(".work")
         work.mkdir()
         try:
@@ -122,16 +120,16 @@ def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _open_and_lock(folder: pathlib.Path) -> IO[bytes]:
-    """A new file, locked. The system releases the lock when the process ends, however it ends and on whatever machine."""
+    """A new, locked file. The system releases the lock when the process ends, in whatever way and on whatever machine."""
     while True:
         file = open(folder / f"{_WORK}{os.getpid()}-{secrets.token_hex(4)}.tmp", "xb")
         if fcntl is None:
             return file
-        with suppress(OSError):  # some network file systems have no locks: nothing there is taken for a leftover
+        with suppress(OSError):  # some network file systems have no locks, and nothing there is taken for a leftover
             fcntl.flock(file.fileno(), fcntl.LOCK_EX)
         if os.path.exists(file.name):
             return file
-        file.close()  # another process took it for a leftover in the moment before it was locked
+        file.close()  # before the file was locked, another process took it for a leftover and removed it
 
 
 def _remove_leftovers(folder: pathlib.Path) -> None:
@@ -139,7 +137,7 @@ def _remove_leftovers(folder: pathlib.Path) -> None:
         return
     for path in folder.glob(f"{_WORK}*.tmp"):
         with suppress(OSError), open(path, "r+b") as file:  # network file systems only lock files open for writing
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises an error if a process works on it
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises an error if a process still writes the file
             path.unlink()
     for work in folder.glob(f"{_WORK}*.work"):
         if not work.with_suffix(".tmp").exists():

@@ -1,4 +1,4 @@
-"""How long work shows its progress: in a bar, or with a line every half minute."""
+"""How work that takes long shows its progress: in a bar, or by a line every half minute."""
 
 import math
 import time
@@ -13,8 +13,8 @@ HALF_A_MINUTE = 30.0
 
 class ModelProgressBarCallback(ProgressBarCallback):
     """
-    SB3's progress bar, which also says what a model-based algorithm does between two environment steps: a fit of
-    the model takes seconds to minutes, during which SB3's bar looks frozen.
+    SB3's progress bar, which also says what a model-based algorithm does between two environment steps. A fit of the model
+    takes seconds to minutes, during which SB3's own bar looks frozen.
     """
 
     def _on_training_start(self) -> None:
@@ -22,21 +22,21 @@ class ModelProgressBarCallback(ProgressBarCallback):
 
     def describe(self, text: str) -> None:
         """
-        :param text: what is going on now, e.g. ``"fitting model, epoch 12"``; empty while stepping the environment
+        :param text: what is being done, e.g. ``"fitting model, epoch 12"``; empty while the environment is stepped
         """
         if hasattr(self, "pbar"):
             self.pbar.set_description(text)
 
 
 class EveryHalfMinute:
-    """Prints a text if half a minute has passed since the last one, or since this object was made."""
+    """Prints a text if half a minute has passed since the last text, or since this object was made."""
 
     def __init__(self) -> None:
         self._last = time.monotonic()
 
     def __call__(self, text: str) -> None:
         """
-        :param text: what is going on now
+        :param text: what is being done
         """
         if time.monotonic() - self._last >= HALF_A_MINUTE:
             print(text[:1].upper() + text[1:])
@@ -44,11 +44,11 @@ class EveryHalfMinute:
 
 
 class Show(Protocol):
-    """Shows how far work is."""
+    """A function that shows how far the work is."""
 
     def __call__(self, text: str, n: int = 1) -> None:
         """
-        :param text: what is going on now
+        :param text: what is being done
         :param n: steps done since the last call
         """
 
@@ -58,17 +58,17 @@ def showing(verbose: int, progress_bar: bool, total: int | None = None) -> Itera
     """
     Show the progress of work that no callback watches.
 
-    :param verbose: at 1 and more, and without a bar, a line is printed every half minute
-    :param progress_bar: show a bar
+    :param verbose: from 1 on, without a progress bar, a line is printed every half minute
+    :param progress_bar: whether to show a progress bar
     :param total: steps until the work is done; None: not known
-    :return: a context with the function to be called after each step
-    :raises ImportError: a bar is wanted, but tqdm or rich is not installed
+    :return: a context with a function to call after each step
+    :raises ImportError: tqdm or rich, which draw the progress bar, is not installed
     """
     if not progress_bar:
         say = EveryHalfMinute() if verbose >= 1 else None
         yield lambda text, n=1: None if say is None else say(text)
         return
-    ProgressBarCallback()  # raises an error that says what to install
+    ProgressBarCallback()  # raises an error that says which package to install
     bar = _bar(total)
 
     def show(text: str, n: int = 1) -> None:
@@ -86,8 +86,8 @@ def remaining_time(elapsed: float | None, done: float, total: float | None) -> s
     :param elapsed: seconds so far
     :param done: steps done in them
     :param total: steps to do
-    :return: the time for the remaining steps, at the average pace since the beginning. It grows while no step is done, as in a
-        fit; rich's own estimate, from the pace of the latest steps, would stand still
+    :return: the time for the remaining steps, at the average pace since the beginning. It grows while no step is made, as
+        during a fit, when rich's own estimate, from the pace of the latest steps, would stand still
     """
     if not elapsed or not done or total is None:
         return "-:--:--"
@@ -97,7 +97,7 @@ def remaining_time(elapsed: float | None, done: float, total: float | None) -> s
 
 
 def _bar(total: int | None) -> Any:
-    """A bar of tqdm that rich draws, like SB3's. Both packages are optional."""
+    """A progress bar of tqdm that rich draws, like SB3's. Both packages are optional."""
     from rich.progress import BarColumn, ProgressColumn, Task, TimeElapsedColumn
     from rich.text import Text
     from tqdm.rich import FractionColumn, RateColumn, tqdm

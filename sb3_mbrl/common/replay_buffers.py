@@ -1,4 +1,4 @@
-"""What our algorithms need of replay buffers that SB3's do not promise."""
+"""What algorithms that learn a model need of replay buffers, beyond what SB3's buffers do."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ def end_trajectories(buffer: ReplayBuffer | None) -> None:
     Mark the episodes under way as truncated, because what is stored next does not continue them. Otherwise n-step returns and
     imagination from first states would join the two.
 
-    :param buffer: SB3's replay buffer, or a user's, which is left alone if it does not record truncations; None: there is none
+    :param buffer: SB3's replay buffer or a user's, which is left alone if it does not record truncations; None: no buffer
     """
     if buffer is not None and buffer.size() > 0 and hasattr(buffer, "timeouts"):
         last = buffer.pos - 1
@@ -24,7 +24,7 @@ def end_trajectories(buffer: ReplayBuffer | None) -> None:
 @contextmanager
 def whole_rows(buffer: ReplayBuffer) -> Iterator[None]:
     """
-    A context for ``add`` that puts the oldest transition back if ``add`` is cut short. Otherwise an exception or Ctrl-C would
+    A context for ``add`` that restores the oldest transition if ``add`` is interrupted. Otherwise an exception or Ctrl-C would
     leave a full buffer with a row that is half the oldest transition and half the newest.
 
     :param buffer: SB3's replay buffer, or a user's with further arrays
@@ -50,7 +50,7 @@ def keep_scaled_actions(buffer: ReplayBuffer) -> None:
     """
     Let a buffer hold actions in [-1, 1] as float32, since SB3's buffers would cut them to the type of the space.
 
-    :param buffer: it is changed only if it is empty, and of a Box of integers or of half precision
+    :param buffer: a buffer, which is changed only if it is empty and its actions are a Box of integers or of half precision
     """
     if isinstance(buffer.action_space, spaces.Box) and buffer.actions.dtype != np.float32 and buffer.size() == 0:
         buffer.actions = buffer.actions.astype(np.float32)

@@ -162,7 +162,7 @@ def test_a_folder_or_device_is_not_replaced(tmp_path):
 @pytest.mark.parametrize("place", ["model/latest", "model/of/today/latest"])
 def test_a_file_in_the_place_of_a_folder_is_named(tmp_path, place):
     (tmp_path / "model").write_bytes(b"old")
-    with pytest.raises(ValueError, match=r"model.* cannot be made a folder: a file is in its place"):
+    with pytest.raises(ValueError, match=r"model.* cannot be created as a folder"):
         write_atomically(tmp_path / place, b"new")
 
 

@@ -58,7 +58,7 @@ def test_only_without_generators_is_the_global_stream_used(name):
 @each_draw
 @pytest.mark.parametrize(("rows", "n_generators"), [(5, 2), (1, 3), (7, 4)])
 def test_rows_that_cannot_be_divided_among_the_generators_are_refused(name, rows, n_generators):
-    message = f"{n_generators} generators serve equal blocks of rows; {rows} rows cannot be divided so"
+    message = f"{n_generators} generators serve equal blocks of rows; {rows} rows cannot be divided equally"
     with pytest.raises(ValueError, match=message):
         DRAWS[name]((rows, 2), [seeded()] * n_generators)
 
