@@ -1,8 +1,8 @@
 """
-The same numbers, faster: code for processors that takes the place of PyTorch's and Stable-Baselines3's where it applies.
+Faster code, mainly for the CPU, that replaces code of PyTorch and Stable-Baselines3 and gives the same results up to rounding.
 
-Each module asks in a function ``supports`` whether its code applies. The plain code that it stands in for stays beside it, is
-what runs elsewhere, and is what the tests compare it with.
+Each module has predicates called ``supports…`` that say whether its code applies to given arguments. The plain code is kept:
+it runs wherever the faster code does not apply, and the tests compare the two.
 """
 
 import os
@@ -24,9 +24,9 @@ def _from_environment() -> bool:
 
 enabled = _from_environment()
 """
-The switch, as in ``torch.backends``: assign to ``sb3_mbrl.acceleration.enabled``, or use :func:`disabled`. It is one variable
-for the process, not one for each thread, so that autograd's threads and runs in other threads see it too. It is read whenever
-an operation begins, and nothing that was built before depends on it.
+The switch, as in ``torch.backends``: assign to ``sb3_mbrl.acceleration.enabled``, or use :func:`disabled`. All threads of the
+process share it, so that autograd's threads and runs in other threads see it too. It is read at the start of each operation,
+so a change also affects objects that exist already.
 """
 
 

@@ -1,4 +1,4 @@
-"""Activations of TD-MPC2's networks, faster than PyTorch's on a processor."""
+"""Activations of TD-MPC2's networks, faster than PyTorch's on the CPU."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from sb3_mbrl import acceleration
 def supports(x: th.Tensor) -> bool:
     """
     :param x: argument of an activation
-    :return: whether the functions of this module compute it in their own way: on a processor
+    :return: whether the faster code of this module applies: only on the CPU
     """
     return acceleration.enabled and x.device.type == "cpu"
 
 
 def group_softmax(x: th.Tensor) -> th.Tensor:
     """
-    ``x.softmax(dim=-1)``, of which PyTorch takes four times as long where that dimension is short.
+    ``x.softmax(dim=-1)``, four times as fast as PyTorch's where that dimension is short.
 
     :param x: (..., V)
     :return: the same shape
@@ -56,7 +56,7 @@ def mish_(x: th.Tensor) -> th.Tensor:
 
 def _mish_in_place(x: th.Tensor) -> th.Tensor:
     """
-    By u = sigmoid(-x), which is vectorised and cannot overflow::
+    With u = sigmoid(-x), which is vectorised and cannot overflow::
 
         tanh(softplus(x)) = (1 - u^2) / (1 + u^2)
     """

@@ -13,9 +13,10 @@ UNUSUAL = ("amsgrad", "maximize", "capturable", "differentiable", "decoupled_wei
 
 def adam_step(optimizer: th.optim.Optimizer) -> Callable[[], object]:
     """
-    :param optimizer: its options, and that all of its parameters have gradients, must not change while the result is in use
-    :return: ``optimizer.step``, or a function that does the same up to rounding by calling PyTorch's fused kernel directly, if
-        the optimizer is supported
+    :param optimizer: the optimizer. While the result is in use its options must not change, and all of its parameters must
+        have gradients
+    :return: if the optimizer is supported, a function that does the same as ``optimizer.step`` up to rounding by calling
+        PyTorch's fused kernel directly; otherwise ``optimizer.step`` itself
     """
     if not supports(optimizer):
         return optimizer.step
@@ -32,9 +33,9 @@ def adam_step(optimizer: th.optim.Optimizer) -> Callable[[], object]:
 def supports(optimizer: th.optim.Optimizer) -> bool:
     """
     :param optimizer: any optimizer
-    :return: whether it is a plain Adam on a processor that has made its first step
+    :return: whether it is a plain Adam on the CPU that has made its first step
     """
-    # The exact type, because a subclass may compute something else. Learning rate schedulers replace ``step`` in the instance
+    # The exact type, because a subclass may compute something else. Learning rate schedulers replace ``step`` on the instance
     if not acceleration.enabled or type(optimizer) is not th.optim.Adam or "step" in vars(optimizer):
         return False
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
@@ -43,7 +44,7 @@ def supports(optimizer: th.optim.Optimizer) -> bool:
 
 
 def _supports_group(optimizer: th.optim.Optimizer, group: dict[str, Any]) -> bool:
-    """Whether all its parameters are trained, lie on a processor, and have been updated before."""
+    """Whether the options are plain, and all parameters are trained, are on the CPU, and have been updated before."""
     return (
         not any(group.get(option) for option in UNUSUAL)
         and isinstance(group["lr"], float)
@@ -54,7 +55,7 @@ def _supports_group(optimizer: th.optim.Optimizer, group: dict[str, Any]) -> boo
 def _fused_step(optimizer: th.optim.Optimizer, group: dict[str, Any]) -> Callable[[], None]:
     parameters: list[th.Tensor] = group["params"]
     means, squares, counts = ([optimizer.state[p][key] for p in parameters] for key in ("exp_avg", "exp_avg_sq", "step"))
-    # Views of one tensor, so that one addition counts the step for all parameters
+    # The step counts become views of one tensor, so that a single addition increments all of them
     all_counts = th.stack(counts)
     counts = list(all_counts.unbind())
     for parameter, count in zip(parameters, counts, strict=True):

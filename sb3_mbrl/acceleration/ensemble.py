@@ -1,4 +1,7 @@
-"""The forward passes of an ensemble, on the parameters of all its members: (members, n_in, n_out) and (members, 1, n_out)."""
+"""
+Forward passes of an ensemble. A layer's weights and biases of all members are stacked: (members, n_in, n_out) and
+(members, 1, n_out).
+"""
 
 from collections.abc import Sequence
 
@@ -12,7 +15,9 @@ from sb3_mbrl.acceleration.perceptron import BACKWARD, Layout, perceptron
 from sb3_mbrl.acceleration.precision import PRECISIONS
 
 BLOCK = 2048
-"""Rows of a member evaluated at a time: their activations stay in the processor's cache, and two threads have work."""
+"""
+Rows of one member evaluated at a time: few enough that their activations stay in the CPU's cache, and enough for two threads.
+"""
 
 PADDING = 64
 """Blocks are padded to a multiple of this many rows, because oneDNN compiles a kernel for each number of rows it meets."""
@@ -21,16 +26,16 @@ PADDING = 64
 def supports_own_rows(inputs: th.Tensor, weights: Sequence[th.Tensor], activation: Activation, precision: str) -> bool:
     """
     :param inputs: each member's own rows, (members, B, n_in)
-    :param weights: of each layer
-    :param activation: of the hidden layers
-    :param precision: of products between hidden layers while gradients are recorded
-    :return: whether :func:`forward_own_rows` is faster than batched products in float32
+    :param weights: weights of each layer
+    :param activation: activation of the hidden layers
+    :param precision: number format of products between hidden layers while gradients are recorded, a key of ``PRECISIONS``
+    :return: whether to use :func:`forward_own_rows` rather than batched products in float32
     """
     if not acceleration.enabled:
         return False
     if _hidden_dtype(precision) != th.float32:
         return True
-    # Several threads share the members of a batched product, which synchronises them less often than product by product
+    # With several threads batched products are faster: threads split the members and synchronise less often
     pays = onednn.MKL_IS_SLOW and th.get_num_threads() == 1 and inputs.shape[1] >= PADDING
     return pays and activation in BACKWARD and onednn.supports(inputs, weights[0])
 
@@ -39,13 +44,14 @@ def forward_own_rows(
     inputs: th.Tensor, weights: Sequence[th.Tensor], biases: Sequence[th.Tensor], activation: Activation, precision: str
 ) -> th.Tensor:
     """
-    Every member on its own rows, with gradients: member by member with oneDNN, or in bfloat16.
+    Evaluate every member on its own rows, with gradients: in float32 one member at a time with oneDNN, in bfloat16 with
+    batched products.
 
     :param inputs: (members, B, n_in)
-    :param weights: of each layer
-    :param biases: of each layer
-    :param activation: of the hidden layers
-    :param precision: of products between hidden layers while gradients are recorded
+    :param weights: weights of each layer
+    :param biases: biases of each layer
+    :param activation: activation of the hidden layers
+    :param precision: number format of products between hidden layers while gradients are recorded, a key of ``PRECISIONS``
     :return: the output layer's output, (members, B, n_out)
     """
     hidden_dtype = _hidden_dtype(precision)
@@ -68,7 +74,7 @@ def _batched(
     activation: Activation,
     hidden_dtype: th.dtype,
 ) -> th.Tensor:
-    """The first and the output layer, whose operands may have any magnitude, in float32."""
+    """Batched products. The first and the output layer, whose operands may have any magnitude, compute in float32."""
     hidden = inputs
     for i, (weight, bias) in enumerate(zip(weights[:-1], biases[:-1], strict=True)):
         if i > 0:
@@ -80,8 +86,8 @@ def _batched(
 def supports_rows(inputs: th.Tensor) -> bool:
     """
     :param inputs: (B, n_in)
-    :return: whether :func:`forward_rows` is faster than evaluating all members on all rows: on a processor. Looking up which
-        rows belong to which member would make the host wait for an accelerator
+    :return: whether to use :func:`forward_rows` rather than to evaluate all members on all rows: only on the CPU, as counting
+        the rows of each member would make the host wait for an accelerator
     """
     return acceleration.enabled and inputs.device.type == "cpu"
 
@@ -94,14 +100,14 @@ def forward_rows(
     activation: Activation,
 ) -> th.Tensor:
     """
-    Each row by its own member, a block of rows of one member at a time: a fifth of the work of evaluating five members on all
-    rows. With gradients if they are recorded.
+    Evaluate each row with its own member, a block of rows of one member at a time: with five members, a fifth of the work of
+    evaluating all of them on all rows. The result has gradients if they are recorded.
 
     :param inputs: (B, n_in)
-    :param members: the member that evaluates each row, (B,) long; or several, (K, B)
-    :param weights: of each layer
-    :param biases: of each layer
-    :param activation: of the hidden layers
+    :param members: the member that evaluates each row, (B,) long; or K members for each row, (K, B)
+    :param weights: weights of each layer
+    :param biases: biases of each layer
+    :param activation: activation of the hidden layers
     :return: the output layer's output, (B, n_out) or (K, B, n_out)
     """
     if members.dim() == 2:
@@ -123,11 +129,11 @@ def _forward_block(rows: th.Tensor, layers: Sequence[tuple[th.Tensor, th.Tensor]
     """
     :param rows: (B, n_in)
     :param layers: bias (1, n_out) and weight (n_in, n_out) of each layer of one member
-    :param activation: of the hidden layers
+    :param activation: activation of the hidden layers
     :return: (B, n_out)
     """
     *hidden_layers, (last_bias, last_weight) = layers
-    # oneDNN's products have no gradient, and their overhead is too large for few rows
+    # oneDNN's products record no gradients, and their overhead is too large for few rows
     if not th.is_grad_enabled() and len(rows) >= PADDING and onednn.supports(rows):
         hidden = F.pad(rows, (0, 0, 0, -len(rows) % PADDING))
         for bias, weight in hidden_layers:

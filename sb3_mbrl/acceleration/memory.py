@@ -1,4 +1,4 @@
-"""Keeping freed memory in the process instead of giving it back to the system."""
+"""Keep freed memory in the process instead of returning it to the system."""
 
 import ctypes
 from contextlib import suppress
@@ -13,8 +13,8 @@ def keep_freed_memory(trim_threshold: int = 2**29, mmap_threshold: int = 2**25) 
     intermediate results one after the other. By default glibc returns each of them to the system, which clears the memory page
     by page when it hands it out again.
 
-    This changes the whole process until it ends, so no module of this package calls it: a program may. With another C library
-    than glibc it does nothing.
+    This changes the whole process until it ends, so no module of this package calls it; your program may. With a C library
+    other than glibc it does nothing.
 
     :param trim_threshold: bytes of freed memory at the top of the heap that the process keeps
     :param mmap_threshold: bytes; larger blocks are still mapped and returned one by one. glibc accepts at most 32 MiB

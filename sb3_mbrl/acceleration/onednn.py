@@ -1,4 +1,4 @@
-"""Matrix products by oneDNN. PyTorch uses MKL, which runs at half speed on AMD processors since Zen 5."""
+"""Matrix products by oneDNN. PyTorch uses MKL, which reaches only half the speed on AMD CPUs since Zen 5."""
 
 import pathlib
 import re
@@ -12,11 +12,13 @@ from torch import nn
 from sb3_mbrl import acceleration
 
 ZEN_5 = 26
-"""The first family of AMD processors with 512-bit multiplication, of which MKL's code for AMD uses 256 bits."""
+"""The first family of AMD CPUs that multiplies 512 bits at once, of which MKL's code for AMD uses only 256."""
 
 
 def _mkl_is_slow(cpuinfo: str = "/proc/cpuinfo") -> bool:
-    """Read from the processor's name instead of measured, so that a run on the same machine always rounds in the same way."""
+    """
+    Decided by the CPU's family rather than by a measurement, so that runs on the same machine always round in the same way.
+    """
     try:
         info = pathlib.Path(cpuinfo).read_text()
     except OSError:  # not Linux
@@ -31,21 +33,21 @@ MKL_IS_SLOW = _mkl_is_slow()
 Activation = Callable[[th.Tensor], th.Tensor]
 
 ACTIVATIONS: dict[Activation | None, str] = {None: "none", F.silu: "swish", F.relu: "relu", th.tanh: "tanh"}
-"""PyTorch's activations that oneDNN can apply to a product at once, and its names for them."""
+"""PyTorch's activations that oneDNN can fuse with a product, and oneDNN's names for them."""
 
 NARROW = 16
-"""With at most this many inputs, oneDNN's overhead exceeds the time of the product."""
+"""A product with at most this many inputs takes less time than oneDNN's overhead."""
 
 
 def product(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None, activation: Activation | None = None) -> th.Tensor:
     """
-    A linear layer and its activation, in one operation where oneDNN has it; without a gradient. On an accelerator PyTorch
-    computes them.
+    A linear layer and its activation, fused into one operation of oneDNN where possible. No gradient is recorded. On an
+    accelerator PyTorch computes both.
 
     :param x: (..., n_in), float32 or bfloat16
     :param weight: (n_out, n_in)
     :param bias: (n_out,)
-    :param activation: any function of PyTorch; None: the layer is linear
+    :param activation: any elementwise function of tensors; None: no activation
     :return: ``activation(F.linear(x, weight, bias))``, (..., n_out)
     """
     n_out, n_in = weight.shape
@@ -63,9 +65,9 @@ def product(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None = None, acti
 
 def weight_gradient(gradient: th.Tensor, x: th.Tensor) -> th.Tensor:
     """
-    The gradient in the weight of a linear layer; without a gradient of its own.
+    The gradient with respect to the weight of a linear layer. No gradient is recorded.
 
-    :param gradient: in the layer's output, (B, n_out)
+    :param gradient: gradient with respect to the layer's output, (B, n_out)
     :param x: the layer's input, (B, n_in)
     :return: ``gradient.t() @ x``, (n_out, n_in), contiguous
     """
@@ -75,7 +77,7 @@ def weight_gradient(gradient: th.Tensor, x: th.Tensor) -> th.Tensor:
     # Transposing copies, so transpose the narrower operand
     if n_in <= NARROW < n_out:
         return product(x.t(), gradient.t()).t().contiguous()
-    if x.dtype == th.bfloat16:  # PyTorch itself calls oneDNN, without the copy
+    if x.dtype == th.bfloat16:  # PyTorch calls oneDNN itself, without the copy
         return th.mm(gradient.t(), x)
     return product(gradient.t(), x.t())
 
@@ -85,7 +87,7 @@ def _linear_pointwise(x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None, a
 
 
 def _works() -> bool:
-    """The operator is private to PyTorch: it may be missing, or have another signature."""
+    """Try the operator: it is private to PyTorch, so it may be missing or have another signature."""
     try:
         with th.no_grad():
             return bool((_linear_pointwise(th.ones(1, 3), th.ones(2, 3), th.ones(2), "relu") == 4).all())
@@ -100,7 +102,8 @@ AVAILABLE = _works()
 def supports(*tensors: th.Tensor) -> bool:
     """
     :param tensors: operands of a product
-    :return: whether oneDNN takes PyTorch's place in it: float32 on a processor, not empty, outside of autocast
+    :return: whether oneDNN computes it instead of PyTorch: the operands are float32, on the CPU and not empty, outside of
+        autocast
     """
     return (
         acceleration.enabled
@@ -111,7 +114,7 @@ def supports(*tensors: th.Tensor) -> bool:
 
 
 class Linear(nn.Linear):
-    """``torch.nn.Linear``, forward and backward by oneDNN where it is supported."""
+    """``torch.nn.Linear`` with its forward and backward pass computed by oneDNN where that is supported."""
 
     def forward(self, input: th.Tensor) -> th.Tensor:
         """
@@ -136,7 +139,7 @@ class _Linear(th.autograd.Function):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         gradient, rows = gradients[0].flatten(0, -2), x.flatten(0, -2)
-        differentiable = th.is_grad_enabled()  # a second derivative will be asked for
+        differentiable = th.is_grad_enabled()  # as with create_graph=True, for a second derivative
         grad_x = grad_weight = None
         if needs_x:
             flat = gradient @ weight if differentiable else product(gradient, weight.t())

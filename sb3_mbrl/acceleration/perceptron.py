@@ -1,6 +1,6 @@
 """
-Multi-layer perceptrons on tensors, with their gradients written out: fewer operations than autograd records, and products by
-oneDNN.
+Multi-layer perceptrons as functions of tensors, with explicit backward passes: these take fewer operations than autograd, and
+oneDNN computes the products.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,19 +18,22 @@ from sb3_mbrl.acceleration.onednn import Activation
 ACTIVATIONS: dict[type[nn.Module], Activation] = {nn.ReLU: F.relu, nn.Tanh: th.tanh, nn.SiLU: F.silu}
 
 FUSED = (F.relu, th.tanh)
-"""Activations whose derivative follows from their value, so that oneDNN may apply them to a product at once."""
+"""Activations whose derivative can be computed from their value alone, so that oneDNN may fuse them with a product."""
 
 BACKWARD: dict[Activation, Callable[[th.Tensor, th.Tensor], th.Tensor]] = {
     F.relu: lambda gradient, value: th.ops.aten.threshold_backward(gradient, value, 0),
     th.tanh: th.ops.aten.tanh_backward,
     F.silu: th.ops.aten.silu_backward,
 }
-"""``f(gradient in the output, saved) -> gradient in the input``. A fused activation saves its value, another its argument."""
+"""
+``f(gradient of the output, saved) -> gradient of the input``. What is saved is the value of a fused activation, and the
+argument of any other.
+"""
 
 
 def is_perceptron(layers: Sequence[nn.Module]) -> bool:
     """
-    :param layers: of a network
+    :param layers: layers of a network, in order
     :return: whether they are linear layers, each followed by an activation (the last one need not be), without hooks
     """
     linear, between = layers[::2], layers[1::2]
@@ -45,16 +48,16 @@ def is_perceptron(layers: Sequence[nn.Module]) -> bool:
 
 def has_hooks(module: nn.Module) -> bool:
     """
-    :param module: one whose ``forward`` is going to be bypassed
-    :return: whether hooks are registered, which would then be skipped
+    :param module: a module
+    :return: whether hooks are registered, which code that bypasses its ``forward`` would skip
     """
     return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
 def has_gradient_hooks(parameter: th.Tensor) -> bool:
     """
-    :param parameter: one whose gradient autograd is not going to compute
-    :return: whether hooks are registered, which would then be skipped
+    :param parameter: a parameter
+    :return: whether hooks are registered, which code that bypasses autograd would skip
     """
     return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)  # type: ignore[attr-defined]
 
@@ -62,10 +65,10 @@ def has_gradient_hooks(parameter: th.Tensor) -> bool:
 @dataclass(frozen=True)
 class Layout:
     """
-    What a perceptron consists of besides its parameters.
+    The structure of a perceptron, without its parameters.
 
-    :param activations: keys of ``BACKWARD``, one for each layer but perhaps the last
-    :param dtypes: of the layers' products
+    :param activations: keys of ``BACKWARD``, one for each layer; none for the last one if it is linear
+    :param dtypes: number format of each layer's product
     """
 
     activations: tuple[Activation, ...]
@@ -74,10 +77,11 @@ class Layout:
     @classmethod
     def of(cls, n_layers: int, activations: Sequence[Activation], hidden: th.dtype = th.float32) -> "Layout":
         """
-        :param n_layers: linear layers
-        :param activations: after them
+        :param n_layers: number of linear layers
+        :param activations: activations after them, as many or one fewer: then the last layer is an output layer
         :param hidden: number format of products between hidden layers. The network's inputs and outputs may have any
             magnitude, so the first layer and an output layer compute in float32
+        :return: the layout
         """
         has_output_layer = len(activations) < n_layers
         n_hidden = n_layers - 1 if has_output_layer else n_layers
@@ -87,7 +91,7 @@ class Layout:
 
 def parameters_and_layout(layers: Sequence[nn.Module], hidden: th.dtype = th.float32) -> tuple[list[th.Tensor], Layout]:
     """
-    :param layers: of a perceptron, see :func:`is_perceptron`
+    :param layers: layers of a perceptron, see :func:`is_perceptron`
     :param hidden: number format of products between hidden layers
     :return: weight and bias of each linear layer in turn, and the layout
     """
@@ -101,10 +105,10 @@ class Trace:
     """
     What the backward pass needs from a forward pass.
 
-    :param layout: of the perceptron
-    :param inputs: of each layer, (B, n_in)
-    :param weights: of each layer, (n_out, n_in), in the format of its product
-    :param saved: for each activation what its function in ``BACKWARD`` takes, (B, n_out)
+    :param layout: layout of the perceptron
+    :param inputs: input of each layer, (B, n_in)
+    :param weights: weight of each layer, (n_out, n_in), in the number format of its product
+    :param saved: the ``saved`` argument of each activation's function in ``BACKWARD``, (B, n_out)
     """
 
     layout: Layout
@@ -114,7 +118,7 @@ class Trace:
 
     def __getitem__(self, rows: slice) -> "Trace":
         """
-        :param rows: of the batch
+        :param rows: rows of the batch
         :return: the trace of these rows
         """
         inputs, saved = ([each[rows] for each in tensors] for tensors in (self.inputs, self.saved))
@@ -125,7 +129,7 @@ def forward(x: th.Tensor, parameters: Sequence[th.Tensor], layout: Layout) -> tu
     """
     :param x: (B, n_in), float32
     :param parameters: weight (n_out, n_in) and bias (n_out,) of each layer in turn
-    :param layout: of the perceptron
+    :param layout: layout of the perceptron
     :return: the output, (B, n_out) float32, without a gradient, and what :func:`backward` needs
     """
     inputs, weights, saved = [], [], []
@@ -144,11 +148,11 @@ def backward(
     trace: Trace, gradient: th.Tensor, needs_input: bool = True, needs_parameters: Sequence[bool] | None = None
 ) -> tuple[th.Tensor | None, list[th.Tensor | None]]:
     """
-    :param trace: of the forward pass
-    :param gradient: in the output, (B, n_out)
-    :param needs_input: whether the gradient in the input is needed
-    :param needs_parameters: for each parameter whether its gradient is needed; None: all
-    :return: the gradient in the input, (B, n_in), and those in the parameters; None where it is not needed
+    :param trace: trace of the forward pass
+    :param gradient: gradient of the output, (B, n_out)
+    :param needs_input: whether the gradient of the input is needed
+    :param needs_parameters: for each parameter whether its gradient is needed; None: all are
+    :return: the gradient of the input, (B, n_in), and those of the parameters; None for each one that is not needed
     """
     n = len(trace.inputs)
     needed = [True] * (2 * n) if needs_parameters is None else needs_parameters
@@ -172,7 +176,7 @@ def perceptron(x: th.Tensor, parameters: Sequence[th.Tensor], layout: Layout) ->
 
     :param x: (B, n_in), float32
     :param parameters: weight (n_out, n_in) and bias (n_out,) of each layer in turn
-    :param layout: of the perceptron
+    :param layout: layout of the perceptron
     :return: (B, n_out), float32
     """
     return _Perceptron.apply(x, layout, *parameters)  # type: ignore[no-any-return]
@@ -191,7 +195,7 @@ class _Perceptron(th.autograd.Function):
         n, saved = len(ctx.layout.dtypes), ctx.saved_tensors
         needs_input, _, *needs_parameters = ctx.needs_input_grad
         x, *parameters = saved[-1 - 2 * n :]
-        if th.is_grad_enabled():  # a second derivative will be asked for
+        if th.is_grad_enabled():  # as with create_graph=True, for a second derivative
             needed = [needs_input, *needs_parameters]
             output = _by_autograd(x, parameters, ctx.layout)
             found = iter(th.autograd.grad(output, [*compress([x, *parameters], needed)], gradients, create_graph=True))
@@ -203,7 +207,7 @@ class _Perceptron(th.autograd.Function):
 
 
 def _by_autograd(x: th.Tensor, parameters: Sequence[th.Tensor], layout: Layout) -> th.Tensor:
-    """The same as :func:`perceptron` layer by layer, with derivatives of any order."""
+    """The same as :func:`perceptron`, layer by layer in plain PyTorch, with derivatives of any order."""
     for dtype, weight, bias, activation in zip_longest(layout.dtypes, parameters[::2], parameters[1::2], layout.activations):
         x = F.linear(x.to(dtype), weight.to(dtype), bias.to(dtype))
         x = x if activation is None else activation(x)

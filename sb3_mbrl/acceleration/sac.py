@@ -1,6 +1,6 @@
 """
-SAC's updates with their gradients written out. They compute what ``stable_baselines3.SAC.train`` computes, faster on a
-processor, and on an accelerator without waiting for it after each loss.
+SAC's updates with explicit gradients. They compute what ``stable_baselines3.SAC.train`` computes: faster on the CPU, and on an
+accelerator without waiting for it after each loss.
 """
 
 from collections.abc import Sequence
@@ -36,9 +36,9 @@ EPSILON = 1e-6
 
 def supports(agent: SAC) -> bool:
     """
-    :param agent: to be updated
-    :return: whether :func:`train` computes what ``SAC.train`` would: acceleration is enabled, and actor and critics are
-        perceptrons as SB3 builds them, with all parameters trained and no hooks registered
+    :param agent: the agent to update
+    :return: whether :func:`train` can replace ``SAC.train``: acceleration is enabled (and oneDNN available on the CPU), and
+        actor and critics are perceptrons as SB3 builds them, with all parameters trained and no hooks registered
     """
     if not acceleration.enabled or (agent.device.type == "cpu" and not onednn.AVAILABLE):
         return False
@@ -50,13 +50,13 @@ def supports(agent: SAC) -> bool:
         and all(type(critic.features_extractor) is FlattenExtractor for critic in critics)
         and all(type(each) is nn.Sequential and is_perceptron(list(each)) for critic in critics for each in critic.q_networks)
         and not any(has_hooks(module) for critic in critics for module in critic.modules())
-        # Hooks on parameters wait for autograd's gradients, which are not computed here
+        # Autograd would call hooks of parameters, but it does not compute these gradients
         and all(parameter.requires_grad and not has_gradient_hooks(parameter) for parameter in trained)
     )
 
 
 def _is_gaussian_perceptron(actor: nn.Module) -> bool:
-    """Whether it is SB3's actor of SAC without gSDE: a perceptron and two linear heads, without hooks."""
+    """Whether this is SB3's actor of SAC without gSDE: a perceptron and two linear heads, without hooks."""
     return (
         type(actor) is Actor
         and not actor.use_sde
@@ -70,9 +70,9 @@ def _is_gaussian_perceptron(actor: nn.Module) -> bool:
 
 def action_dist_params(actor: Any, obs: th.Tensor) -> tuple[th.Tensor, th.Tensor, dict[str, th.Tensor]]:
     """
-    ``actor.get_action_dist_params(obs)``, faster for an actor of SAC on a processor where no gradient is recorded.
+    ``actor.get_action_dist_params(obs)``, faster for SAC's actor on the CPU while no gradient is recorded.
 
-    :param actor: of an SB3 algorithm
+    :param actor: actor of an SB3 algorithm
     :param obs: flat observations, (B, O) float32
     :return: mean and log standard deviation of a Gaussian, (B, A) each, and further arguments of the distribution
     """
@@ -85,12 +85,12 @@ def action_dist_params(actor: Any, obs: th.Tensor) -> tuple[th.Tensor, th.Tensor
 
 def train(agent: SAC, gradient_steps: int, batch_size: int, precision: str = "float32") -> None:
     """
-    What ``SAC.train`` does, for an agent that is supported.
+    Do what ``SAC.train`` does, for an agent that is supported.
 
-    :param agent: to be updated
+    :param agent: the agent to update
     :param gradient_steps: number of updates
     :param batch_size: transitions per update
-    :param precision: of products between hidden layers, a key of ``PRECISIONS``
+    :param precision: number format of products between hidden layers, a key of ``PRECISIONS``
     """
     assert agent.replay_buffer is not None
     agent.policy.set_training_mode(True)
@@ -103,7 +103,7 @@ def train(agent: SAC, gradient_steps: int, batch_size: int, precision: str = "fl
     agent._n_updates += gradient_steps
     agent.logger.record("train/n_updates", agent._n_updates, exclude="tensorboard")
     if logged:
-        # Averaged on the device and read together, because each reading waits for an accelerator
+        # Averaged on the device and read together, because the host waits for an accelerator at each read
         means = th.stack([th.stack([each[name].reshape(()) for each in logged]).mean() for name in logged[0]])
         for name, mean in zip(logged[0], means.tolist(), strict=True):
             agent.logger.record(f"train/{name}", mean)
@@ -112,14 +112,14 @@ def train(agent: SAC, gradient_steps: int, batch_size: int, precision: str = "fl
 @dataclass
 class Sample:
     """
-    Actions drawn from the policy, and what their gradients need; B rows.
+    Actions drawn from the policy for B rows, and what the backward pass needs.
 
     :param action: in [-1, 1], (B, A)
     :param log_prob: (B, 1)
     :param noise: standard normal, (B, A)
     :param std: standard deviation before the action is squashed, (B, A)
     :param clamped: where the network's log standard deviation was out of range, (B, A) bool
-    :param traces: of the features, the mean and the log standard deviation
+    :param traces: traces of the features, the mean and the log standard deviation
     """
 
     action: th.Tensor
@@ -134,8 +134,8 @@ class SACUpdates:
     """
     The steps of ``SAC.train``, in its order and with its random numbers.
 
-    :param agent: its networks and entropy coefficient are updated, by its optimizers
-    :param precision: of products between hidden layers, a key of ``PRECISIONS``
+    :param agent: the agent; its own optimizers update its networks and entropy coefficient
+    :param precision: number format of products between hidden layers, a key of ``PRECISIONS``
     """
 
     def __init__(self, agent: SAC, precision: str = "float32"):
@@ -178,7 +178,7 @@ class SACUpdates:
         return logged
 
     def _sample(self, obs: th.Tensor, n: int) -> tuple[Sample, Sample]:
-        """Samples for the first n rows, and for the others."""
+        """The samples of the first n rows, and those of the others."""
         features, features_trace = self.features(obs)
         (mean, mean_trace), (unclamped, log_std_trace) = self.mean(features), self.log_std(features)
         log_std = unclamped.clamp(LOG_STD_MIN, LOG_STD_MAX)
@@ -196,7 +196,7 @@ class SACUpdates:
         return part(slice(n)), part(slice(n, None))
 
     def _update_entropy_coefficient(self, log_prob: th.Tensor) -> tuple[th.Tensor, dict[str, th.Tensor]]:
-        """Returns the coefficient before the update, and what is logged."""
+        """Update the entropy coefficient; return it as it was before, and what is logged."""
         agent = self.agent
         if self.step_entropy_coefficient is None:
             return agent.ent_coef_tensor, {"ent_coef": agent.ent_coef_tensor}
@@ -208,7 +208,7 @@ class SACUpdates:
         return ent_coef, {"ent_coef": ent_coef, "ent_coef_loss": loss}
 
     def _update_critics(self, pairs: th.Tensor, target: th.Tensor) -> th.Tensor:
-        """Returns the loss, 0.5 times the mean squared error, summed over the critics."""
+        """Update the critics; return the loss, 0.5 times the mean squared error, summed over the critics."""
         loss = th.zeros(())
         for critic in self.critics:
             value, trace = critic(pairs)
@@ -219,14 +219,14 @@ class SACUpdates:
         return loss
 
     def _update_actor(self, obs: th.Tensor, sample: Sample, ent_coef: th.Tensor) -> th.Tensor:
-        """Returns the loss, the mean of ``ent_coef * log_prob - value``."""
+        """Update the actor; return the loss, the mean of ``ent_coef * log_prob - value``."""
         n, action = len(obs), sample.action
         passes = [critic(th.cat([obs, action], dim=1)) for critic in self.critics]
         value, lowest = th.cat([value for value, _ in passes], dim=1).min(dim=1, keepdim=True)
         # The gradient of the loss goes through the log-probability and the lower critic into the action, ...
         grad_action = 2 * ent_coef / n * action / (1 - action**2 + EPSILON)
         for i, (_, trace) in enumerate(passes):
-            grad_action += self._gradient_in_input(trace, (lowest == i) / -n)[:, obs.shape[1] :]
+            grad_action += self._gradient_of_input(trace, (lowest == i) / -n)[:, obs.shape[1] :]
         # ... through the tanh into mean and log standard deviation, ...
         grad_mean = grad_action * (1 - action**2)
         grad_log_std = (grad_mean * sample.std * sample.noise - ent_coef / n).masked_fill_(sample.clamped, 0)
@@ -242,7 +242,7 @@ class SACUpdates:
         return (ent_coef * sample.log_prob - value).mean()
 
     @staticmethod
-    def _gradient_in_input(trace: Trace, gradient: th.Tensor) -> th.Tensor:
+    def _gradient_of_input(trace: Trace, gradient: th.Tensor) -> th.Tensor:
         grad_input, _ = backward(trace, gradient, needs_parameters=[False] * (2 * len(trace.inputs)))
         assert grad_input is not None
         return grad_input
@@ -252,7 +252,7 @@ class _Network:
     """
     A perceptron of the agent.
 
-    :param layers: linear ones and activations
+    :param layers: its linear layers and activations, in order
     :param hidden: number format of products between hidden layers
     """
 
