@@ -3,6 +3,7 @@
 import pytest
 import torch as th
 
+from sb3_mbrl import acceleration
 from sb3_mbrl.acceleration import sac as fused_sac
 
 DEVICE = "lazy"
@@ -42,7 +43,8 @@ def test_updates_equal_those_of_the_cpu(both):
 
 
 @pytest.mark.parametrize("n_updates", [1, 5])
-def test_the_host_waits_once_for_all_losses_of_a_call(both, accelerator, n_updates):
+def test_the_host_waits_once_for_all_losses_of_a_call(monkeypatch, both, accelerator, n_updates):
+    monkeypatch.setattr(acceleration, "enabled", True)
     model = both[1]
     random_batch(model)
     model._setup_learn(10)
