@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3.common.policies import BasePolicy
 
-from sb3_mbrl.common.actions import action_bounds, action_dim, from_environment, one_hot, to_environment
+from sb3_mbrl.common.actions import action_bounds, action_dim, executed, from_environment, one_hot, to_environment
 from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble
 
 OBS_SPACE = spaces.Box(-np.inf, np.inf, (3,), np.float32)
@@ -110,6 +110,14 @@ def test_bounds_are_a_copy():
 )
 def test_dimensions(space, dim):
     assert action_dim(space) == dim
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_whole_numbers_are_executed_rounded(dtype):
+    space = spaces.Box(0, 4, (1,), dtype)
+    planned = th.tensor([[-1.0], [0.1], [0.3], [1.0]])
+    rounded = executed(planned, space, *action_bounds(space))
+    th.testing.assert_close(rounded, th.tensor([[-1.0], [0.0], [0.5], [1.0]]) if dtype is np.uint8 else planned)
 
 
 # ---------------------------------------------------------------- Discrete
