@@ -96,12 +96,6 @@ def test_bad_arguments(model, kwargs, message):
         MPCPolicy(model, **kwargs)
 
 
-def test_a_model_that_is_no_ensemble_has_no_uncertainty_to_be_penalized():
-    policy = MPCPolicy(SimulatorModel("Pendulum-v1"), **PLANNER, uncertainty_penalty=1.0)
-    with pytest.raises(ValueError, match="does not tell how uncertain it is.*uncertainty_penalty at 0"):
-        policy.predict(np.zeros((1, 3), np.float32))
-
-
 def test_a_reward_can_be_swapped():
     def turn_left(obs, action, next_obs):
         return next_obs[:, 2]

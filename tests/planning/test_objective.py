@@ -237,6 +237,14 @@ def test_the_penalty_is_the_norm_of_the_elites_disagreement_about_the_next_obser
     th.testing.assert_close(score[2.0], score[0.0] - 2 * disagreement)
 
 
+def test_a_penalty_needs_a_model_that_tells_its_uncertainty():
+    model = Line()
+    step = model.step
+    model.step = lambda *args, **kwargs: step(*args, **kwargs)._replace(epistemic_std=None)
+    with pytest.raises(ValueError, match="does not tell how uncertain it is.*uncertainty_penalty at 0"):
+        ModelObjective(model, uncertainty_penalty=1.0).score(observations(1))(plans(1, 2, 3))
+
+
 # ---------------------------------------------------------------- divergence
 
 
