@@ -17,7 +17,7 @@ from sb3_mbrl.common.progress import EveryHalfMinute
 from sb3_mbrl.common.spaces import check_spaces
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
 from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble
-from sb3_mbrl.dynamics.fitting import EpochCallback, FitReport, check_fit_arguments, epoch_shown_by, fit
+from sb3_mbrl.dynamics.fitting import EpochCallback, FitReport, check_fit_arguments, describe_epochs, fit
 from sb3_mbrl.dynamics.learned_termination import LearnedTermination, check_termination_fn, make_termination
 from sb3_mbrl.tasks.termination import known_termination
 from sb3_mbrl.tasks.termination_rules import termination_from_json, termination_to_json
@@ -206,7 +206,7 @@ class LearnsDynamics(ModelBasedAlgorithm):
 
     def _watch_epochs(self) -> EpochCallback:
         """Returns a callback that shows the epochs of one fit, in the progress bar or in a line every half minute."""
-        return epoch_shown_by(EveryHalfMinute() if self.verbose >= 1 and self._progress_bar is None else self._describe)
+        return describe_epochs(EveryHalfMinute() if self.verbose >= 1 and self._progress_bar is None else self._describe)
 
     def _log_fit(self, report: FitReport) -> None:
         self._describe("")

@@ -1,4 +1,4 @@
-"""Do the reward and the termination that a model was given agree with real transitions? Each fit compares them."""
+"""Compares a user's reward and termination functions with the real transitions of a fit."""
 
 import math
 from typing import Any, NamedTuple
@@ -9,16 +9,16 @@ from sb3_mbrl.common.types import TerminationFn
 from sb3_mbrl.tasks.termination_rules import NeverTerminates, TerminationRule
 
 TOLERANCE = 0.1
-"""Rewards agree if they differ by less than this share of the standard deviation of the real ones, which leaves room for noise
-and for neglected control costs."""
+"""Rewards agree if their root mean square difference is at most this share of the standard deviation of the real rewards,
+which leaves room for noise and for neglected control costs."""
 
 ROUNDING = 1e-3
-"""Rewards may also differ by this share of the mean size of the real ones, whose standard deviation may be zero."""
+"""The difference may be larger by this share of the mean absolute value of the real rewards, which may all be equal."""
 
 MOVE_TOGETHER = 0.95
-"""With at least this correlation, two rewards are taken for the same one, perhaps in another scale."""
+"""Two rewards with at least this correlation are taken to be the same reward, perhaps on another scale."""
 
-REMEDY = "Pass termination_fn='learned', or a function f(obs, action, next_obs) -> (B,) bool of your own"
+REMEDY = "Pass termination_fn='learned', or your own function f(obs, action, next_obs) -> (B,) bool"
 
 
 class RewardAgreement(NamedTuple):
@@ -27,8 +27,8 @@ class RewardAgreement(NamedTuple):
 
     :param mse: mean squared difference
     :param agrees: whether the difference is small
-    :param wrong_scale: whether both are the same up to a factor that is probably a mistake: below 0.5 or above 2
-    :param text: the difference in words
+    :param wrong_scale: whether both are the same up to a factor below 0.5 or above 2, which is probably a mistake
+    :param text: the comparison as a message to the user
     """
 
     mse: float
@@ -39,10 +39,10 @@ class RewardAgreement(NamedTuple):
 
 def reward_agreement(given: th.Tensor, actual: th.Tensor) -> RewardAgreement:
     """
-    :param given: rewards by the user's function, (N,)
+    :param given: rewards according to the user's function, (N,)
     :param actual: rewards of the environment, (N,)
-    :return: how far they agree
-    :raises ValueError: the function is not finite everywhere
+    :return: how well they agree
+    :raises ValueError: the user's function returned NaN or infinity
     """
     if not given.isfinite().all():
         rows = (~given.isfinite()).nonzero()
@@ -60,7 +60,7 @@ def reward_agreement(given: th.Tensor, actual: th.Tensor) -> RewardAgreement:
         f"environment paid {float(actual.mean()):.4g}"
         + ("." if math.isnan(correlation) else f" (correlation {correlation:.2f}).")
         + (f" It is {factor:.3g} times the environment's reward: check its units." if wrong_scale else "")
-        + ("" if wrong_scale else " Unless another reward is intended, check its units and signs.")
+        + ("" if wrong_scale else " Unless a different reward is intended, check its units and signs.")
     )
     return RewardAgreement(mse, agrees, wrong_scale, text)
 
@@ -77,7 +77,7 @@ def _correlation(given: th.Tensor, actual: th.Tensor) -> float:
 
 
 def _common_factor(given: th.Tensor, actual: th.Tensor) -> float | None:
-    """The factor between the given and the real rewards; None if they differ in more than a factor."""
+    """The given rewards divided by the real ones; None if no single factor explains the difference."""
     if max(_spread(given), _spread(actual)) == 0 and float(given.mean()) * float(actual.mean()) > 0:
         return float(given.mean()) / float(actual.mean())
     return _spread(given) / _spread(actual) if _correlation(given, actual) >= MOVE_TOGETHER else None
@@ -86,16 +86,17 @@ def _common_factor(given: th.Tensor, actual: th.Tensor) -> float | None:
 def termination_disagreement(function: TerminationFn, predicted: th.Tensor, actual: th.Tensor) -> str | None:
     """
     :param function: the termination function
-    :param predicted: its terminations, (N,) bool
-    :param actual: what happened, (N,) bool
-    :return: the difference in words; None if it is so small that rounding errors explain it
-    :raises ValueError: the function predicts none of the terminations, or is the rule of a known task and does not hold here
+    :param predicted: terminations according to the function, (N,) bool
+    :param actual: real terminations, (N,) bool
+    :return: the difference as a message to the user; None if it is so small that rounding errors explain it
+    :raises ValueError: the function predicts none of the real terminations, or it is the rule of a known task, which disagrees
+        with the transitions
     """
     n_terminated, n_wrong = int(actual.sum()), int((predicted != actual).sum())
     if isinstance(function, NeverTerminates) and n_terminated > 0:
         raise ValueError(
             f"{n_terminated} of {len(actual)} transitions terminated, but termination_fn says that the task never terminates. "
-            f"If this is a task of Gymnasium's own, a wrapper ends its episodes. {REMEDY}."
+            f"If this is one of Gymnasium's own tasks, a wrapper ends its episodes. {REMEDY}."
         )
     # In float32, a state within a rounding error of the limit may fall on either side
     agrees = n_wrong <= 1 + len(actual) // 1000
@@ -106,34 +107,34 @@ def termination_disagreement(function: TerminationFn, predicted: th.Tensor, actu
         )
     if n_terminated >= 10 and not (predicted & actual).any():
         raise ValueError(
-            f"{n_terminated} of {len(actual)} transitions terminated, but termination_fn predicts not one of them: imagined "
-            f"episodes would go on where the real ones ended. {REMEDY}."
+            f"{n_terminated} of {len(actual)} transitions terminated, but termination_fn predicts none of them: imagined "
+            f"episodes would continue where the real ones ended. {REMEDY}."
         )
-    return None if agrees else _in_words(predicted, actual)
+    return None if agrees else _disagreement_message(predicted, actual)
 
 
-def _in_words(predicted: th.Tensor, actual: th.Tensor) -> str:
+def _disagreement_message(predicted: th.Tensor, actual: th.Tensor) -> str:
     n_wrong, n_false, n_missed = (int(rows.sum()) for rows in (predicted != actual, predicted & ~actual, actual & ~predicted))
     return (
-        f"termination_fn disagrees with {n_wrong} of {len(actual)} real transitions: {n_false} of the {int(predicted.sum())} "
-        f"that it ends went on, and it misses {n_missed} of the {int(actual.sum())} that ended (not counting time limits). It "
-        f"decides where imagined episodes end. Check its units, and that it looks at next_obs. {REMEDY}."
+        f"termination_fn disagrees with {n_wrong} of {len(actual)} real transitions: {n_false} of its {int(predicted.sum())} "
+        f"terminations did not happen, and it misses {n_missed} of {int(actual.sum())} real ones (time limits do not count). "
+        f"It decides where imagined episodes end. Check its units, and that it tests next_obs. {REMEDY}."
     )
 
 
 class Once:
-    """Remembers what a user was told about which function, so that each thing is said once for each function."""
+    """Remembers which messages about which function were shown, so that each is shown once."""
 
     def __init__(self) -> None:
-        self._said: list[tuple[Any, str]] = []
+        self._shown: list[tuple[Any, str]] = []
 
     def __call__(self, function: Any, topic: str) -> bool:
         """
         :param function: the function
-        :param topic: what the user is about to be told about it
-        :return: whether this is the first time
+        :param topic: the topic of the message
+        :return: whether it has not been shown for this function before
         """
-        is_new = not any(function is each and topic == said for each, said in self._said)
+        is_new = not any(function is each and topic == shown for each, shown in self._shown)
         if is_new:
-            self._said.append((function, topic))
+            self._shown.append((function, topic))
         return is_new

@@ -1,4 +1,4 @@
-"""What a fit demands of its data."""
+"""Checks of the data that a model is fitted to."""
 
 from dataclasses import fields
 
@@ -8,17 +8,18 @@ from sb3_mbrl.common.types import LARGEST, Transitions
 
 
 class CheckedTransitions(Transitions):
-    """Transitions that :func:`checked` has found to be well-formed and finite. Whoever is given them need not look again."""
+    """Transitions that :func:`checked` has found to be well-formed and finite, so that they need not be checked again."""
 
 
 def checked(transitions: Transitions, observation_dim: int, action_dim: int) -> CheckedTransitions:
     """
-    :param transitions: the transitions to fit a model to; those that are already checked are returned as they are
+    :param transitions: the transitions to fit a model to; ``CheckedTransitions`` are returned unchanged
     :param observation_dim: O
     :param action_dim: A
     :return: the same transitions
-    :raises ValueError: there are none; a tensor has another shape or type than
-        :class:`~sb3_mbrl.common.types.Transitions` says; NaN, infinity or numbers too large for float32 are among them
+    :raises ValueError: there are no transitions; a tensor has not the shape or type that
+        :class:`~sb3_mbrl.common.types.Transitions` documents; a value is NaN, infinite, or too large to compute with in
+        float32
     """
     if isinstance(transitions, CheckedTransitions):
         return transitions
@@ -49,7 +50,7 @@ def _check_form(transitions: Transitions, observation_dim: int, action_dim: int)
 
 def _check_values(transitions: Transitions) -> None:
     if len(transitions) == 0:
-        raise ValueError("There are no transitions to fit the dynamics model to.")
+        raise ValueError("There are no transitions to fit the dynamics model to. Collect some first.")
     for name in ("observations", "actions", "next_observations", "rewards"):
         bad = ~(getattr(transitions, name).abs() <= LARGEST)
         if bad.any():

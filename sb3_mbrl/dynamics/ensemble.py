@@ -68,11 +68,12 @@ class Prediction(NamedTuple):
 class ProbabilisticEnsemble(Networks):
     """
     Ensemble of Gaussian networks that predicts the change of the observation and the reward
-    (Chua et al. 2018, https://arxiv.org/abs/1805.12114; the numbers are those of the MBPO paper's code).
+    (Chua et al. 2018, https://arxiv.org/abs/1805.12114; default values as in the MBPO paper's code unless noted).
     All members are evaluated at once: one parameter tensor per layer, (members, inputs, outputs).
 
-    Observations are raw, actions scaled to [-1, 1] (one-hot if they are discrete), everything float32 on ``device``.
-    A user's ``reward_fn`` and ``termination_fn`` receive actions in the scale of ``action_space`` (one-hot too).
+    Observations are raw, actions are scaled to [-1, 1] (one-hot if they are discrete), and all tensors are float32 on
+    ``device``. A user's ``reward_fn`` and ``termination_fn`` receive actions in the scale of ``action_space`` (discrete ones
+    stay one-hot).
 
     :param observation_space: flat Box, O dimensions
     :param action_space: Box with finite bounds, A dimensions (flattened), or Discrete with A actions
@@ -82,26 +83,26 @@ class ProbabilisticEnsemble(Networks):
     :param activation: one of silu (MBPO), relu, tanh, elu, gelu
     :param learning_rate: of Adam (MBPO: 1e-3)
     :param weight_decay: coupled L2 on the weights of each layer, never on biases (MBPO's code:
-        2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4); one number serves all layers. None takes MBPO's five numbers,
-        stretched over the layers if there are not five
+        2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4); one number applies to all layers. None takes MBPO's five numbers,
+        interpolated if there are not five layers
     :param probabilistic: predict a variance and train by likelihood; False gives a deterministic ensemble,
         trained by squared error
-    :param nll_beta: weight of a row's likelihood by its predicted variance to this power, in [0, 1] (Seitzer et al. 2022,
-        https://arxiv.org/abs/2203.09168, who recommend 0.5). 0 is the plain likelihood of the paper: with it one
-        surprising new transition swamps the optimizer of a confident model
+    :param nll_beta: each row's likelihood is weighted by its predicted variance to this power, in [0, 1] (Seitzer et al. 2022,
+        https://arxiv.org/abs/2203.09168, who recommend 0.5). 0 is the plain likelihood of the paper, with which a single
+        surprising transition dominates the updates of a confident model
     :param learn_logvar_bounds: learn the bounds of the log-variance, as the paper's code does; other
         implementations freeze them
-    :param normalize_targets: z-score the change of the observation and the reward too. The paper's code does not:
-        with a reward far larger than the changes of the observation (Pendulum) its first fits then stall at a
-        tenth of the accuracy
-    :param precision: of the products of hidden layers while it is fitted, ``"float32"`` or ``"bfloat16"``; parameters, inputs
-        and outputs are float32. It is not saved
+    :param normalize_targets: also z-score the change of the observation and the reward. The paper's code does not. Where the
+        reward is far larger than the changes of the observation (Pendulum), the first fits without it stall at a tenth
+        of the accuracy
+    :param precision: number format of products between hidden layers during a fit, ``"float32"`` or ``"bfloat16"``;
+        parameters, inputs and outputs are float32. It is not saved
     :param reward_fn: the reward, if known; learned otherwise
     :param termination_fn: the termination, if known (a function, or a :class:`LearnedTermination`).
-        None: the task never terminates; data that show a termination are then refused
+        None: the task never terminates, and a fit to data with a termination is an error
     :param generator: source of the initial weights; None draws from PyTorch's global stream
-    :param device: where the parameters live
-    :raises ValueError: spaces, sizes or names that are not supported
+    :param device: device of the parameters
+    :raises ValueError: spaces, sizes or names are not supported
     """
 
     holdout_mse: th.Tensor
@@ -164,7 +165,8 @@ class ProbabilisticEnsemble(Networks):
 
         self.input_normalizer = Normalizer(self.observation_dim + self.action_dim)
         self.target_normalizer = Normalizer(self.output_dim)
-        # These errors rank the members. As float buffers both are saved with the weights, and can be perturbed like them
+        # Errors that rank the members, and the number of transitions. As float buffers both are saved with the weights, and
+        # code that does arithmetic on every entry of a state dict works
         self.register_buffer("holdout_mse", th.full((ensemble_size,), float("inf")))
         self.register_buffer("_n_fitted", th.zeros(()))
         low, high = action_bounds(action_space)
@@ -174,10 +176,10 @@ class ProbabilisticEnsemble(Networks):
         self.optimizer = self._make_optimizer()
 
         probe(observation_space, action_space, self.device, reward_fn=reward_fn, termination_fn=termination_fn)
-        self._once = Once()  # a user reads once that a function disagrees with the data
+        self._once = Once()  # each disagreement of a function with the data is reported once
 
     def _make_optimizer(self) -> th.optim.Adam:
-        """Adam whose own (coupled) weight decay is the paper's 0.5 * decay * ||W||^2 added to the loss; AdamW's is not."""
+        """Adam rather than AdamW: its coupled weight decay equals the paper's penalty of 0.5 * decay * ||W||^2 in the loss."""
         groups: list[dict[str, Any]] = [
             {"params": [weight], "weight_decay": decay} for weight, decay in zip(self.weights, self.weight_decay, strict=True)
         ]
@@ -211,7 +213,7 @@ class ProbabilisticEnsemble(Networks):
 
     @property
     def n_fitted(self) -> int:
-        """Number of transitions of the last fit, 0 if there was none; from 16 million on it is rounded, as a float32."""
+        """Number of transitions of the last fit, 0 if there was none; stored as a float32, so rounded above 16 million."""
         return int(self._n_fitted)
 
     @n_fitted.setter
@@ -250,18 +252,18 @@ class ProbabilisticEnsemble(Networks):
 
     def fit(self, transitions: Transitions, generator: th.Generator | None = None, **kwargs: Any) -> FitReport:
         """
-        Train on all of ``transitions`` (weights, optimizer and normaliser are kept between calls) and choose
-        the elites anew. See :func:`sb3_mbrl.dynamics.fitting.fit` for the arguments.
+        Train on all of ``transitions``, starting from the current weights and optimizer state, and choose the elites
+        anew. See :func:`sb3_mbrl.dynamics.fitting.fit` for the arguments.
 
-        A ``reward_fn`` and a ``termination_fn`` are compared with the transitions. A warning, once for each function, says
-        that the transitions contradict a termination, or that a reward has another scale. A reward that differs in another
-        way may be intended, so it is only noted in the report.
+        A ``reward_fn`` and a ``termination_fn`` are compared with the transitions. A warning, once for each function, reports
+        terminations that differ from the real ones, or a reward on another scale. A reward that differs in another way may
+        be intended, so it is only noted in the report.
 
         :param transitions: every real transition so far
         :param generator: source of the holdout split, the bootstrap and the shuffling
         :return: errors and cost of this fit
-        :raises ValueError: an argument out of its range, non-finite data, terminations that nothing can predict, or a
-            ``reward_fn`` that is not finite
+        :raises ValueError: an argument is out of its range, the data or a ``reward_fn`` is not finite, or ``termination_fn``
+            predicts none of the real terminations, or is the rule of a known task that disagrees with them
         """
         check_fit_arguments(kwargs)
         transitions = checked(transitions, self.observation_dim, self.action_dim)
@@ -274,8 +276,8 @@ class ProbabilisticEnsemble(Networks):
         report = replace(report, termination_precision=termination["precision"], termination_recall=termination["recall"])
         if reward is None:
             return report
-        is_news = not (reward.agrees or reward.wrong_scale) and self._once(self.reward_fn, "another reward")
-        return replace(report, reward_mse=reward.mse, reward_agrees=reward.agrees, note=reward.text if is_news else "")
+        has_note = not (reward.agrees or reward.wrong_scale) and self._once(self.reward_fn, "another reward")
+        return replace(report, reward_mse=reward.mse, reward_agrees=reward.agrees, note=reward.text if has_note else "")
 
     def _compare_rewards(self, transitions: Transitions) -> RewardAgreement | None:
         """Compare a ``reward_fn`` with the real rewards; None if the reward is learned."""
@@ -290,7 +292,9 @@ class ProbabilisticEnsemble(Networks):
         return agreement
 
     def _compare_terminations(self, transitions: Transitions) -> dict[str, float]:
-        """Compare a ``termination_fn`` with the real terminations, unless it is learned; its precision and recall."""
+        """
+        Compare a ``termination_fn`` with the real terminations. Return its precision and recall, nothing if it is learned.
+        """
         if isinstance(self.termination_fn, LearnedTermination):
             return {}
         predicted = self.predict_termination(transitions)
@@ -302,7 +306,7 @@ class ProbabilisticEnsemble(Networks):
     def predict_termination(self, transitions: Transitions) -> th.Tensor:
         """
         :param transitions: N transitions, actions in [-1, 1]
-        :return: what the termination function says of them, (N,) bool
+        :return: terminations according to the termination function, (N,) bool
         """
         with th.no_grad():
             return self._terminated(transitions.observations, transitions.actions, transitions.next_observations)
@@ -316,14 +320,14 @@ class ProbabilisticEnsemble(Networks):
     def start(self, obs: th.Tensor) -> th.Tensor:
         """
         :param obs: raw observations of the environment, (B, O)
-        :return: the states that :meth:`step` begins with: the same in float32, on the device
+        :return: states to step from: the same observations, float32, on the device
         """
         return obs.to(self.device, th.float32)
 
     def observe(self, states: th.Tensor) -> th.Tensor:
         """
-        :param states: raw observations, (B, O)
-        :return: the same
+        :param states: states, which are raw observations, (B, O)
+        :return: the same tensor
         """
         return states
 
@@ -331,13 +335,13 @@ class ProbabilisticEnsemble(Networks):
         """
         :param n: number of rows
         :param generator: None draws from PyTorch's global stream
-        :return: an elite for each row, uniformly, (n,) long
+        :return: an elite for each row, drawn uniformly, (n,) long
         """
         return self.elites[randint(self.n_elites, (n,), generator, self.device)]
 
     def predict(self, obs: th.Tensor, action: th.Tensor) -> Prediction:
         """
-        What every elite predicts; differentiable.
+        The prediction of every elite. Differentiable.
 
         :param obs: raw observations, (B, O)
         :param action: in [-1, 1], (B, A)
@@ -363,12 +367,11 @@ class ProbabilisticEnsemble(Networks):
         :param obs: raw observations, (B, O)
         :param action: in [-1, 1], (B, A)
         :param generator: source of members and noise; None draws from PyTorch's global stream
-        :param members: how the ensemble is propagated. ``"random"``: an elite for each row and step (TS1 of
-            Chua et al. 2018, MBPO's choice); a (B,) tensor from :meth:`sample_members`, kept over a branch:
-            one member for a whole branch (TS-infinity); ``"expectation"``: the elites' average, without noise
-        :param deterministic: take the member's mean instead of a sample
-        :param uncertainty: also return epistemic and aleatoric standard deviations, which costs an evaluation of
-            all elites
+        :param members: which member predicts each row. ``"random"``: an elite drawn for each row and step (TS1 of
+            Chua et al. 2018, MBPO's choice); a (B,) tensor from :meth:`sample_members`, which a caller keeps for a whole
+            branch (TS-infinity); ``"expectation"``: the average of the elites' means, without noise
+        :param deterministic: return the member's mean instead of a sample
+        :param uncertainty: also return epistemic and aleatoric standard deviations, which requires evaluating all elites
         :return: next observation, reward and termination of each row
         """
         _check_members(members, len(obs))
@@ -394,7 +397,7 @@ class ProbabilisticEnsemble(Networks):
     def _sample(
         self, obs: th.Tensor, action: th.Tensor, members: th.Tensor, generator: Generators, deterministic: bool
     ) -> th.Tensor:
-        """Next observation and reward of each row by one member, (B, O + 1); the mean if ``deterministic``."""
+        """Next observation and reward of each row according to its member, (B, O + 1); the mean if ``deterministic``."""
         head = self._forward_rows(self.input_normalizer(th.cat([obs, action], dim=-1)), members)
         mean = head[:, : self.output_dim]
         if self.probabilistic and not deterministic:
@@ -411,7 +414,7 @@ class ProbabilisticEnsemble(Networks):
         Functions of the user are not saved: pass them again to :meth:`load`.
 
         :param path: the file; its folder is created if needed
-        :raises ValueError: the model has diverged; a file that exists is left as it is
+        :raises ValueError: the model has diverged; an existing file is left unchanged
         """
         save_model(self, path)
 
@@ -424,15 +427,15 @@ class ProbabilisticEnsemble(Networks):
         termination_fn: TerminationFn | None = None,
     ) -> "ProbabilisticEnsemble":
         """
-        Load what :meth:`save` wrote. Nothing is unpickled, and a file that is not exactly what was written is refused.
+        Load what :meth:`save` wrote. Nothing is unpickled, and a file that was changed since is refused.
 
         :param path: the file
-        :param device: where the parameters go
+        :param device: device of the parameters
         :param reward_fn: needed again if the model was saved with a user's reward function
         :param termination_fn: needed again if the model was saved with a user's termination function; otherwise it
             replaces the one that was saved
         :return: the model
-        :raises ValueError: the file is damaged or not such a model, or a function is missing
+        :raises ValueError: the file is damaged or holds something else, or a function is missing
         """
         return load_model(cls, path, device, reward_fn, termination_fn)
 

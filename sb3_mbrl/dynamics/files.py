@@ -34,13 +34,13 @@ ARGUMENTS: dict[str, Kind] = {
     "learn_logvar_bounds": bool,
     "normalize_targets": bool,
 }
-"""Arguments of the ensemble that a file holds, and what their values are in JSON."""
+"""Arguments of the ensemble that a file holds, and the JSON types of their values."""
 TERMINATION_ARGUMENTS: dict[str, Kind] = {"net_arch": [int], "learning_rate": float}
-"""Arguments of a learned termination that a file holds."""
+"""Arguments of a learned termination that a file holds, and the JSON types of their values."""
 
 
 class SavableModel(Protocol):
-    """What a file holds of a model; the attributes that are named in ``ARGUMENTS`` come to it."""
+    """What saving needs from a model, in addition to the attributes that ``ARGUMENTS`` names."""
 
     observation_space: spaces.Space
     action_space: spaces.Space
@@ -64,7 +64,7 @@ def save_model(model: SavableModel, path: str | pathlib.Path) -> None:
 
     :param model: the model
     :param path: the file; its folder is created if needed
-    :raises ValueError: the model has diverged; a file that exists is left as it is
+    :raises ValueError: the model has diverged; an existing file is left unchanged
     """
     tensors = dict(model.state_dict())
     for prefix, optimizer in _optimizers(model).items():
@@ -82,16 +82,16 @@ def load_model(
     termination_fn: TerminationFn | None,
 ) -> Model:
     """
-    Load what :func:`save_model` wrote. A file that is not exactly what was written is refused.
+    Load what :func:`save_model` wrote. A file that was changed since is refused.
 
     :param make: the class of the model
     :param path: the file
-    :param device: where the parameters go
+    :param device: device of the parameters
     :param reward_fn: needed again if the model was saved with a user's reward function
     :param termination_fn: needed again if the model was saved with a user's termination function; otherwise it replaces
         the one that was saved
     :return: the model
-    :raises ValueError: the file is damaged or not such a model, or a function is missing
+    :raises ValueError: the file is damaged or holds something else, or a function is missing
     """
     tensors, text = load_tensors(path, FILE_FORMAT)
     config = _read_configuration(text, tensors, str(path))
@@ -100,15 +100,17 @@ def load_model(
     saved = {name: config.pop(name) for name in given}
     for name, function in given.items():
         if saved[name] == "user" and function is None:
-            raise ValueError(f"{path} was saved with a {name} of yours: pass it again to load.")
+            raise ValueError(
+                f"{path} was saved with your own {name}, which is not in the file: pass it again, load(..., {name}=f)."
+            )
     learned = saved["termination_fn"] == "learned"
     if termination_fn is None:
         given["termination_fn"] = (
             LearnedTermination(*_dimensions(config), **termination_kwargs) if learned else saved["termination_fn"]
         )
-    elif learned:  # it replaces the learned one
+    elif learned:  # the function that was given replaces the learned one
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("termination_")}
-    # The initial weights, soon overwritten, must not be drawn from the global stream
+    # The initial weights are overwritten below, so drawing them must not advance the global stream
     model = make(**config, **given, generator=th.Generator(), device=device)
     _restore(model, tensors, str(path))
     return model
@@ -124,7 +126,7 @@ def functions_of_user(model: SavableModel) -> list[str]:
 
 
 def _configuration(model: SavableModel) -> dict[str, Any]:
-    """The configuration from which :func:`load_model` makes the model, in JSON types; functions of the user are only named."""
+    """The configuration from which :func:`load_model` makes the model, in JSON types; a user's function is marked "user"."""
     head = model.termination_fn if isinstance(model.termination_fn, LearnedTermination) else None
     return {
         "observation_space": space_to_json(model.observation_space),
@@ -145,9 +147,9 @@ def _optimizers(model: SavableModel) -> dict[str, th.optim.Optimizer]:
 
 
 def _may_be_infinite(model: SavableModel) -> list[str]:
-    """Names of tensors that need not be finite: the holdout error before a fit, and those of the user's modules."""
-    theirs = [name for name in ("reward_fn", "termination_fn") if not isinstance(getattr(model, name), LearnedTermination)]
-    return ["holdout_mse", *(name for name in model.state_dict() if name.split(".")[0] in theirs)]
+    """Names of tensors that need not be finite: the holdout error, infinite before a fit, and those of a user's modules."""
+    users = [name for name in ("reward_fn", "termination_fn") if not isinstance(getattr(model, name), LearnedTermination)]
+    return ["holdout_mse", *(name for name in model.state_dict() if name.split(".")[0] in users)]
 
 
 def _read_configuration(text: str, tensors: Mapping[str, th.Tensor], source: str) -> dict[str, Any]:
@@ -155,7 +157,7 @@ def _read_configuration(text: str, tensors: Mapping[str, th.Tensor], source: str
     :param text: the configuration in a file
     :param tensors: the tensors in the file
     :param source: the file, for the message
-    :return: what :func:`_configuration` returned, with spaces and termination rule made; the sizes are those of the tensors
+    :return: what :func:`_configuration` returned, with its spaces and termination rule as objects; its sizes match the tensors
     :raises ValueError: it is not what :func:`save_model` writes
     """
     config = read_json(text, source)
@@ -182,17 +184,17 @@ def _read_rule(data: dict[str, Any], observation_dim: int, source: str) -> Termi
     """The termination rule of a known task, whose bounds must lie within the observation."""
     rule = termination_from_json(data)
     if not all(bound.start < (bound.stop or observation_dim) <= observation_dim for bound in getattr(rule, "bounds", ())):
-        raise ValueError(f"{source} is damaged: its termination function is for other observations.")
+        raise ValueError(f"{source} is damaged: its termination rule refers to dimensions that its observations do not have.")
     return rule
 
 
 def _dimensions(config: Mapping[str, Any]) -> tuple[int, int]:
-    """O and A, by the spaces of a configuration."""
+    """O and A, the dimensions of the spaces of a configuration."""
     return int(np.prod(config["observation_space"].shape)), action_dim(config["action_space"])
 
 
 def _check_sizes(config: Mapping[str, Any], tensors: Mapping[str, th.Tensor], source: str) -> None:
-    """Compare the sizes before the networks are made, which might otherwise be larger than the memory."""
+    """Compare sizes before the networks are made: those of a damaged file might not fit into memory."""
     dims = _dimensions(config)
     shapes = weight_shapes(sum(dims), dims[0] + 1, config["ensemble_size"], config["net_arch"], config["probabilistic"])
     expected: dict[str, tuple[int, ...]] = {f"weights.{i}": shape for i, shape in enumerate(shapes)}
@@ -201,7 +203,7 @@ def _check_sizes(config: Mapping[str, Any], tensors: Mapping[str, th.Tensor], so
         expected |= {f"termination_fn.network.{2 * i}.weight": pair[::-1] for i, pair in enumerate(pairwise(sizes))}
     for name, shape in expected.items():
         if min(shape) < 1 or name not in tensors or tensors[name].shape != shape:
-            raise ValueError(f"{source} is damaged: its networks do not have the sizes that its configuration says.")
+            raise ValueError(f"{source} is damaged: its networks do not have the sizes that its configuration states.")
 
 
 def _restore(model: SavableModel, tensors: dict[str, th.Tensor], source: str) -> None:

@@ -15,16 +15,16 @@ from sb3_mbrl.dynamics.data import checked
 from sb3_mbrl.dynamics.normalizer import Normalizer
 
 MIN_ROWS_FOR_HOLDOUT = 10
-"""With fewer transitions than this, all are trained on and the stopping rule watches the training error."""
+"""With fewer transitions than this none is held out, and the stopping rule uses the training error."""
 
 EpochCallback = Callable[[int, float], None]
 """Called after each epoch with its number and the best holdout MSE so far (mean over members)."""
 
 
-def epoch_shown_by(show: Callable[[str], None]) -> EpochCallback:
+def describe_epochs(show: Callable[[str], None]) -> EpochCallback:
     """
-    :param show: shows what is going on now
-    :return: a callback that calls it after each epoch
+    :param show: shows a line of text, for instance in a progress bar
+    :return: a callback that shows the number of each epoch and its error
     """
     return lambda epoch, holdout_mse: show(f"fitting model, epoch {epoch}, error {holdout_mse:.2g}")
 
@@ -32,8 +32,9 @@ def epoch_shown_by(show: Callable[[str], None]) -> EpochCallback:
 @dataclass(frozen=True)
 class FitReport:
     """
-    What a fit did and how good the model is now. Errors are on held-out rows, averaged over the elites, of z-scored
-    targets (an MSE of 1 is as good as always predicting the mean), of raw ones with ``normalize_targets=False``.
+    What a fit did and how accurate the model is now. Errors are measured on held-out rows and averaged over the elites.
+    Targets are z-scored, so an MSE of 1 is as good as always predicting the mean; with ``normalize_targets=False`` they are
+    raw.
 
     :param n_epochs: passes over the training rows
     :param n_gradient_steps: optimizer steps
@@ -42,17 +43,17 @@ class FitReport:
     :param n_holdout: rows held out
     :param train_loss: loss of the last minibatch, summed over members
     :param holdout_mse: mean squared error over all outputs
-    :param holdout_mse_worst_dim: the same of the worst output
+    :param holdout_mse_worst_dim: mean squared error of the output where it is largest
     :param holdout_nll: Gaussian negative log-likelihood up to constants, mean over outputs;
         for a deterministic ensemble the MSE
-    :param holdout_nll_worst_dim: the same of the worst output
-    :param reward_mse: mean squared error of the reward, in its own units; for a ``reward_fn``, over all rows
+    :param holdout_nll_worst_dim: negative log-likelihood of the output where it is largest
+    :param reward_mse: mean squared error of the reward, in squared units of the reward; for a ``reward_fn``, over all rows
     :param elite_spread: worst elite's MSE divided by the best elite's
-    :param termination_precision: share of the predicted terminations that are true (NaN if none is predicted), over all rows;
-        of a learned head, over its held-out rows
-    :param termination_recall: share of the terminations that are predicted (NaN if there is none)
-    :param reward_agrees: whether a ``reward_fn`` is what the environment paid; True for a learned reward
-    :param note: a remark for the user, in the first fit that shows it: ``reward_fn`` is another reward, which may be intended
+    :param termination_precision: share of the predicted terminations that happened (NaN if none was predicted), over all rows;
+        for a learned termination, over its held-out rows
+    :param termination_recall: share of the real terminations that were predicted (NaN if there was none)
+    :param reward_agrees: whether a ``reward_fn`` agrees with the real rewards; True for a learned reward
+    :param note: a remark for the user, given once: ``reward_fn`` differs from the environment's reward, which may be intended
     """
 
     n_epochs: int
@@ -74,23 +75,23 @@ class FitReport:
 
     def scalars(self) -> dict[str, float]:
         """
-        :return: the numbers by name, without those that are not defined
+        :return: the numbers by name, without those that are NaN
         """
         numbers = {name: value for name, value in vars(self).items() if name not in ("reward_agrees", "note")}
         return {name: value for name, value in numbers.items() if not math.isnan(value)}
 
     def in_words(self) -> str:
         """
-        :return: the gist in a line, and the note, if there is one, in another
+        :return: a summary in one line, followed by the note, if there is one, in another
         """
-        gist = (
+        summary = (
             f"{self.n_epochs} epochs on {self.n_train} transitions in {self.seconds:.1f} s, holdout MSE {self.holdout_mse:.3g}"
         )
-        return f"{gist}\n{self.note}" if self.note else gist
+        return f"{summary}\n{self.note}" if self.note else summary
 
 
 class Ensemble(Protocol):
-    """What a fit needs of the model: ``M`` networks, its members, that are trained side by side."""
+    """What :func:`fit` needs from a model of ``M`` members, which are trained together."""
 
     observation_dim: int
     action_dim: int
@@ -116,7 +117,7 @@ class Ensemble(Protocol):
         """Members with the lowest ``holdout_mse``, best first, (E,) long."""
 
     def inputs_and_targets(self, transitions: Transitions) -> tuple[th.Tensor, th.Tensor]:
-        """What the networks map to what, un-normalised: (N, inputs) and (N, D)."""
+        """Inputs and targets of the networks, not normalised: (N, inputs) and (N, D)."""
 
     def loss(self, inputs: th.Tensor, targets: th.Tensor) -> th.Tensor:
         """The loss, summed over members, of normalised (M, B, inputs) and (M, B, D)."""
@@ -141,27 +142,27 @@ def fit(
     on_epoch: EpochCallback | None = None,
 ) -> FitReport:
     """
-    Train the ensemble until no member improves on the holdout any more, then put back the best snapshot of each
-    member and rank the members (the official MBPO code's rule; numbers are its defaults).
+    Train the ensemble until no member improves on the holdout any more, then restore the best snapshot of each member
+    and rank the members. Rule and defaults are those of the official MBPO code, except for ``patience_steps``.
 
-    :param model: the ensemble; weights and optimizer state go on from where they are
+    :param model: the ensemble; training continues from its current weights and optimizer state
     :param transitions: every transition to learn from, N rows
     :param generator: source of the holdout split, the bootstrap and the shuffling; None draws from
         PyTorch's global stream
-    :param batch_size: rows a member sees per gradient step
+    :param batch_size: rows per member and gradient step
     :param holdout_ratio: share of the rows held out, drawn anew in each fit
-    :param max_holdout: at most this many rows are held out
-    :param bootstrap: each member trains on its own draw with replacement; False: each on all training rows,
-        in its own order
-    :param patience: stop after *more than* this many epochs in a row in which no member improved ...
-    :param patience_steps: ... which were at least this many gradient steps. The paper's rule (0) is made for thousands of
-        rows; with a few hundred, five epochs are ten steps, too few to recover from a shift of the data
+    :param max_holdout: largest number of rows held out
+    :param bootstrap: each member trains on its own draw with replacement; False: each trains on all training rows, in
+        its own order
+    :param patience: stop after *more than* this many epochs in a row in which no member improved
+    :param patience_steps: least number of gradient steps that these epochs must contain. The paper's rule (0) is made for
+        thousands of rows; with a few hundred, five epochs are ten steps, too few to recover from a shift of the data
     :param min_improvement: relative gain of a member's holdout MSE that counts as an improvement
     :param max_epochs: stop after this many epochs
-    :param max_gradient_steps: stop after this many gradient steps, within an epoch if need be
-    :param on_epoch: called after each epoch, e.g. to show that the fit is alive
+    :param max_gradient_steps: stop after this many gradient steps, even within an epoch
+    :param on_epoch: called after each epoch, for instance to show progress
     :return: errors and cost
-    :raises ValueError: no transitions, or NaN or infinity among them, or a fit that diverged
+    :raises ValueError: there are no transitions, NaN or infinity is among them, or the fit diverged
     """
     start = time.perf_counter()
     transitions = checked(transitions, model.observation_dim, model.action_dim)
@@ -171,13 +172,13 @@ def fit(
     held_out = inputs[holdout], targets[holdout]
     rows = _rows_per_member(train, model.ensemble_size, bootstrap, generator)
 
-    best, last_gain = _Snapshot(model), _Progress()
-    for now in _epochs(model, inputs, targets, rows, batch_size, max_epochs, max_gradient_steps, generator):
+    best, improved = _Snapshot(model), _Progress()
+    for progress in _epochs(model, inputs, targets, rows, batch_size, max_epochs, max_gradient_steps, generator):
         if best.take_where_better(_finite_mse(model, *held_out), min_improvement):
-            last_gain = now
+            improved = progress
         if on_epoch is not None:
-            on_epoch(now.epoch, best.mse.mean().item())
-        if now.epoch - last_gain.epoch > patience and now.n_steps - last_gain.n_steps >= patience_steps:
+            on_epoch(progress.epoch, best.mse.mean().item())
+        if progress.epoch - improved.epoch > patience and progress.n_steps - improved.n_steps >= patience_steps:
             break
 
     best.restore()
@@ -185,12 +186,12 @@ def fit(
     model.n_fitted = len(transitions)
     errors: dict[str, Any] = _holdout_errors(model, *held_out)
     seconds = time.perf_counter() - start
-    return FitReport(now.epoch, now.n_steps, seconds, len(train), len(holdout), now.loss.item(), **errors)
+    return FitReport(progress.epoch, progress.n_steps, seconds, len(train), len(holdout), progress.loss.item(), **errors)
 
 
 def check_fit_arguments(arguments: Mapping[str, Any]) -> None:
     """
-    :param arguments: of :func:`fit`, some of them
+    :param arguments: some of the arguments of :func:`fit`, by name
     :raises ValueError: a number is out of its range
     """
     accepted = {
@@ -213,11 +214,11 @@ class _Snapshot:
     def __init__(self, model: Ensemble):
         self.parameters = [*model.weights, *model.biases]
         self.best = [parameter.detach().clone() for parameter in self.parameters]
-        # A warm model must not be measured against its error on another holdout: every fit starts afresh
+        # The errors of an earlier fit are not comparable, as they were measured on another holdout
         self.mse = th.full_like(model.holdout_mse, float("inf"))
 
     def take_where_better(self, mse: th.Tensor, min_improvement: float) -> bool:
-        """Keep the members whose error fell by more than ``min_improvement``; True if there was one."""
+        """Store the members whose error fell by more than the share ``min_improvement``; True if there are any."""
         better = mse < (1.0 - min_improvement) * self.mse
         self.mse = th.where(better, mse, self.mse)
         members = better.nonzero().squeeze(1)
@@ -245,7 +246,7 @@ def _split(
 
 def _normalize(model: Ensemble, inputs: th.Tensor, targets: th.Tensor, train: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
     """
-    Fit the normalisers to the training rows alone; during a fit they stay the same, so that the weights keep their meaning.
+    Fit the normalisers to the training rows alone, once per fit: while weights are trained, their inputs must not be rescaled.
 
     :return: normalised inputs and targets
     """
@@ -255,7 +256,7 @@ def _normalize(model: Ensemble, inputs: th.Tensor, targets: th.Tensor, train: th
 
 
 def _rows_per_member(train: th.Tensor, members: int, bootstrap: bool, generator: th.Generator | None) -> th.Tensor:
-    """(members, n_train) row indices."""
+    """Indices of the rows that each member trains on, (members, n_train)."""
     if not bootstrap:
         return train.expand(members, -1)
     draw = th.randint(len(train), (members, len(train)), generator=generator, device=train.device)
@@ -272,7 +273,7 @@ class _Progress(NamedTuple):
     """
     :param epoch: passes over the training rows so far
     :param n_steps: gradient steps so far
-    :param loss: of the last minibatch
+    :param loss: loss of the last minibatch
     """
 
     epoch: int = 0
@@ -290,7 +291,7 @@ def _epochs(
     max_gradient_steps: int | None,
     generator: th.Generator | None,
 ) -> Iterator[_Progress]:
-    """Train within the two limits, and yield after each epoch."""
+    """Train until one of the two limits is reached, and yield after each epoch."""
     epoch, n_steps = 0, 0
     while epoch != max_epochs and n_steps != max_gradient_steps:
         rows = _shuffle_each(rows, generator)
@@ -302,7 +303,7 @@ def _epochs(
 
 
 def _train(model: Ensemble, inputs: th.Tensor, targets: th.Tensor, batches: Sequence[th.Tensor]) -> th.Tensor:
-    """A gradient step on each minibatch; the loss of the last one."""
+    """Make a gradient step on each minibatch; return the loss of the last one."""
     step = adam_step(model.optimizer)
     for batch in batches:
         loss = model.loss(inputs[batch], targets[batch])
@@ -319,18 +320,18 @@ def _finite_mse(model: Ensemble, inputs: th.Tensor, targets: th.Tensor) -> th.Te
     """
     mse = _member_mse(model, inputs, targets)
     if not th.isfinite(mse).all():
-        # The model counts as unfitted from now on: restoring the weights would leave a corrupted optimizer
+        # Mark the model as unfitted: even with restored weights, the optimizer's state would be corrupt
         model.holdout_mse.copy_(mse)
         raise ValueError(
-            "The dynamics model diverged: its holdout error is not finite. Look at the range of the observations and "
-            "rewards, scale them, or lower the learning rate of the model."
+            "The dynamics model diverged: its holdout error is not finite. Check the range of the observations and rewards, "
+            "scale them, or lower the learning rate of the model."
         )
     return mse
 
 
 @th.no_grad()
 def _member_mse(model: Ensemble, inputs: th.Tensor, targets: th.Tensor) -> th.Tensor:
-    """(members,) mean squared error over rows and outputs."""
+    """Mean squared error of each member over rows and outputs, (M,)."""
     total = th.zeros_like(model.holdout_mse)
     for x, y in zip(inputs.split(1024), targets.split(1024), strict=True):
         mean, _ = model(x.expand(model.ensemble_size, *x.shape))

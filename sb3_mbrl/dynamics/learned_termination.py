@@ -1,4 +1,4 @@
-"""When does an imagined step end the task? A classifier learned from real transitions, for tasks without a known rule."""
+"""A classifier of terminations, learned from real transitions, for tasks without a known rule."""
 
 import copy
 import math
@@ -19,19 +19,19 @@ from sb3_mbrl.dynamics.data import CheckedTransitions
 from sb3_mbrl.tasks.termination import known_termination
 
 _HOLDOUT_EVERY = 5
-"""One row in so many of each class is held out. Of a class with fewer rows none is: all of them are needed to train."""
+"""One in this many rows of each class is held out; none if a class has fewer rows, because all of them are needed to train."""
 _PATIENCE = 5
 """Epochs without a better holdout loss before the fit stops."""
 _BATCHES_PER_EPOCH = 32
-"""The same for any size of the data: few rows still get enough steps, and a refit on a large buffer stays cheap."""
+"""Independent of the size of the data, so that few rows get enough steps and a refit on a large buffer stays cheap."""
 _EPOCHS_WITHOUT_HOLDOUT = 10
-"""Few terminations are soon memorised, and later refits train further."""
+"""A low number, because few terminations are soon memorised and later refits continue the training."""
 _PRIOR_SHARE = 0.5
-"""Share of the log-odds of the true frequencies that is added to the logits learned on balanced minibatches. With 0, three
-continuations of Hopper were called ends for every true end; with 1 (the true frequencies), a third of the ends were missed;
-0.5 had the best F1 score on Hopper, Walker2d, Ant and InvertedPendulum (6000 random steps each)."""
+"""Share of the log-odds of the true frequencies that is added to the logits learned on balanced minibatches. On Hopper, 0 gave
+three false alarms for every real termination, and 1 (the true frequencies) missed a third of the terminations; 0.5 had the
+best F1 score on Hopper, Walker2d, Ant and InvertedPendulum (6000 random steps each)."""
 _MIN_STD = 1e-6
-"""Inputs that vary less than this (in their own unit) are left unscaled."""
+"""Inputs with a smaller standard deviation than this (in their own unit) are not scaled."""
 
 _ACCEPTED = {
     "observation_dim": integer(1, 10**6),
@@ -49,19 +49,19 @@ _ACCEPTED_IN_FIT = {
 
 class LearnedTermination(nn.Module):
     """
-    A classifier of (observation, action, next observation) into "goes on" and "ends".
+    A binary classifier: does the task terminate at this (observation, action, next observation)?
 
     Terminations are rare (1 step in 20 to 1 in 1000), so minibatches are drawn half from the terminations and half
     from the rest; half of the log-odds of the true frequencies is added back afterwards, so that misses and false alarms
-    are about equally many. Until it has seen a termination, the head predicts that nothing ends.
+    are about equally many. Until it has been fitted to a termination, the classifier predicts none.
 
     ``state_dict`` holds float tensors only; ``optimizer`` is separate. No call draws from the global random stream.
 
     :param observation_dim: O
     :param action_dim: A
     :param net_arch: units of the hidden layers
-    :param learning_rate: of Adam
-    :param generator: draws the initial weights; ``None`` for one seeded with 0
+    :param learning_rate: learning rate of Adam
+    :param generator: draws the initial weights; ``None`` takes a new one seeded with 0
     """
 
     mean: th.Tensor
@@ -90,7 +90,7 @@ class LearnedTermination(nn.Module):
         self.register_buffer("mean", th.zeros(input_dim))
         self.register_buffer("std", th.ones(input_dim))
         self.register_buffer("prior_shift", th.zeros(()))
-        # 0.0 or 1.0, a float because SB3 averages and saves state dicts of floats
+        # 0.0 or 1.0: a float, so that code that does arithmetic on every entry of a state dict works
         self.register_buffer("termination_seen", th.zeros(()))
         self.optimizer = th.optim.Adam(self.network.parameters(), lr=learning_rate)
 
@@ -110,7 +110,7 @@ class LearnedTermination(nn.Module):
     def _balanced_logits(self, inputs: th.Tensor) -> th.Tensor:
         """
         :param inputs: raw inputs, (B, 2 O + A)
-        :return: log-odds of a termination if both classes were equally frequent, as in the minibatches, (B,)
+        :return: log-odds of a termination under equally frequent classes, as in the minibatches, (B,)
         """
         return self.network((inputs.to(self.mean.dtype) - self.mean) / self.std).squeeze(-1)
 
@@ -121,8 +121,8 @@ class LearnedTermination(nn.Module):
         :param obs: raw observations, (B, O)
         :param action: actions in the scale of the fit, (B, A)
         :param next_obs: raw next observations, (B, O)
-        :return: probability of a termination, for a frequency between the true one and one half (see the class), (B,) in
-            [0, 1]; 0 until a termination has been seen
+        :return: probability of a termination under a prior between the true frequency and one half (see the class), (B,) in
+            [0, 1]; 0 until the classifier has been fitted to a termination
         """
         return th.sigmoid(self.logits(obs, action, next_obs)) * self.termination_seen
 
@@ -145,20 +145,21 @@ class LearnedTermination(nn.Module):
         max_gradient_steps: int | None = None,
     ) -> dict[str, float]:
         """
-        Fit all data again, starting from the present weights and optimizer state.
+        Fit to all data, starting from the current weights and optimizer state.
 
-        Every fifth row of each class is held out when both have at least 5 rows; training stops after 5 epochs without a
-        better holdout loss and the best weights (those before the fit included) are restored. Otherwise all rows are
-        trained on, for 10 epochs at most. Without a single termination in the data the head stays as it is.
+        If both classes have at least 5 rows, every fifth row of each is held out; training stops after 5 epochs without a
+        lower holdout loss, and the best weights are restored, which may be those before the fit. Otherwise all rows are
+        trained on, for at most 10 epochs. If no transition terminated, the classifier is left unchanged.
 
         :param transitions: all real transitions so far, N rows, oldest first
-        :param generator: draws the minibatches; ``None`` for one seeded with 0
-        :param max_epochs: upper limit; an epoch is 32 minibatches, whatever N
+        :param generator: draws the minibatches; ``None`` takes a new one seeded with 0
+        :param max_epochs: largest number of epochs; an epoch has 32 minibatches, whatever N is
         :param batch_size: rows of a minibatch
-        :param max_gradient_steps: upper limit, which may end the fit within an epoch; None: ``max_epochs`` is the only limit
+        :param max_gradient_steps: largest number of gradient steps, even within an epoch; None: ``max_epochs`` is the only
+            limit
         :return: ``epochs`` trained, ``loss`` (binary cross-entropy, nats), ``precision`` and ``recall`` (NaN without a
             termination), measured on the holdout rows, or on all rows when nothing was held out
-        :raises ValueError: the data is empty or not finite
+        :raises ValueError: there are no transitions, or they are not finite
         """
         check_arguments(locals(), _ACCEPTED_IN_FIT)
         if not isinstance(transitions, CheckedTransitions):
@@ -183,7 +184,7 @@ class LearnedTermination(nn.Module):
     def _set_statistics(self, inputs: th.Tensor, labels: th.Tensor) -> None:
         """
         :param inputs: raw inputs of the rows trained on, (N, 2 O + A)
-        :param labels: whether the task ended, all rows, (N,) bool
+        :param labels: whether the task ended, for all rows, held-out ones included, (N,) bool
         """
         frequency = float(labels.float().mean())
         one_class = frequency in (0.0, 1.0)
@@ -191,7 +192,7 @@ class LearnedTermination(nn.Module):
         inputs = inputs.double()  # a float32 sum over many rows loses digits
         std = inputs.std(dim=0, correction=0)
         self.mean.copy_(inputs.mean(dim=0))
-        # An entry that never varies carries no information, and one row has no spread at all
+        # A constant input carries no information; with a single row, all inputs are constant
         self.std.copy_(th.where(std < _MIN_STD, th.ones_like(std), std))
 
     def _train(
@@ -207,10 +208,10 @@ class LearnedTermination(nn.Module):
         """
         :param inputs: raw inputs, (N, 2 O + A)
         :param labels: whether the task ended, (N,) bool
-        :param train_rows: rows to train on
-        :param holdout_rows: rows to stop by, or ``None``
+        :param train_rows: indices of rows to train on
+        :param holdout_rows: indices of rows for the stopping rule, or ``None``
         :param generator: draws the minibatches
-        :param max_steps: upper limit of gradient steps
+        :param max_steps: largest number of gradient steps
         :param batch_size: rows of a minibatch
         :return: epochs trained
         """
@@ -254,11 +255,12 @@ class LearnedTermination(nn.Module):
 
 def step_budget(taken: int, allowed: int | None) -> int:
     """
-    The gradient steps that a head may take: about as many as the dynamics took, so that its fit does not cost more.
+    The largest number of gradient steps of a learned termination: about as many as the fit of the dynamics took, so that it
+    does not cost more.
 
     :param taken: gradient steps that the fit of the dynamics took
     :param allowed: limit on the gradient steps of that fit; None: there is none
-    :return: ``taken``, or the steps that a few terminations need if these are more, but at most ``allowed``
+    :return: ``taken``, or the number that a few terminations need if that is larger, but at most ``allowed``
     """
     budget = max(taken, _BATCHES_PER_EPOCH * _EPOCHS_WITHOUT_HOLDOUT)
     return budget if allowed is None else min(budget, allowed)
@@ -266,8 +268,8 @@ def step_budget(taken: int, allowed: int | None) -> int:
 
 def check_termination_fn(termination_fn: TerminationFn | str | None) -> None:
     """
-    :param termination_fn: what a user passed
-    :raises ValueError: neither ``"auto"`` nor ``"learned"``, a function or None
+    :param termination_fn: the argument that a user passed
+    :raises ValueError: it is not ``"auto"``, ``"learned"``, a function or None
     """
     if not (termination_fn is None or callable(termination_fn) or termination_fn in ("auto", "learned")):
         raise ValueError(
@@ -284,13 +286,14 @@ def make_termination(
     generator: th.Generator,
 ) -> TerminationFn | None:
     """
-    The termination function that an argument stands for.
+    Make the termination function that a user's argument names.
 
-    :param termination_fn: ``"auto"`` (the rule of a known task, a learned head for others), ``"learned"``, a function, or None
-    :param env: the environment whose rule ``"auto"`` looks up; None: there is none
-    :param observation_space: of the environment
-    :param action_space: of the environment
-    :param generator: draws the weights of a learned head
+    :param termination_fn: ``"auto"`` (the rule of a known task, a learned termination for others), ``"learned"``, a function,
+        or None
+    :param env: the environment whose rule ``"auto"`` looks up; None: there is no environment, so ``"auto"`` learns
+    :param observation_space: the environment's
+    :param action_space: the environment's
+    :param generator: draws the weights of a learned termination
     :return: the function, or None
     """
     check_termination_fn(termination_fn)
@@ -305,10 +308,10 @@ def make_termination(
 
 def _linear(fan_in: int, fan_out: int, generator: th.Generator) -> nn.Linear:
     """
-    :param fan_in: inputs
-    :param fan_out: outputs
-    :param generator: draws the weights
-    :return: a linear layer with PyTorch's initialisation, uniform in ±1/sqrt(fan_in), not drawn from the global stream
+    :param fan_in: number of inputs
+    :param fan_out: number of outputs
+    :param generator: draws the weights, instead of the global stream
+    :return: a linear layer with PyTorch's initialisation, uniform in ±1/sqrt(fan_in)
     """
     layer = nn.utils.skip_init(nn.Linear, fan_in, fan_out, device=generator.device)
     limit = 1 / math.sqrt(fan_in)
@@ -324,12 +327,12 @@ def _require_finite(transitions: Transitions) -> None:
     :raises ValueError: there are none, or an entry is NaN or infinite
     """
     if len(transitions) == 0:
-        raise ValueError("Cannot fit a termination head on no transitions. Collect at least one first.")
+        raise ValueError("There are no transitions to fit the learned termination to. Collect at least one first.")
     for name in ("observations", "actions", "next_observations"):
         finite = th.isfinite(getattr(transitions, name)).all(dim=-1)
         if not finite.all():
             raise ValueError(
-                f"Cannot fit the termination head: `{name}` holds NaN or infinite values in {int((~finite).sum())} of "
+                f"Cannot fit the learned termination: `{name}` holds NaN or infinite values in {int((~finite).sum())} of "
                 f"{len(transitions)} transitions (first: row {int((~finite).nonzero()[0])}). The environment returned them, "
                 "usually from an unstable simulation or a sensor that drops out. Fix it there, for instance with a wrapper "
                 "that ends the episode before the state diverges; `VecCheckNan` finds the step at which it happens."
@@ -338,11 +341,13 @@ def _require_finite(transitions: Transitions) -> None:
 
 def _stratified_split(labels: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
     """
-    Every fifth row is held out, not a random fifth: while the data grows at its end, a row that was held out once stays held
-    out. The weights of an earlier fit compete for the best holdout loss, and must not have been trained on these rows.
+    Hold out every fifth row rather than a random fifth: as new data is appended, a row that was held out once stays held out.
+    This matters because the weights of an earlier fit compete for the best holdout loss, so they must not have been trained on
+    these rows.
 
     :param labels: whether the task ended, (N,) bool
-    :return: rows to train on and rows held out: a fifth of each class, ``None`` when a class has fewer than 5 rows
+    :return: indices of rows to train on and of rows held out: a fifth of each class, or ``None`` if a class has fewer than 5
+        rows
     """
     classes = [labels.nonzero().squeeze(-1), (~labels).nonzero().squeeze(-1)]
     if min(len(rows) for rows in classes) < _HOLDOUT_EVERY:
@@ -355,11 +360,11 @@ def _stratified_split(labels: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
 def _balanced_batches(labels: th.Tensor, rows: th.Tensor, batch_size: int, generator: th.Generator) -> th.Tensor:
     """
     :param labels: whether the task ended, (N,) bool
-    :param rows: rows to draw from
+    :param rows: indices of rows to draw from
     :param batch_size: rows of a minibatch
     :param generator: source of randomness
-    :return: row indices of one epoch of minibatches, half of each terminations and half others (drawn with replacement;
-        one class alone where the other is empty), (32, ``batch_size``)
+    :return: row indices of one epoch of minibatches, each half terminations and half others, drawn with replacement (from one
+        class alone if the other is empty), (32, ``batch_size``)
     """
     positives, negatives = rows[labels[rows]], rows[~labels[rows]]
     n_positives = batch_size // 2 if len(negatives) else batch_size

@@ -21,18 +21,18 @@ ACTIVATIONS: dict[str, Callable[[th.Tensor], th.Tensor]] = {
 
 class Networks(nn.Module):
     """
-    ``members`` networks side by side, each of which predicts a Gaussian. All members are evaluated at once: one parameter
-    tensor per layer, (members, inputs, outputs).
+    An ensemble of ``members`` networks, each of which predicts a Gaussian. All members are evaluated at once: there is one
+    parameter tensor per layer, (members, inputs, outputs).
 
     :param n_inputs: inputs, I
     :param n_outputs: outputs, D
     :param members: number of networks
     :param net_arch: hidden units per layer
     :param activation: a key of ``ACTIVATIONS``
-    :param probabilistic: predict a log-variance too
+    :param probabilistic: also predict a log-variance
     :param nll_beta: see :meth:`loss`
     :param learn_logvar_bounds: whether the bounds of the log-variance are learned
-    :param precision: of the products between hidden layers while gradients are recorded
+    :param precision: number format of products between hidden layers while gradients are recorded
     :param generator: source of the initial weights; None draws from PyTorch's global stream
     """
 
@@ -66,7 +66,7 @@ class Networks(nn.Module):
 
     def forward(self, inputs: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
-        Every member on its own rows.
+        Evaluate every member on its own rows.
 
         :param inputs: normalised inputs, (members, B, I)
         :return: mean and log-variance of the normalised outputs, (members, B, D) each
@@ -77,7 +77,7 @@ class Networks(nn.Module):
         return self._split_head(self._forward_all(inputs))
 
     def _forward_all(self, inputs: th.Tensor) -> th.Tensor:
-        """The output layer's output of every member on its own rows, (members, B, I) -> (members, B, head)."""
+        """Evaluate every member on its own rows: (members, B, I) -> outputs of the last layer, (members, B, head)."""
         hidden = inputs
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             hidden = ACTIVATIONS[self.activation](th.baddbmm(bias, hidden, weight))
@@ -85,11 +85,11 @@ class Networks(nn.Module):
 
     def _forward_rows(self, inputs: th.Tensor, members: th.Tensor) -> th.Tensor:
         """
-        Each row by the member that is named for it.
+        Evaluate each row with its own member.
 
         :param inputs: normalised inputs, (B, I)
-        :param members: (B,) long; or several for each row, (K, B)
-        :return: the output layer's output, (B, head) or (K, B, head): D columns, twice as many if it is probabilistic
+        :param members: the member of each row, (B,) long; or K members for each row, (K, B)
+        :return: outputs of the last layer, (B, head) or (K, B, head): D columns, 2 D if it is probabilistic
         """
         if accelerated.supports_rows(inputs):
             return accelerated.forward_rows(inputs, members, [*self.weights], [*self.biases], ACTIVATIONS[self.activation])
@@ -105,16 +105,18 @@ class Networks(nn.Module):
         return mean, logvar
 
     def _std(self, head: th.Tensor) -> th.Tensor:
-        """Closed form of ``exp(logvar / 2)`` for :meth:`_split_head`: the exponential cancels both softplus."""
+        """Closed form of ``exp(logvar / 2)`` with :meth:`_split_head`'s ``logvar``: the exponential cancels both softplus."""
         logvar = head[:, self.output_dim :]
         return (self.min_logvar.exp() + self.max_logvar.exp() * th.sigmoid(logvar - self.max_logvar)).sqrt()
 
     def loss(self, inputs: th.Tensor, targets: th.Tensor) -> th.Tensor:
         """
-        Gaussian negative log-likelihood (up to constants; see ``nll_beta``), averaged over rows and outputs, summed over
-        members; the bounds of the log-variance are pulled together with weight 0.01 (Chua et al. 2018, appendix A.1), times
-        the weight that ``nll_beta`` gives a row whose variance lies at the bound.
-        Squared error for a deterministic ensemble.
+        Gaussian negative log-likelihood up to constants, averaged over rows and outputs and summed over members; for a
+        deterministic ensemble, the squared error. With ``nll_beta`` > 0 each row and output is weighted by its predicted
+        variance to this power.
+
+        A further term pulls the bounds of the log-variance together, with weight 0.01 (Chua et al. 2018, appendix A.1) times
+        the weight that ``nll_beta`` gives a variance at the bound.
 
         :param inputs: normalised inputs, (members, B, I)
         :param targets: normalised outputs, (members, B, D)
@@ -129,8 +131,8 @@ class Networks(nn.Module):
         lower: th.Tensor = self.min_logvar
         if self.nll_beta > 0:
             nll = nll * th.exp(self.nll_beta * logvar.detach())
-            # Each bound has the weight of a row whose variance lies there. At full weight the pull on the lower bound would
-            # outweigh the likelihood, and the noise floor would rise however well the model predicts
+            # Each bound is weighted like a variance at the bound. With weight 1, the pull on the lower bound would outweigh
+            # the likelihood, and the noise floor would rise however well the model predicts
             upper = upper * th.exp(self.nll_beta * upper.detach())
             lower = lower * th.exp(self.nll_beta * lower.detach())
         return nll.mean(dim=(1, 2)).sum() + 0.01 * (upper.sum() - lower.sum())
@@ -170,7 +172,7 @@ def decay_per_layer(weight_decay: float | Sequence[float] | None, n_layers: int)
     :param weight_decay: one number for all layers or a number for each; None: the five numbers of MBPO's code, interpolated
     :param n_layers: layers of a network, the output layer included
     :return: a number for each layer
-    :raises ValueError: there are not as many numbers as layers
+    :raises ValueError: the number of values is not the number of layers
     """
     if weight_decay is None:
         published = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
@@ -179,5 +181,8 @@ def decay_per_layer(weight_decay: float | Sequence[float] | None, n_layers: int)
         return (float(weight_decay),) * n_layers  # type: ignore[arg-type]
     assert isinstance(weight_decay, (Sequence, np.ndarray))
     if len(weight_decay) != n_layers:
-        raise ValueError(f"weight_decay lists {len(weight_decay)} values for {n_layers} layers (the output layer counts).")
+        raise ValueError(
+            f"weight_decay must be one number or one for each of {n_layers} layers (the output layer counts), "
+            f"got {len(weight_decay)} numbers."
+        )
     return tuple(float(decay) for decay in weight_decay)

@@ -6,10 +6,10 @@ from torch import nn
 
 class Normalizer(nn.Module):
     """
-    Z-scores its input with the mean and standard deviation of the data it was last fitted on.
-    A dimension that was constant there has a standard deviation of 0: as an input it is only centred; as an output it is that
-    constant, whatever a network predicts.
-    The statistics are buffers, so they travel with the state dict of the model that owns them.
+    Z-scores its input with the mean and standard deviation of the data that it was last fitted to.
+    A dimension that was constant in this data has a standard deviation of 0: ``forward`` only centres it, and ``inverse``
+    returns the constant, whatever a network predicts.
+    The statistics are buffers, so they are part of the state dict of the model that owns them.
 
     :param dim: number of input dimensions
     """
@@ -25,13 +25,13 @@ class Normalizer(nn.Module):
     def fit(self, inputs: th.Tensor, z_score: bool = True) -> None:
         """
         :param inputs: the training rows only (statistics of held-out rows would leak), (N, dim)
-        :param z_score: if False, only constant dimensions are treated; the others are left as they are
+        :param z_score: False: only constant dimensions are handled; the others are left unchanged
         """
-        # Accumulated in float64: a float32 sum over a million rows loses the digits that a small std is made of
+        # In float64, because a float32 sum over a million rows loses the digits that a small standard deviation needs
         inputs = inputs.double()
         mean = inputs.mean(dim=0)
         std = inputs.std(dim=0, correction=0)
-        # Rounding errors of a constant must not be scaled up to a variance of 1
+        # The rounding errors of a constant must not be scaled up to a variance of 1
         moved = std > 1e-6 * mean.abs().clamp_min(1e-6)
         if not z_score:
             mean, std = mean.masked_fill(moved, 0.0), th.ones_like(std)

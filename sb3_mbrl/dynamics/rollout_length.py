@@ -1,4 +1,4 @@
-"""How long imagined rollouts may be: by a schedule, or by the measured error of the model."""
+"""The length of imagined rollouts: from a schedule, or from the measured error of the model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -15,7 +15,7 @@ from sb3_mbrl.diagnostics.open_loop import open_loop_error
 from sb3_mbrl.diagnostics.statistics import over_outputs
 
 LONGEST_ROLLOUT = 10**4
-"""Largest number of imagined steps of a branch."""
+"""Largest number of imagined steps in a branch."""
 
 
 class RolloutSchedule:
@@ -25,7 +25,7 @@ class RolloutSchedule:
     these steps do).
 
     :param schedule: a constant length, or ``(start, end, min_length, max_length)``
-    :raises ValueError: not of this form
+    :raises ValueError: it has another form
     """
 
     def __init__(self, schedule: int | Sequence[int]):
@@ -56,12 +56,11 @@ class RolloutSchedule:
 
 
 N_STARTS = 500
-"""Largest number of predictions that are measured."""
-
+"""Largest number of open-loop predictions that are measured."""
 
 LEAST_STARTS = 0.1
-"""Share of all transitions that must allow a prediction of a length. A single long episode among short ones is not enough to
-measure it."""
+"""A length is measured only if predictions of this length can start at this share of all transitions: a single long episode
+among short ones is not enough."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +71,8 @@ class AdaptiveRolloutLength:
     poor, and after the policy has moved to states that the model has not seen.
 
     :param max_length: imagined steps at most (paper: schedules end at 15 on Hopper, 25 on Ant)
-    :param tolerance: error of a predicted state and reward that is accepted, root mean square over outputs, each in standard
-        deviations of all data so far
+    :param tolerance: largest accepted error of a predicted state and reward: the root mean square over outputs, each in
+        standard deviations of all data so far
     :raises ValueError: a number is out of its range
     """
 
@@ -91,7 +90,7 @@ class AdaptiveRolloutLength:
         scale: th.Tensor | None = None,
     ) -> np.ndarray:
         """
-        :param dynamics: the model; it predicts as imagination does, an elite and noise drawn at each step
+        :param dynamics: the model; as in imagination, an elite and noise are drawn at each step
         :param trajectories: unbroken pieces of real transitions, preferably ones that the model was not fitted to
         :param generator: source of starts, members and noise
         :param scale: standard deviations of next observations and reward, (O + 1,); None takes those of ``trajectories``
@@ -107,8 +106,8 @@ class AdaptiveRolloutLength:
 
     def choose(self, errors: np.ndarray) -> int:
         """
-        :param errors: after 1, 2, ... steps
-        :return: steps before the error first exceeds the tolerance, at least 1
+        :param errors: errors after 1, 2, ... steps, (H,)
+        :return: number of steps before the error first exceeds the tolerance, at least 1
         """
         beyond = np.flatnonzero(~(errors <= self.tolerance))
         return max(1, int(beyond[0]) if len(beyond) > 0 else len(errors))
@@ -128,6 +127,6 @@ def make_schedule(given: Any) -> RolloutSchedule | AdaptiveRolloutLength:
     accepted = [field.name for field in fields(AdaptiveRolloutLength)]
     if not set(given) <= set(accepted):
         raise ValueError(
-            f"rollout_schedule as a mapping has the arguments {accepted} of AdaptiveRolloutLength, got {dict(given)}."
+            f"rollout_schedule as a mapping must hold arguments of AdaptiveRolloutLength, {accepted}, got {dict(given)}."
         )
     return AdaptiveRolloutLength(**given)

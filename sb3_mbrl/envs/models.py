@@ -13,7 +13,7 @@ from sb3_mbrl.common.progress import showing
 from sb3_mbrl.common.spaces import check_spaces
 from sb3_mbrl.common.types import RewardFn, TerminationFn, Transitions
 from sb3_mbrl.dynamics.ensemble import ProbabilisticEnsemble
-from sb3_mbrl.dynamics.fitting import FitReport, check_fit_arguments, epoch_shown_by, fit
+from sb3_mbrl.dynamics.fitting import FitReport, check_fit_arguments, describe_epochs, fit
 from sb3_mbrl.dynamics.learned_termination import make_termination
 
 
@@ -76,7 +76,7 @@ def fit_model(
     :return: errors and cost of the fit
     """
     with showing(verbose, progress_bar) as show:
-        report = dynamics.fit(transitions, generator, **{"on_epoch": epoch_shown_by(show), **fit_kwargs})
+        report = dynamics.fit(transitions, generator, **{"on_epoch": describe_epochs(show), **fit_kwargs})
     if verbose >= 1:
         print(f"Model fitted: {report.in_words()}")
     return report

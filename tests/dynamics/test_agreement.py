@@ -66,7 +66,7 @@ def test_a_reward_that_is_not_finite_on_real_transitions_is_an_error():
 def test_a_termination_that_the_data_contradict_gives_one_warning_per_function():
     model = ensemble(termination_fn=lambda obs, action, next_obs: obs[:, 0] > -th.inf)
     data = transitions(200)
-    message = "disagrees with 200 of 200 real transitions: 200 of the 200 that it ends went on, and it misses 0 of the 0"
+    message = "disagrees with 200 of 200 real transitions: 200 of its 200 terminations did not happen, and it misses 0 of 0"
     with pytest.warns(UserWarning, match=message) as caught:
         reports = fits(model, data)
     assert len(caught) == 1 and reports[0].termination_precision == 0
@@ -87,7 +87,7 @@ def test_a_task_that_never_terminates_is_contradicted_by_a_single_termination():
 
 def test_a_function_that_misses_all_of_many_terminations_is_refused():
     data = transitions(200, terminated=th.arange(200) < 10)
-    with pytest.raises(ValueError, match="10 of 200 transitions terminated.*predicts not one of them"):
+    with pytest.raises(ValueError, match="10 of 200 transitions terminated.*predicts none of them"):
         ensemble(termination_fn=lambda obs, action, next_obs: obs[:, 0] > th.inf).fit(data, seeded())
 
 

@@ -302,7 +302,7 @@ def test_a_member_that_does_not_exist_raises():
         ({"n_elites": 4}, "n_elites must lie between 1 and ensemble_size=3"),
         ({"activation": "swish"}, "silu"),
         ({"precision": "half"}, r"precision must be one of \['float32', 'bfloat16'\], got 'half'"),
-        ({"weight_decay": (1e-5, 1e-5)}, "2 values for 3 layers"),
+        ({"weight_decay": (1e-5, 1e-5)}, "one for each of 3 layers .*, got 2 numbers"),
         ({"obs_space": spaces.Discrete(4)}, "flat Box observations"),
     ],
 )

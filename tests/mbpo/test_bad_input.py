@@ -79,7 +79,7 @@ def test_the_message_names_the_available_policies():
         ({"dynamics_kwargs": {"n_members": 3}}, r"dynamics_kwargs does not accept \['n_members'\].*ensemble_size"),
         ({"dynamics_kwargs": {"device": "cpu"}}, r"dynamics_kwargs does not accept \['device'\].*MBPO's own arguments"),
         ({"dynamics_kwargs": {"activation": "sine"}}, "activation must be one of .*silu.*got 'sine'"),
-        ({"dynamics_kwargs": {"weight_decay": [1e-4, 1e-4]}}, "weight_decay lists 2 values for 5 layers"),
+        ({"dynamics_kwargs": {"weight_decay": [1e-4, 1e-4]}}, "one for each of 5 layers .*, got 2 numbers"),
         ({"fit_kwargs": {"epochs": 3}}, r"fit_kwargs does not accept \['epochs'\].*max_epochs"),
         ({"fit_kwargs": {"generator": None}}, r"fit_kwargs does not accept \['generator'\]"),
         ({"fit_kwargs": {"patience": -1}}, "patience must be an integer of at least 0, got -1"),

@@ -116,7 +116,7 @@ def test_a_termination_function_that_predicts_nothing_is_refused(make_mbpo):
     def never(obs, action, next_obs):
         return th.zeros(len(obs), dtype=th.bool)
 
-    with pytest.raises(ValueError, match="predicts not one of them"):
+    with pytest.raises(ValueError, match="predicts none of them"):
         make_mbpo("Line-v0", learning_starts=300, termination_fn=never).learn(400)
 
 
