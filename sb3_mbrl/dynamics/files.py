@@ -101,7 +101,7 @@ def load_model(
     for name, function in given.items():
         if saved[name] == "user" and function is None:
             raise ValueError(
-                f"{path} was saved with your own {name}, which is not in the file: pass it again, load(..., {name}=f)."
+                f"{path} was saved with your own {name}, which is which is not saved: pass it again, load(..., {name}=f)."
             )
     learned = saved["termination_fn"] == "learned"
     if termination_fn is None:
