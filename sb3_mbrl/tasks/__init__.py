@@ -1,4 +1,4 @@
-"""Gymnasium's own tasks: their rules of termination, their simulators, their parameters and how they are rendered."""
+"""Gymnasium's own tasks: their termination rules, simulators, physical parameters and rendering."""
 
 from sb3_mbrl.tasks.simulator import SimulatorModel
 from sb3_mbrl.tasks.termination import known_termination

@@ -1,4 +1,4 @@
-"""Gymnasium's classic control for a batch of states: what the environment observes, rewards and ends, and its steps."""
+"""Gymnasium's classic control for a batch of states: steps, observations, rewards and terminations."""
 
 import copy
 from typing import Any
@@ -15,9 +15,10 @@ Outcome = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 class ClassicTask:
     """
-    A task of Gymnasium's classic control. Its states are what the environment calls ``state``; most are observed as they are.
+    A task of Gymnasium's classic control. A state is the environment's attribute ``state``, which is also the observation
+    unless a subclass says otherwise.
 
-    :param env: the unwrapped environment; its attributes are kept as they are now
+    :param env: the unwrapped environment; its attributes are copied, so later changes have no effect here
     """
 
     def __init__(self, env: Any) -> None:
@@ -97,7 +98,7 @@ class _CartPole(ClassicTask):
 
 
 class _MountainCar(ClassicTask):
-    """``mountain_car.py``, ``continuous_mountain_car.py``; the latter computes in float32, which is not repeated here."""
+    """``mountain_car.py``, ``continuous_mountain_car.py``; the latter computes in float32, this class in float64."""
 
     def step(self, states: np.ndarray, action: np.ndarray) -> Outcome:
         task, (position, velocity) = self.task, states.T

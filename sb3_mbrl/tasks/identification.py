@@ -1,4 +1,4 @@
-"""System identification: physical parameters of a MuJoCo simulator, from logged transitions."""
+"""System identification: fits physical parameters of a MuJoCo simulator to logged transitions."""
 
 import copy
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from sb3_mbrl.common.types import Transitions
 from sb3_mbrl.tasks.mujoco_simulator import MujocoSimulator
 from sb3_mbrl.tasks.simulator import SimulatorModel
 
-# The fields of a model that can be identified, and what their elements belong to
+# The fields of an MjModel that can be identified, and the type of object that their elements belong to
 _FIELDS = {
     "body_mass": mujoco.mjtObj.mjOBJ_BODY,
     "dof_armature": mujoco.mjtObj.mjOBJ_JOINT,
@@ -35,16 +35,16 @@ _DIFFERENCE = 1e-4
 @dataclass(frozen=True)
 class IdentificationReport:
     """
-    What :func:`identify` found.
+    The result of :func:`identify`.
 
-    :param model: the simulator, which has the identified parameters from now on
+    :param model: the simulator, with its parameters set to the identified values
     :param parameters: identified values, by name, in MuJoCo's units
-    :param initial: values before
+    :param initial: values before the identification
     :param at_bound: parameters that ended at a bound: the best value probably lies beyond it
     :param residual_before: root mean square of the one-step prediction error, in standard deviations of each observation
-        dimension, with the values before
-    :param residual_after: the same with the identified values
-    :param n_transitions: how many transitions were used
+        dimension, with the initial values
+    :param residual_after: the same error with the identified values
+    :param n_transitions: number of transitions used
     :param n_iterations: iterations of the least squares solver
     """
 
@@ -65,24 +65,24 @@ def identify(
     max_iterations: int = 50,
 ) -> IdentificationReport:
     """
-    Fit named physical parameters so that the simulator predicts logged transitions: least squares on the one-step error of
-    what an observation shows of positions and velocities, each dimension in its standard deviations, by Gauss-Newton with
-    bounds (``mujoco.minimize.least_squares``), from the simulator's own values.
+    Fit named physical parameters so that the simulator predicts logged transitions. Bounded Gauss-Newton
+    (``mujoco.minimize.least_squares``), starting from the simulator's current values, minimises the squared one-step error of
+    the observed positions and velocities, each dimension in its standard deviations.
 
-    Transitions whose observation hides part of the state (a velocity clipped at ±10) are left out. Parameters are set like
-    ``env.unwrapped.model.body_mass[i] = value``: quantities that MuJoCo derives from them when it compiles a model (inertias,
-    inverse weights) are not updated.
+    Transitions with a clipped velocity (at ±10) are left out, because the observation does not show the whole state.
+    Parameters are set as by ``env.unwrapped.model.body_mass[i] = value``: quantities that MuJoCo derives from them when it
+    compiles a model (inertias, inverse weights) are not updated.
 
-    :param simulator: a simulator of one of Gymnasium's MuJoCo tasks, or an environment to make one of
-    :param transitions: logged in the environment to be identified, actions in [-1, 1]
-    :param parameters: name to (lower, upper) bound, for instance ``{"body_mass/torso": (1.0, 10.0)}``. Names are
+    :param simulator: a simulator of one of Gymnasium's MuJoCo tasks, or an environment (or its id) to make a simulator of
+    :param transitions: transitions logged in the environment to be identified, actions in [-1, 1]
+    :param parameters: (lower, upper) bound by name, for instance ``{"body_mass/torso": (1.0, 10.0)}``. Names are
         ``field/element``; the fields are ``body_mass``, ``dof_damping``, ``dof_armature``, ``dof_frictionloss``,
         ``jnt_stiffness``, ``geom_friction`` (sliding) and ``actuator_gear`` (first component). The friction of a contact is
         the larger of its two geoms'
-    :param max_iterations: of the solver
-    :return: what was found; the simulator has its parameters set, the environment is left as it is
-    :raises ValueError: no MuJoCo task, an unknown name, bounds that are no interval or leave out the present value, or a
-        parameter that makes no difference to these transitions
+    :param max_iterations: largest number of iterations of the solver
+    :return: the identified values. The simulator's parameters are set to them; the environment is not changed
+    :raises ValueError: it is not a MuJoCo task, a name is unknown, bounds are not an interval or exclude the current value, or
+        a parameter has no effect on these transitions
     """
     check_arguments(locals(), {"max_iterations": integer(1, 10**6)})
     model = simulator if isinstance(simulator, SimulatorModel) else SimulatorModel(simulator)
@@ -119,10 +119,10 @@ class _Problem:
     """
     The residual as a function of parameters, each scaled to [0, 1] between its bounds.
 
-    :param model: scales actions
-    :param simulator: predicts
-    :param transitions: logged
-    :param parameters: name to bounds
+    :param model: the model of the environment, which defines the scale of actions
+    :param simulator: the simulator, which predicts the transitions
+    :param transitions: logged transitions
+    :param parameters: (lower, upper) bound by name
     """
 
     def __init__(
@@ -145,17 +145,20 @@ class _Problem:
         states, self.next_visible = task.state_of(obs), next_obs[:, : task.n_visible]
         complete = (np.abs(task.qvel(states)) < task.velocity_limit).all(axis=1) & np.isfinite(self.next_visible).all(axis=1)
         if complete.sum() < 2:
-            raise ValueError(f"{complete.sum()} of {len(obs)} transitions can be used, expected at least 2: log more.")
+            raise ValueError(
+                f"Only {complete.sum()} of {len(obs)} transitions are finite and without clipped velocities, at least 2 are "
+                "needed. Log more."
+            )
         self.states, self.next_visible = states[complete], self.next_visible[complete]
         self.action = to_environment(transitions.actions, model.action_space)[complete]
         std = self.next_visible.std(axis=0)
-        # A constant dimension gives no information
+        # A constant dimension carries no information
         self.weight = np.where(std > 1e-8, 1 / np.maximum(std, 1e-8), 0.0)
 
     def residual(self, unit: np.ndarray) -> np.ndarray:
         """
         :param unit: K points, (P, K)
-        :return: scaled one-step errors at each point, all in one parallel rollout, (N * V, K)
+        :return: scaled one-step errors at each point, from one parallel rollout of all points, (N * V, K)
         """
         candidates = [copy.copy(self.simulator.task.model) for _ in range(unit.shape[1])]
         for candidate, point in zip(candidates, unit.T, strict=True):
@@ -170,7 +173,7 @@ class _Problem:
 
     def check_effects(self) -> None:
         """
-        :raises ValueError: a parameter makes no difference between its bounds
+        :raises ValueError: a parameter has the same effect at both of its bounds
         """
         start = self.to_unit(self.initial)
         n = len(start)
@@ -180,9 +183,9 @@ class _Problem:
         for index, name in enumerate(self.names):
             if np.abs(residuals[:, n + index] - residuals[:, index]).max() < 1e-6:
                 raise ValueError(
-                    f"{name!r} makes no difference to these {len(self.states)} transitions anywhere between "
-                    f"{self.low[index]} and {self.high[index]}: leave it out, or log transitions in which it matters (a "
-                    "friction needs contact, and is the larger one of the two geoms')."
+                    f"{name!r} has no effect on these {len(self.states)} transitions: predictions are the same at "
+                    f"{self.low[index]} and at {self.high[index]}. Leave it out, or log transitions in which it matters (a "
+                    "friction needs a contact, and only the larger one of the two geoms counts)."
                 )
 
     def set_parameters(self, model: Any, values: np.ndarray) -> None:
@@ -196,14 +199,14 @@ class _Problem:
     def to_unit(self, values: np.ndarray) -> np.ndarray:
         """
         :param values: in MuJoCo's units, (P,)
-        :return: between the bounds, in [0, 1]
+        :return: positions between the bounds, in [0, 1], (P,)
         """
         return (values - self.low) / (self.high - self.low)
 
     def from_unit(self, unit: np.ndarray) -> np.ndarray:
         """
-        :param unit: between the bounds, in [0, 1], (P,)
-        :return: in MuJoCo's units
+        :param unit: positions between the bounds, in [0, 1], (P,)
+        :return: values in MuJoCo's units, (P,)
         """
         return self.low + unit * (self.high - self.low)
 
@@ -211,14 +214,14 @@ class _Problem:
         for name, low, value, high in zip(self.names, self.low, self.initial, self.high, strict=True):
             if not low <= value <= high:
                 raise ValueError(
-                    f"{name!r} starts from {value}, as the simulator has it, outside its bounds ({low}, {high}). Widen them."
+                    f"The simulator's current value of {name!r}, {value}, is outside its bounds ({low}, {high}). Widen them."
                 )
 
 
 def _accepted_names(model: Any) -> dict[str, tuple[str, Any]]:
     """
     :param model: an ``MjModel``
-    :return: name of a parameter to its field and index there
+    :return: field and index of each parameter, by its name
     """
     counts = {"body": model.nbody, "dof": model.njnt, "jnt": model.njnt, "geom": model.ngeom, "actuator": model.nu}
     accepted: dict[str, tuple[str, Any]] = {}
@@ -250,7 +253,7 @@ def _place(model: Any, name: str) -> tuple[str, Any]:
 
 def _checked_bounds(name: str, low: float, high: float) -> tuple[float, float]:
     if not (np.isfinite(low) and np.isfinite(high) and low < high):
-        raise ValueError(f"Bounds ({low}, {high}) of {name!r}: expected two finite numbers, the lower one first.")
+        raise ValueError(f"The bounds of {name!r} must be two finite numbers, the lower one first, got ({low}, {high}).")
     return float(low), float(high)
 
 

@@ -1,4 +1,4 @@
-"""Gymnasium's MuJoCo tasks for a batch of physics states: what the environment observes, rewards and ends."""
+"""Gymnasium's MuJoCo tasks for a batch of physics states: observations, rewards and terminations."""
 
 import copy
 import math
@@ -17,13 +17,15 @@ Judgement = tuple[np.ndarray, np.ndarray]
 
 class MujocoTask:
     """
-    A task whose observation is ``qpos`` (less its leading coordinates, on which nothing depends) and ``qvel``.
+    A task whose observation is ``qpos`` (without leading coordinates on which nothing depends) and ``qvel``.
 
-    A state is ``time, qpos, qvel, extras``. Most tasks have no extras: positions and velocities before and after a step tell
-    the reward. The others also read quantities that MuJoCo computes within a step and that ``qpos`` and ``qvel`` do not give
-    back (positions of the last integrator stage, contact forces): these are kept as extras, those that are observed last.
+    A state is ``time, qpos, qvel, extras``. Most tasks have no extras: the reward follows from positions and velocities before
+    and after a step. The others also read quantities that MuJoCo computes within a step and that cannot be recovered from
+    ``qpos`` and ``qvel`` (positions of the last integrator stage, contact forces). These are the extras; the observed ones
+    come last.
 
-    Everything is read from the environment once, and its model is copied: later changes of either do not affect the other.
+    Everything is read from the environment once, and its model is copied, so later changes of the environment have no effect
+    here.
 
     :param env: the unwrapped environment
     """
@@ -35,7 +37,7 @@ class MujocoTask:
 
     def __init__(self, env: Any) -> None:
         self.model = copy.deepcopy(env.model)
-        # MuJoCo would reset a diverged simulation to its first state, where it looks healthy
+        # Otherwise MuJoCo resets a diverged simulation to its initial state, which looks healthy
         self.model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
         self.frame_skip = int(env.frame_skip)
         self.dt = float(env.dt)
@@ -90,7 +92,7 @@ class MujocoTask:
 
     def state_of(self, obs: np.ndarray) -> np.ndarray:
         """
-        The inverse of :meth:`visible`, as far as there is one: positions that are left out become zero, clipped velocities
+        The inverse of :meth:`visible` as far as it exists: positions that are not observed become zero, clipped velocities
         stay clipped.
 
         :param obs: observations, (B, O)
@@ -109,16 +111,16 @@ class MujocoTask:
 
     def extras(self, data: mujoco.MjData) -> np.ndarray:
         """
-        :param data: after a step, as the environment finds it
-        :return: what the task reads besides ``qpos`` and ``qvel``; what the observation shows of it comes last, (E,)
+        :param data: MuJoCo's data after a step
+        :return: quantities that the task reads besides ``qpos`` and ``qvel``, the observed ones last, (E,)
         """
         return np.zeros(0)
 
     def judge(self, states: np.ndarray, action: np.ndarray, next_states: np.ndarray) -> Judgement:
         """
-        :param states: before the step, (B, S)
+        :param states: states before the step, (B, S)
         :param action: in the environment's own scale, (B, A)
-        :param next_states: after the step, (B, S)
+        :param next_states: states after the step, (B, S)
         :return: reward of each step, and whether the task ended
         """
         raise NotImplementedError
@@ -141,7 +143,7 @@ class MujocoTask:
 
 
 class _Runner(MujocoTask):
-    """Forward velocity less the cost of control: ``half_cheetah_v4.py``, ``swimmer_v4.py`` and their v5."""
+    """The reward is forward velocity minus a control cost: ``half_cheetah_v4.py``, ``swimmer_v4.py`` and their v5."""
 
     def _read_coefficients(self, env: Any) -> None:
         # Ant-v4 has no such weight
@@ -176,7 +178,7 @@ class Swimmer(_Runner):
 
 
 class _Walker(_Runner):
-    """A runner that is paid for being healthy, and ends when it is not."""
+    """A runner that is also rewarded for being healthy, and terminates when it is not."""
 
     def _read_coefficients(self, env: Any) -> None:
         super()._read_coefficients(env)
@@ -185,7 +187,7 @@ class _Walker(_Runner):
 
     def judge(self, states: np.ndarray, action: np.ndarray, next_states: np.ndarray) -> Judgement:
         healthy = ~self.ended(next_states)
-        # v4 pays for the step that ends the episode too
+        # v4 also pays the healthy reward in the step that ends the episode
         paid = healthy | (self.is_v4 and self.ends_unhealthy)
         reward = self._running(states, action, next_states) + self.healthy_reward * paid
         return reward, ~healthy & self.ends_unhealthy
@@ -220,7 +222,7 @@ class Ant(_Walker):
     def extras(self, data: mujoco.MjData) -> np.ndarray:
         low, high = self.contact_range
         forces = np.clip(data.cfrc_ext, low, high)
-        # v5 leaves out the world, on which no force acts
+        # v5 leaves out the world body, on which no force acts
         shown = forces[0 if self.is_v4 else 1 :].ravel() if self.observes_contacts else np.zeros(0)
         cost = self.contact_weight * np.square(forces).sum()
         return np.concatenate([[data.xpos[self.torso, 0], cost], shown])
@@ -244,7 +246,7 @@ class Humanoid(Ant):
         self.contact_weight = 0.0 if self.is_v4 else float(env._contact_cost_weight)
         self.contact_range = (-math.inf, math.inf) if self.is_v4 else tuple(map(float, env._contact_cost_range))
         parts = ("cinert", "cvel", "qfrc_actuator", "cfrc_ext")
-        # v5 leaves out the world (one row), and the joint that nothing drives (six entries)
+        # v5 leaves out the world body (one row) and the root joint, which has no actuator (six entries)
         self.parts = [
             (part, 0 if self.is_v4 else 6 if part == "qfrc_actuator" else 1)
             for part in parts
@@ -264,7 +266,7 @@ class InvertedPendulum(MujocoTask):
 
     def judge(self, states: np.ndarray, action: np.ndarray, next_states: np.ndarray) -> Judgement:
         fallen = self.ended(next_states)
-        # v4 pays for the last step too
+        # v4 also pays for the step that ends the episode
         return np.where(fallen & (not self.is_v4), 0.0, 1.0), fallen
 
 
@@ -303,7 +305,7 @@ class InvertedDoublePendulum(MujocoTask):
         x, height = next_states[:, self.n_physics : self.n_physics + 2].T
         first, second = self.qvel(next_states)[:, 1:3].T
         fallen = self.ended(next_states)
-        # v4 pays for the last step too
+        # v4 also pays for the step that ends the episode
         alive = self.healthy_reward * (~fallen | self.is_v4)
         distance = 0.01 * x**2 + (height - 2) ** 2
         return alive - distance - (1e-3 * first**2 + 5e-3 * second**2), fallen
@@ -311,9 +313,9 @@ class InvertedDoublePendulum(MujocoTask):
 
 class Reacher(MujocoTask):
     """
-    ``reacher_v4.py``, ``reacher_v5.py``. Extras: from the target to the fingertip. The target does not move: its velocity,
-    which is not observed, is zero. The elbow is limited to ±3 rad; when it is pushed through this limit and past π, the
-    observation puts it on the other side.
+    ``reacher_v4.py``, ``reacher_v5.py``. Extras: the vector from the target to the fingertip. The target does not move, so its
+    velocity, which is not observed, is zero. The elbow is limited to ±3 rad; if it is pushed beyond this limit and past π, the
+    angle that is computed from the observation has the opposite sign.
     """
 
     def _read_coefficients(self, env: Any) -> None:
@@ -333,7 +335,7 @@ class Reacher(MujocoTask):
 
     def extras(self, data: mujoco.MjData) -> np.ndarray:
         x, y, z = data.xpos[self.fingertip] - data.xpos[self.target]
-        # v5 does not show the height, so it goes first
+        # v5 does not observe the height, so it comes before the observed extras
         return np.array([x, y, z] if self.is_v4 else [z, x, y])
 
     def judge(self, states: np.ndarray, action: np.ndarray, next_states: np.ndarray) -> Judgement:
@@ -358,14 +360,14 @@ MUJOCO_TASKS: dict[str, type[MujocoTask]] = {
         Reacher,
     )
 }
-"""By the name of Gymnasium's class. Pusher is not here: its observation does not show how fast the object moves."""
+"""By the name of Gymnasium's class. Pusher is missing, because its observation does not show the velocity of the object."""
 
 
 def known_mujoco_task(env: Any) -> MujocoTask | None:
     """
     :param env: an unwrapped environment of one of Gymnasium's own tasks
-    :return: the task, None if it cannot be simulated, or has more state than ``qpos`` and ``qvel`` (activations of actuators
-        in an XML file of the user's, which no observation shows)
+    :return: the task; None if it cannot be simulated, or if its state is more than ``qpos`` and ``qvel`` (actuator activations
+        of a custom XML file, which no observation shows)
     """
     task = MUJOCO_TASKS.get(type(env).__qualname__)
     if task is None:

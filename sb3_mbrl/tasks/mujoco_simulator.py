@@ -1,4 +1,4 @@
-"""Steps of Gymnasium's MuJoCo tasks for a batch of physics states, over threads."""
+"""Steps Gymnasium's MuJoCo tasks for a batch of physics states, in several threads."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,20 +12,20 @@ from sb3_mbrl.tasks.mujoco import MujocoTask
 
 class MujocoSimulator:
     """
-    All states at once, over threads. States are float64.
+    Steps all states at once, in several threads. States are float64.
 
     The constraint solver starts cold in each step, while the environment starts it from its last solution: in contact both
     agree to the solver's tolerance, not bit for bit. Results do not depend on the number of threads.
 
-    :param task: observations, rewards and terminations
-    :param n_threads: how many threads step states
+    :param task: defines observations, rewards and terminations
+    :param n_threads: number of threads that step states
     """
 
     def __init__(self, task: MujocoTask, n_threads: int) -> None:
         self.task = task
         self.data = [mujoco.MjData(task.model) for _ in range(n_threads)]
         self._spec = int(mujoco.mjtState.mjSTATE_FULLPHYSICS)
-        # 0 threads: the calling one works
+        # With nthread=0, MuJoCo works in the calling thread
         self._rollout = mujoco.rollout.Rollout(nthread=n_threads if n_threads > 1 else 0)
         self._pool = ThreadPoolExecutor(n_threads) if n_threads > 1 and task.n_extras > 0 else None
 
@@ -42,7 +42,7 @@ class MujocoSimulator:
         return self.task.observation(states)
 
     def step(self, states: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        # A batched rollout does not return what a task reads besides positions and velocities
+        # A batched rollout returns only positions and velocities, not the extras of a task
         next_states = self.advance(states, action) if self.task.n_extras == 0 else self._advance_one_by_one(states, action)
         next_states[self._diverged(states, next_states)] = np.nan
         reward, terminated = self.task.judge(states, action, next_states)
@@ -84,10 +84,10 @@ class MujocoSimulator:
         task, n_physics = self.task, self.task.n_physics
         for index in share:
             mujoco.mj_setState(task.model, data, states[index, :n_physics], self._spec)
-            # Without any trace of the state before
+            # A cold start of the solver, so that the result does not depend on the state that was stepped before
             data.qacc_warmstart[:] = 0
             data.ctrl[:] = action[index]
-            # As gymnasium's `_step_mujoco_simulation`
+            # The same calls as in Gymnasium's `_step_mujoco_simulation`
             mujoco.mj_step(task.model, data, task.frame_skip)
             mujoco.mj_rnePostConstraint(task.model, data)
             mujoco.mj_getState(task.model, data, next_states[index, :n_physics], self._spec)
@@ -103,6 +103,6 @@ class MujocoSimulator:
         return self.task.extras(data)
 
     def _diverged(self, states: np.ndarray, next_states: np.ndarray) -> np.ndarray:
-        # Beyond MuJoCo's own bound, or stopped by a warning, after which its clock stands still
+        # A value is beyond MuJoCo's own bound, or MuJoCo stopped with a warning, so that its clock did not advance
         bad = ~(np.abs(next_states[:, 1 : self.task.n_physics]) < mujoco.mjMAXVAL).all(axis=1)
         return bad | ~(next_states[:, 0] - states[:, 0] > 0.5 * self.task.dt)

@@ -1,4 +1,4 @@
-"""Gymnasium's own tasks: which classes they are, and where each of them ends."""
+"""Gymnasium's own tasks: their classes, and when each of them terminates."""
 
 import math
 import os
@@ -25,12 +25,13 @@ def _always(read: Read) -> bool:
 
 class Task(NamedTuple):
     """
-    Where a task ends. The rule stands here once: :func:`~sb3_mbrl.tasks.termination.known_termination` applies it to the
-    observations of models, the simulators apply it to their states.
+    When a task terminates. :func:`~sb3_mbrl.tasks.termination.known_termination` applies the rule to observations of models,
+    and the simulators apply it to their states.
 
-    :param end: reads from the environment where it ends, as a rule on observations whose velocities are not clipped
-    :param can_end: whether the environment is told to end there
-    :param shows_end: whether its observation is enough to apply the rule
+    :param end: makes the termination rule from the environment's attributes; it applies to observations whose velocities are
+        not clipped
+    :param can_end: whether the environment is configured to terminate by this rule
+    :param shows_end: whether the environment's observation is enough to apply the rule
     """
 
     end: Callable[[Read], TerminationRule]
@@ -59,14 +60,14 @@ def _bound(start: int, stop: int | None, limits: Sequence[float], inclusive: boo
 
 
 def _never(read: Read) -> TerminationRule:
-    """Tasks that have no end of their own."""
+    """Tasks that never terminate by themselves."""
     return NeverTerminates()
 
 
 def _hopper(read: Read) -> TerminationRule:
     """
-    ``hopper_v4.py``/``hopper_v5.py: is_healthy``. The observation clips velocities to ±10, the test does not: of
-    ``healthy_state_range`` the part beyond ±10 (all of the default ±100, for velocities) is not visible in it.
+    ``hopper_v4.py``/``hopper_v5.py: is_healthy``. The observation clips velocities to ±10, while the environment tests the
+    unclipped ones: a velocity beyond the default ``healthy_state_range`` of ±100 cannot be seen in an observation.
     """
     z = 0 if read("_exclude_current_positions_from_observation") else 1
     bounds = (
@@ -111,15 +112,17 @@ def _inverted_double_pendulum(read: Read) -> TerminationRule:
 
 
 def _has_stock_poles(read: Read) -> bool:
-    """In a custom ``xml_file`` the poles of InvertedDoublePendulum may have other lengths, which no observation shows."""
-    from gymnasium.envs.mujoco import mujoco_env  # imports MuJoCo, which the other tasks here do without
+    """
+    Whether InvertedDoublePendulum has its default XML file; in others its poles may have lengths that no observation shows.
+    """
+    from gymnasium.envs.mujoco import mujoco_env  # imports MuJoCo, which the other tasks here do not need
 
     stock_file = os.path.join(os.path.dirname(mujoco_env.__file__), "assets", "inverted_double_pendulum.xml")
     return bool(read("fullpath") == stock_file)
 
 
 def _cart_pole(read: Read) -> TerminationRule:
-    """``cartpole.py: step``: the ends themselves belong to what is healthy."""
+    """``cartpole.py: step``: at the thresholds themselves the episode continues."""
     position, angle = read("x_threshold"), read("theta_threshold_radians")
     return TerminatesOutside(
         (_bound(0, 1, (-position, position), inclusive=True), _bound(2, 3, (-angle, angle), inclusive=True))
@@ -168,14 +171,14 @@ TASKS: dict[str, Task] = {
     **{f"gymnasium.envs.classic_control.{name}": task for name, task in _CLASSIC_CONTROL.items()},
 }
 """
-By class, written as an entry point: other ids and constructor flags of the same class work too, while a subclass, which may
-override rewards and termination, is not known.
+By class, written as an entry point, so that any id and constructor flags of the class are recognised. A subclass is not,
+because it may override rewards and termination.
 """
 
 
 def end_of(env: Any) -> TerminationRule:
     """
     :param env: an unwrapped environment of one of the tasks
-    :return: where it ends, whether it is told to or not
+    :return: its termination rule, even if the environment is configured not to terminate by it
     """
     return TASKS[entry_point(type(env))].end(lambda name: getattr(env, name))

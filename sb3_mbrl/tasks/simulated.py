@@ -1,4 +1,4 @@
-"""Which of the tasks that can be simulated an environment is."""
+"""Finds the simulation of an environment's task."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 def simulated_task(env: Any) -> "ClassicTask | MujocoTask | None":
     """
     :param env: an unwrapped environment
-    :return: the task that it is; None if it is not known, or cannot be simulated
+    :return: a simulation of its task; None if the task is not known or cannot be simulated
     """
     if entry_point(type(env)) not in TASKS:
         return None
     if type(env).__qualname__ in CLASSIC_TASKS:
         return CLASSIC_TASKS[type(env).__qualname__](env)
-    from sb3_mbrl.tasks.mujoco import known_mujoco_task  # imports MuJoCo, which classic control does without
+    from sb3_mbrl.tasks.mujoco import known_mujoco_task  # imports MuJoCo, which classic control does not need
 
     return known_mujoco_task(env)

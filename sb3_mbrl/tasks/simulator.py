@@ -1,4 +1,4 @@
-"""The true environment as a model to plan in: what a planner achieves without any model error."""
+"""The true environment as a model to plan in, which shows what a planner achieves without any model error."""
 
 import os
 from typing import Any
@@ -24,42 +24,43 @@ from sb3_mbrl.tasks.wrappers import without_transparent
 def _known_simulator(env: Any, n_threads: int) -> Simulator | None:
     """
     :param env: an unwrapped environment
-    :param n_threads: how many threads step states
-    :return: a simulator of all states at once, None if the task is not known
+    :param n_threads: number of threads that step states
+    :return: a simulator that steps all states at once; None if the task is not known
     """
     noisy = getattr(env, "torque_noise_max", 0) > 0
     task = None if noisy else simulated_task(env)
     if task is None or isinstance(task, ClassicTask):
         return task
-    from sb3_mbrl.tasks.mujoco_simulator import MujocoSimulator  # imports MuJoCo, which classic control does without
+    from sb3_mbrl.tasks.mujoco_simulator import MujocoSimulator  # imports MuJoCo, which classic control does not need
 
     return MujocoSimulator(task, n_threads)
 
 
 class SimulatorModel:
     """
-    The true environment as a model to plan in. The environment itself is never stepped. No gradient comes through.
+    The true environment as a model to plan in. The environment itself is never stepped. Gradients do not flow through it.
 
     How states are stepped depends on the environment:
 
     1. Gymnasium's MuJoCo tasks (v4 and v5, all but Pusher and HumanoidStandup) and its classic control: all states at once.
        States start from the observation alone. Coordinates that the observation leaves out start at zero (nothing depends on
-       them), velocities that it clips start clipped (Hopper, Walker2d and InvertedDoublePendulum, at ±10). Ant and Humanoid
-       reward the motion of positions of MuJoCo's last integrator stage, which no observation shows: the reward of the first
+       them), velocities that it clips start clipped (Hopper, Walker2d and InvertedDoublePendulum, at ±10). The rewards of Ant
+       and Humanoid depend on positions in MuJoCo's last integrator stage, which no observation shows: the reward of the first
        step from ``start`` is off by a few 1e-4 (in contact up to 0.05), that of later steps is exact.
-    2. With ``get_state`` and ``set_state``: one state after the other through a copy of the environment. States start where
-       the live environment stands.
-    3. Anything else: deep copies of the live environment, one for each state and step. Slow: for small environments and tests.
+    2. With ``get_state`` and ``set_state``: one state after the other, in a copy of the environment. States start from the
+       current state of the live environment.
+    3. Any other environment: a deep copy of the live environment for each state and step. This is slow, and meant for small
+       environments and tests.
 
-    Wrappers between the task and the policy that change actions, observations or rewards are kept (by 2 and 3; ``get_state``
-    does not read their own state). A time limit is not an end: ``truncated`` is ignored.
+    With 2 and 3, wrappers that change actions, observations or rewards are kept, but ``get_state`` does not read their
+    internal state. A time limit does not end a state: ``truncated`` is ignored.
 
-    :param env: the environment that the policy acts in, alone or in a ``DummyVecEnv`` (then a state for each); an id is
-        enough where states start from observations. Sub-environments are taken to be alike
-    :param n_threads: how many threads step MuJoCo; None: one for each core
+    :param env: the environment that the policy acts in, alone or in a ``DummyVecEnv`` (then with a state for each
+        sub-environment, which must all be alike); an id is enough where states start from observations
+    :param n_threads: number of threads that step MuJoCo; None: one for each core
     :param reward_fn: replaces the environment's reward
     :param termination_fn: replaces the environment's termination
-    :param get_state: reads the state of ``env.unwrapped``, for an environment that is not known
+    :param get_state: reads the state of ``env.unwrapped``, for an environment that is not one of the tasks in 1
     :param set_state: puts ``env.unwrapped`` into a state that ``get_state`` has read
     :raises ValueError: this environment cannot be simulated
     """
@@ -76,7 +77,7 @@ class SimulatorModel:
         check_arguments(locals(), {"n_threads": integer(1, 4096) | None})
         if (get_state is None) != (set_state is None):
             raise ValueError(
-                "`get_state` and `set_state` come together: one writes what the other reads. Pass both or neither."
+                "`get_state` and `set_state` belong together: one restores what the other reads. Pass both or neither."
             )
         envs = _environments(env)
         self.env_spec = envs[0].spec
@@ -93,10 +94,12 @@ class SimulatorModel:
             )
         self.observation_space, self.action_space = env.observation_space, env.action_space
         if not isinstance(self.action_space, gym.spaces.Box | gym.spaces.Discrete):
-            raise ValueError(f"Action space {self.action_space}: expected Box or Discrete. Wrap the environment.")
+            raise ValueError(
+                f"Action space {self.action_space}: a SimulatorModel needs Box or Discrete actions. Wrap the environment."
+            )
         if isinstance(self.action_space, gym.spaces.Box) and not self.action_space.is_bounded():
             raise ValueError(
-                f"Action space {self.action_space}: its bounds must be finite, as actions in [-1, 1] are scaled to them. "
+                f"Action space {self.action_space}: its bounds must be finite, because actions in [-1, 1] are scaled to them. "
                 f"{BOUND_ACTIONS}"
             )
         self._low, self._high = action_bounds(self.action_space)
@@ -116,8 +119,8 @@ class SimulatorModel:
                 return simulator
         if isinstance(given, str):
             raise ValueError(
-                f"{given!r} is no task whose observation tells SimulatorModel where to start. Pass the environment that the "
-                "policy acts in, which is then copied, instead of its id."
+                f"{given!r} is not a task whose state SimulatorModel can set from an observation. Instead of its id, pass the "
+                "environment that the policy acts in, which is then copied."
             )
         if get_state is not None and set_state is not None:
             return StateVectorSimulator(envs, get_state, set_state)
@@ -130,19 +133,19 @@ class SimulatorModel:
 
     @property
     def device(self) -> th.device:
-        """Where states live: simulators run on the CPU."""
+        """Device of the states: simulators run on the CPU."""
         return th.device("cpu")
 
     @property
     def elites(self) -> th.Tensor:
-        """``[0]``: no ensemble."""
+        """``[0]``, because a simulator is not an ensemble."""
         return th.zeros(1, dtype=th.long)
 
     def start(self, obs: th.Tensor) -> th.Tensor:
         """
         :param obs: raw observations of the environment, (B, O)
         :return: states to step from, float64, (B, S)
-        :raises ValueError: the simulator starts where live environments stand, and there is not one for each observation
+        :raises ValueError: the simulator starts from live environments, and their number is not that of the observations
         """
         return th.from_numpy(self.simulator.start(_to_numpy(obs)))
 
@@ -171,11 +174,11 @@ class SimulatorModel:
         uncertainty: bool = False,
     ) -> ModelStep:
         """
-        A state whose simulation diverges is NaN from then on, and so is its reward: a planner ranks it last.
+        Step each state. After its simulation diverges, a state and its rewards are NaN, so that a planner ranks it last.
 
-        :param obs: the states to step, from :meth:`start` or the step before, (B, S)
+        :param obs: the states to step, from :meth:`start` or an earlier step, (B, S)
         :param action: in [-1, 1], (B, A); one-hot for discrete actions
-        :param generator: not used, as there is nothing random
+        :param generator: not used, because nothing is random
         :param members: not used
         :param deterministic: not used
         :param uncertainty: also return standard deviations, all zero
@@ -200,7 +203,8 @@ class SimulatorModel:
         """
         :param states: (B, S)
         :param action: in [-1, 1] or one-hot, (B, A)
-        :return: the outcome for each state, NaN and ended where state or action is not finite or the simulation diverged
+        :return: the outcome for each state: NaN and terminated if the state or action is not finite, or the simulation
+            diverged
         """
         next_states = np.full(states.shape, np.nan)
         reward = np.full(len(states), np.nan)
@@ -208,7 +212,7 @@ class SimulatorModel:
         healthy = np.isfinite(states).all(axis=1) & action.isfinite().all(dim=1).cpu().numpy()
         if healthy.any():
             env_action = to_environment(action[th.from_numpy(healthy).to(action.device)], self.action_space)
-            # A state that diverges is reported as NaN, not by warnings
+            # NumPy must not warn about a state that diverges: NaN marks it
             with np.errstate(all="ignore"):
                 outcome = self.simulator.step(states[healthy], env_action)
             next_states[healthy], reward[healthy], terminated[healthy] = outcome
@@ -223,9 +227,9 @@ def _to_numpy(tensor: th.Tensor) -> np.ndarray:
 
 def _environments(env: gym.Env | VecEnv | str) -> list[gym.Env]:
     """
-    :param env: one environment, a vector of them, or an id
+    :param env: an environment, a vectorised environment, or an id
     :return: the environments
-    :raises ValueError: they cannot be reached, or their observations are not what the policy sees
+    :raises ValueError: they run in other processes, or a ``VecEnv`` wrapper changes the shape of their observations
     """
     if isinstance(env, str):
         return [gym.make(env)]
@@ -234,13 +238,13 @@ def _environments(env: gym.Env | VecEnv | str) -> list[gym.Env]:
         return [env]
     if not isinstance(env.unwrapped, DummyVecEnv):
         raise ValueError(
-            f"{type(env.unwrapped).__name__}: its environments live in other processes. Pass one environment of the same "
-            "kind (or its id), or use a DummyVecEnv."
+            f"The environments of a {type(env.unwrapped).__name__} run in other processes, where SimulatorModel cannot copy "
+            "them. Pass a single environment of the same class (or its id), or use a DummyVecEnv."
         )
     envs = env.unwrapped.envs
     if env.observation_space.shape != envs[0].observation_space.shape:
         raise ValueError(
-            f"{type(env).__name__} changes observations from {envs[0].observation_space.shape} to "
-            f"{env.observation_space.shape}: SimulatorModel works on those of the environment itself. Pass `env.unwrapped`."
+            f"{type(env).__name__} changes the shape of observations from {envs[0].observation_space.shape} to "
+            f"{env.observation_space.shape}, but SimulatorModel needs those of the environment itself. Pass `env.unwrapped`."
         )
     return list(envs)

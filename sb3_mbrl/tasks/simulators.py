@@ -16,11 +16,11 @@ GetState = Callable[[Any], np.ndarray]
 
 
 SetState = Callable[[Any, np.ndarray], None]
-"""``f(env.unwrapped, state)``: puts the environment where it was when ``state`` was read."""
+"""``f(env.unwrapped, state)``: puts the environment into the state that was read."""
 
 
 class Simulator(Protocol):
-    """What :class:`SimulatorModel` runs on. NumPy float64; states and actions are finite."""
+    """Steps a batch of states for :class:`SimulatorModel`. Arrays are float64; states and actions are finite."""
 
     def start(self, obs: np.ndarray) -> np.ndarray:
         """
@@ -38,7 +38,7 @@ class Simulator(Protocol):
         """
         :param states: (B, S)
         :param action: as the environment's ``step`` takes it, (B, *action_space.shape)
-        :return: the outcome for each state, not finite where the simulation diverged
+        :return: the outcome for each state; values that are not finite mark states whose simulation diverged
         """
 
 
@@ -53,17 +53,17 @@ def _copied(env: gym.Env) -> gym.Env:
     try:
         for layer in layers(env):
             if type(layer) in TRANSPARENT:
-                # Left out, as it may hold an open file, or end the imagined episode when time is up
+                # Left out, because it may hold an open file, or end the imagined episode at a time limit
                 memo[id(layer)] = clone
             elif isinstance(layer, EzPickle) and not hasattr(layer, "__deepcopy__"):
-                # deepcopy would make it anew from its constructor's arguments, and not where the live one stands
+                # deepcopy would call the constructor again, which loses the current state
                 memo[id(layer)] = clone = type(layer).__new__(type(layer))
                 vars(clone).update(copy.deepcopy(vars(layer), memo))
             else:
                 clone = copy.deepcopy(layer, memo)
     except Exception as error:
         raise ValueError(
-            f"{env} cannot be copied ({type(error).__name__}: {error}), and is no task that SimulatorModel knows. Give the "
+            f"{env} is not a task that SimulatorModel knows, and cannot be copied ({type(error).__name__}: {error}). Give the "
             "class of the environment a `__deepcopy__`, or learn a model of it: ProbabilisticEnsemble."
         ) from error
     return clone
@@ -73,14 +73,14 @@ def _check_number_of_environments(obs: np.ndarray, envs: Sequence[gym.Env]) -> N
     if len(obs) != len(envs):
         raise ValueError(
             f"Got observations of {len(obs)} environments, but SimulatorModel was given {len(envs)}: this simulator starts "
-            "where these stand. Pass the VecEnv that the policy acts in: SimulatorModel(vec_env)."
+            "from their current states. Pass the VecEnv that the policy acts in: SimulatorModel(vec_env)."
         )
 
 
 class StateVectorSimulator:
     """
-    States step one after the other through one private copy of the environment. A state is ``ended, what get_state read,
-    observation``.
+    Steps states one after the other in a single private copy of the environment. A state is the concatenation of: whether it
+    has ended, the array that ``get_state`` returned, and the observation.
 
     :param envs: live environments, without transparent wrappers
     :param get_state: reads the state of an unwrapped environment
@@ -96,7 +96,8 @@ class StateVectorSimulator:
         state = get_state(self.copy.unwrapped)
         if np.ndim(state) != 1:
             raise ValueError(
-                f"`get_state` returned {type(state).__name__} with {np.ndim(state)} dimensions, expected an array with one."
+                f"`get_state` must return an array with one dimension, got {type(state).__name__} with {np.ndim(state)} "
+                "dimensions. Flatten the state."
             )
 
     def start(self, obs: np.ndarray) -> np.ndarray:
@@ -109,7 +110,7 @@ class StateVectorSimulator:
 
     def step(self, states: np.ndarray, action: np.ndarray) -> Outcome:
         next_states, reward, terminated = states.copy(), np.zeros(len(states)), states[:, 0] > 0
-        # An environment may refuse to go on after its end
+        # States that have ended are not stepped, because an environment may raise an error after its end
         for index in np.flatnonzero(~terminated):
             self.set_state(self.copy.unwrapped, states[index, 1 : states.shape[1] - self.n_obs].copy())
             obs, reward[index], terminated[index], _, _ = self.copy.step(action[index])
@@ -122,9 +123,9 @@ class StateVectorSimulator:
 
 class CopySimulator:
     """
-    States step one after the other, each in a deep copy of the live environment as it stood at ``start``, its random
-    generator included: this simulator knows in advance what is random to a policy. A state is ``ended, number of the copy,
-    observation``; copies are held until the next ``start``. It is slow, and needs the memory of all copies.
+    Steps states one after the other, each in a deep copy of the live environment. The copies include its random generator, so
+    this simulator foresees events that are random to a policy. A state is the concatenation of: whether it has ended, the
+    number of its copy, and the observation. All copies stay in memory until the next ``start``, and copying is slow.
 
     :param envs: live environments, without transparent wrappers
     """
@@ -133,7 +134,7 @@ class CopySimulator:
         self.envs = envs
         self.copies: list[gym.Env] = []
         for env in envs:
-            _copied(env)  # fails now if it cannot be copied
+            _copied(env)  # raises now rather than in the first plan
 
     def start(self, obs: np.ndarray) -> np.ndarray:
         _check_number_of_environments(obs, self.envs)
@@ -146,7 +147,7 @@ class CopySimulator:
 
     def step(self, states: np.ndarray, action: np.ndarray) -> Outcome:
         next_states, reward, terminated = states.copy(), np.zeros(len(states)), states[:, 0] > 0
-        # An environment may refuse to go on after its end
+        # States that have ended are not stepped, because an environment may raise an error after its end
         for index in np.flatnonzero(~terminated):
             env = _copied(self.copies[int(states[index, 1])])
             obs, reward[index], terminated[index], _, _ = env.step(action[index])

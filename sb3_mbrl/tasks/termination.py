@@ -1,4 +1,4 @@
-"""When does an imagined step end the task? The answers of Gymnasium's own tasks, read from the environment."""
+"""Finds the termination rule of one of Gymnasium's own tasks, with its limits read from the environment."""
 
 from typing import Any
 
@@ -21,18 +21,18 @@ def _described_entry_point(description: str) -> str | None:
     if spec is None or spec.entry_point is None:
         return None
     defined_in = spec.entry_point if isinstance(spec.entry_point, str) else entry_point(spec.entry_point)
-    # The id may have been re-registered here and not there
+    # In this process the id may be registered for another class than in the environment's process
     return defined_in if defined_in.endswith(f":{class_name}") else None
 
 
 def _task_entry_point(env: VecEnv, index: int) -> str | None:
     """
-    Other processes are asked for ``str(env)`` and not for ``env.spec``: a spec holds the arguments of every wrapper,
-    and one that cannot be pickled (``TransformReward(env, lambda ...)``) would kill the worker.
+    Environments in other processes are asked for ``str(env)`` rather than ``env.spec``: a spec holds the arguments of every
+    wrapper, and one that cannot be pickled (``TransformReward(env, lambda ...)``) would kill the worker.
 
     :param env: the vectorised environment
-    :param index: which sub-environment
-    :return: class of the unwrapped environment as ``"module:Class"``, if it can be told
+    :param index: index of the sub-environment
+    :return: class of the unwrapped environment as ``"module:Class"``; None if it cannot be determined
     """
     if isinstance(env.unwrapped, DummyVecEnv):
         return entry_point(type(env.unwrapped.envs[index].unwrapped))
@@ -45,20 +45,20 @@ def _task_entry_point(env: VecEnv, index: int) -> str | None:
 def _observation_is_rewritten(env: VecEnv, index: int) -> bool:
     """
     :param env: the vectorised environment
-    :param index: which sub-environment
-    :return: whether a wrapper stands between the task's observation and the one the agent sees. ``VecNormalize``
-        does not count: models work on raw observations
+    :param index: index of the sub-environment
+    :return: whether a wrapper changes the observation of the task. ``VecNormalize`` does not count, because models work on raw
+        observations
     """
     if isinstance(env.unwrapped, DummyVecEnv):
         inner = env.unwrapped.envs[index]
         return observation_is_rewritten(inner) or env.observation_space.shape != inner.observation_space.shape
     if env.env_is_wrapped(gym.ObservationWrapper, indices=[index])[0]:
         return True
-    # The task's own space is hidden in the other process, but the v5 tasks describe it
+    # The observation space of the unwrapped task cannot be read from another process, but v5 tasks describe its layout
     if env.has_attr("observation_structure"):
         structure: dict[str, int] = env.get_attr("observation_structure", indices=[index])[0]
         return env.observation_space.shape != (sum(n for part, n in structure.items() if part != "skipped_qpos"),)
-    # Anything that stacks frames, in the process or around the vector
+    # Frames may be stacked by a wrapper in the other process or around the vectorised environment
     shape = env.get_attr("observation_space", indices=[index])[0].shape
     return len(shape) != 1 or env.observation_space.shape != shape
 
@@ -66,8 +66,8 @@ def _observation_is_rewritten(env: VecEnv, index: int) -> bool:
 def _known_termination_of(env: VecEnv, index: int) -> TerminationRule | None:
     """
     :param env: the vectorised environment
-    :param index: which sub-environment
-    :return: its termination, or ``None`` when the task is not known, or its observation is not enough to tell
+    :param index: index of the sub-environment
+    :return: its termination rule, or ``None`` if the task is not known or its observation is not enough to apply the rule
     """
     task = TASKS.get(_task_entry_point(env, index) or "")
     if task is None:
@@ -77,7 +77,7 @@ def _known_termination_of(env: VecEnv, index: int) -> TerminationRule | None:
         return env.get_attr(name, indices=[index])[0]
 
     rule = task.end(read) if task.can_end(read) else NeverTerminates()
-    # A task that never ends does so however it is observed
+    # "Never" holds whatever the observation is; any other rule needs the task's own observation
     if isinstance(rule, NeverTerminates) or (task.shows_end(read) and not _observation_is_rewritten(env, index)):
         return rule
     return None
@@ -89,12 +89,12 @@ def known_termination(env: VecEnv) -> TerminationRule | None:
     ``CartPole-v1``, ``Acrobot-v1``, ``MountainCar-v0``, ``MountainCarContinuous-v0``), under any registered id.
 
     Health ranges, thresholds, goals, ``terminate_when_unhealthy`` and ``exclude_current_positions_from_observation`` are
-    read from the environment itself. A wrapper that ends episodes by its own rule cannot be seen here; a fit notices it,
-    since it compares the function with real transitions.
+    read from the environment itself. A wrapper that ends episodes by its own rule is not detected here, but in a fit, which
+    compares the function with real transitions.
 
-    :param env: the environment, with any ``VecEnv`` wrapper that leaves the raw observation layout alone
-    :return: the termination function; ``None`` when the task is not known, is a subclass of a known one, has its
-        observation rewritten by a wrapper, or when the sub-environments disagree
+    :param env: the environment, with any ``VecEnv`` wrapper that does not change the layout of raw observations
+    :return: the termination function; ``None`` if the task is not known or is a subclass of a known one, if a wrapper changes
+        its observation, or if the sub-environments have different rules
     """
     terminations = {_known_termination_of(env, index) for index in range(env.num_envs)}
     return terminations.pop() if len(terminations) == 1 else None

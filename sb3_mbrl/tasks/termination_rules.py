@@ -1,4 +1,4 @@
-"""Termination functions that a file can hold, on the observations of models and of simulators."""
+"""Termination functions with parameters, which can be saved; they apply to tensors of models and to arrays of simulators."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -17,12 +17,12 @@ Array = TypeVar("Array", th.Tensor, np.ndarray)
 @dataclass(frozen=True)
 class Bound:
     """
-    An interval that every one of a run of observation entries must lie in.
+    An interval that a range of observation entries must lie in.
 
     :param start: first observation index
-    :param stop: one past the last observation index; ``None`` for all the rest
-    :param low: lower end, in the unit of the observation; ``-inf`` for none
-    :param high: upper end, in the unit of the observation; ``inf`` for none
+    :param stop: one past the last observation index; ``None``: up to the end
+    :param low: lower end, in the unit of the observation; ``-inf``: unbounded
+    :param high: upper end, in the unit of the observation; ``inf``: unbounded
     :param inclusive: whether the ends themselves belong to the interval
     """
 
@@ -53,8 +53,8 @@ def _nowhere(obs: Array) -> Array:
 @dataclass(frozen=True)
 class TerminationRule:
     """
-    Where a task ends, as a function of the observation. Comparisons are made in the precision of the observation: a float32
-    observation within one rounding step (relative 6e-8) of a limit may be judged differently from the float64 state behind it.
+    When a task ends, as a function of the observation. Comparisons are made in the precision of the observation: for a float32
+    observation within one rounding step (relative 6e-8) of a limit, the result may differ from that for the float64 state.
     """
 
     def ended(self, obs: Array) -> Array:
@@ -76,7 +76,7 @@ class TerminationRule:
 
 @dataclass(frozen=True)
 class NeverTerminates(TerminationRule):
-    """The task never ends by itself (only a time limit or a diverged prediction stops it)."""
+    """The task never ends by itself; only a time limit or a diverged prediction stops it."""
 
     def ended(self, obs: Array) -> Array:
         return _nowhere(obs)
@@ -87,7 +87,7 @@ class TerminatesOutside(TerminationRule):
     """
     The task ends as soon as one bound is violated: the health ranges of the MuJoCo tasks.
 
-    :param bounds: what a healthy next observation satisfies
+    :param bounds: bounds that a healthy next observation satisfies
     """
 
     bounds: tuple[Bound, ...]
@@ -104,7 +104,7 @@ class TerminatesInside(TerminationRule):
     """
     The task ends when all bounds hold at once: a goal region.
 
-    :param bounds: what an observation at the goal satisfies
+    :param bounds: bounds that an observation at the goal satisfies
     """
 
     bounds: tuple[Bound, ...]
@@ -150,7 +150,7 @@ class TerminatesAboveBar(TerminationRule):
     Acrobot: the task ends when the free end is higher than a bar above the fixed one.
 
     The observation starts with ``cos(a), sin(a), cos(b), sin(b)``, where ``b`` is relative to the first link and ``a = 0``
-    hangs down. Both links count as 1, whatever ``LINK_LENGTH_1`` and ``LINK_LENGTH_2`` say, as in the environment.
+    hangs down. As in the environment, both links have length 1 here, whatever ``LINK_LENGTH_1`` and ``LINK_LENGTH_2`` are.
 
     :param height: the task ends above this height (``> 1.0`` in gymnasium's ``_terminal``)
     """
@@ -163,7 +163,7 @@ class TerminatesAboveBar(TerminationRule):
 
     def ended_at(self, free_end: Array) -> Array:
         """
-        :param free_end: its height, (B,)
+        :param free_end: height of the free end, (B,)
         :return: whether the task ends there, (B,) bool
         """
         return free_end > self.height
@@ -193,8 +193,7 @@ _ARGUMENTS: dict[str, Kind] = {
 def termination_to_json(fn: TerminationFn) -> dict[str, Any] | None:
     """
     :param fn: a termination function
-    :return: a description in strict JSON types (an open end is ``None``), or ``None`` for a function that is not
-        built in
+    :return: a description in strict JSON types (an infinite bound is ``None``); ``None`` for a function that is not built in
     """
     for kind, cls in _KINDS.items():
         if type(fn) is cls:
@@ -207,9 +206,9 @@ def termination_to_json(fn: TerminationFn) -> dict[str, Any] | None:
 
 def termination_from_json(data: dict[str, Any]) -> TerminationRule:
     """
-    :param data: what :func:`termination_to_json` returned
+    :param data: a description by :func:`termination_to_json`
     :return: an equal termination function
-    :raises ValueError: the kind is not known to this version, or has other arguments
+    :raises ValueError: this version does not know the kind, or its arguments are wrong
     """
     kwargs = dict(data)
     kind = kwargs.pop("kind", None)
@@ -223,11 +222,11 @@ def termination_from_json(data: dict[str, Any]) -> TerminationRule:
 
 def _bound_from_json(data: dict[str, Any]) -> Bound:
     """
-    :param data: the fields of a bound, open ends as ``None``
+    :param data: the fields of a bound; ``None`` for an infinite one
     :return: the bound
     """
     if not 0 <= data["start"] < (math.inf if data["stop"] is None else data["stop"]):
-        raise ValueError(f"A bound has 0 <= start < stop or no stop; got start={data['start']}, stop={data['stop']}.")
+        raise ValueError(f"A bound has 0 <= start < stop, or stop=None; got start={data['start']}, stop={data['stop']}.")
     low = -math.inf if data["low"] is None else data["low"]
     high = math.inf if data["high"] is None else data["high"]
     return Bound(data["start"], data["stop"], low, high, data["inclusive"])

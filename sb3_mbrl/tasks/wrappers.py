@@ -1,4 +1,4 @@
-"""What stands between a task and the one who sees it: wrappers that change nothing, and wrappers that change observations."""
+"""The wrappers around a task: which ones leave a step as it is, and which ones change observations."""
 
 import gymnasium as gym
 from gymnasium.wrappers import (
@@ -22,7 +22,7 @@ TRANSPARENT = {
     RenderCollection,
     TimeLimit,
 }
-"""Wrappers that watch, count or draw; what a step does is decided below them."""
+"""Wrappers that only record, count, check or render: they change no state, observation, reward or termination of a step."""
 
 
 def layers(env: gym.Env) -> list[gym.Env]:
@@ -30,16 +30,16 @@ def layers(env: gym.Env) -> list[gym.Env]:
     :param env: an environment
     :return: the unwrapped environment, then each wrapper around it
     """
-    layers = [env]
-    while isinstance(layers[-1], gym.Wrapper):
-        layers.append(layers[-1].env)
-    return layers[::-1]
+    inwards = [env]
+    while isinstance(inwards[-1], gym.Wrapper):
+        inwards.append(inwards[-1].env)
+    return inwards[::-1]
 
 
 def without_transparent(env: gym.Env) -> gym.Env:
     """
     :param env: an environment
-    :return: what is left when the outer wrappers that change no step are taken off
+    :return: the environment without its outermost transparent wrappers
     """
     while type(env) in TRANSPARENT:
         env = env.env  # type: ignore[attr-defined]

@@ -81,7 +81,7 @@ def test_where_nothing_ever_ended_there_are_no_scores_of_a_termination():
 
 def test_a_task_that_never_terminates_is_contradicted_by_a_single_termination():
     data = transitions(200, terminated=th.arange(200) < 1)
-    with pytest.raises(ValueError, match="1 of 200 transitions terminated.*termination_fn='learned', or a function"):
+    with pytest.raises(ValueError, match="1 of 200 transitions terminated.*termination_fn='learned', or your own function"):
         ensemble().fit(data, seeded())
 
 

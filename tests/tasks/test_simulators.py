@@ -153,11 +153,11 @@ class Several(Corridor):
     [
         (Uncopyable, {}, "cannot be copied .TypeError: cannot pickle 'socket' object.*ProbabilisticEnsemble"),
         (Unbounded, {}, "bounds must be finite.*TransformAction"),
-        (Several, {}, "expected Box or Discrete"),
+        (Several, {}, "needs Box or Discrete actions"),
         (lambda: FrameStackObservation(Corridor(), 2), {}, "needs a flat Box.*FlattenObservation"),
-        (lambda: "Pusher-v5", {}, "'Pusher-v5' is no task .* Pass the environment"),
+        (lambda: "Pusher-v5", {}, "'Pusher-v5' is not a task .* pass the environment"),
         (lambda: VecFrameStack(DummyVecEnv([Corridor]), 2), {}, "VecFrameStack changes observations.*env.unwrapped"),
-        (Corridor, {"get_state": get_state}, "`get_state` and `set_state` come together"),
+        (Corridor, {"get_state": get_state}, "`get_state` and `set_state` belong together"),
         (Corridor, {"get_state": lambda env: 1.0, "set_state": set_state}, "returned float with 0 dimensions"),
     ],
 )
