@@ -1,4 +1,4 @@
-"""Is the model any good? Its errors one step ahead and in open loop, and the states that it imagines."""
+"""Checks of a model: its errors one step ahead and in open loop, and the states that it imagines."""
 
 from sb3_mbrl.diagnostics.callback import ModelDiagnosticsCallback
 from sb3_mbrl.diagnostics.one_step import OneStepError, one_step_error

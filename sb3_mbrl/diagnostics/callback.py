@@ -23,28 +23,28 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 MIN_ROWS = 32
-"""Fewer real transitions than this are too few to check a model on."""
+"""The model is not checked on fewer real transitions than this."""
 
 
 class ModelDiagnosticsCallback(BaseCallback):
     """
-    Checks the model of a model-based algorithm every ``diag_freq`` environment steps, as soon as the model is fitted. Its
-    error one step ahead and in open loop is measured on the latest real transitions, which the current policy has visited
-    and the last of which the model has not seen. Imagined states are compared with real ones, both drawn from the whole of
-    their buffers.
+    Checks the model of a model-based algorithm every ``diag_freq`` environment steps, once the model is fitted. Its errors one
+    step ahead and in open loop are measured on the latest real transitions. The current policy has collected them, and the
+    model has not been fitted to the last of them yet. Imagined states are compared with real ones, both drawn from their whole
+    buffers.
 
-    Scalars go under ``diagnostics/``, and are written at once, like those of ``EvalCallback``; figures go to TensorBoard.
-    Training is not disturbed: the checks draw from their own generator and change nothing, so a run with the callback ends
-    with the same parameters as one without.
+    Scalars are logged under ``diagnostics/`` and written immediately, like those of ``EvalCallback``; figures go to
+    TensorBoard. The checks draw from their own generator and do not change training, so a run with the callback ends with the
+    same parameters as one without.
 
     :param diag_freq: environment steps between two checks, counted over all environments
-    :param n_rows: real transitions to check on, and imagined ones to compare with
-    :param n_steps: steps of the open-loop prediction; fewer while no episode is as long
-    :param figures: whether to draw figures for TensorBoard and ``log_dir``; nothing is drawn without either
+    :param n_rows: number of real transitions to check on, and of imagined ones to compare with
+    :param n_steps: steps of the open-loop prediction; fewer as long as all episodes are shorter
+    :param figures: whether to draw figures, if there is a TensorBoard logger or a ``log_dir``
     :param log_dir: folder for the figures as PNG files (``open_loop_5000.png`` for step 5000); created if needed
     :param seed: seed of the callback's own generator
     :param verbose: 1 prints a line per check
-    :raises ValueError: a number out of its range; at the start of training, an algorithm without a model or a replay buffer
+    :raises ValueError: a number is out of its range; at the start of training, the algorithm has no model or no replay buffer
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class ModelDiagnosticsCallback(BaseCallback):
 
     def _on_step(self) -> bool:
         assert self._last_timestep is not None
-        # A stored clock, not a modulo: num_timesteps jumps by the number of environments
+        # Not a modulo, because num_timesteps grows by the number of environments at each step
         if self.num_timesteps - self._last_timestep >= self.diag_freq and self._is_ready():
             self._last_timestep = self.num_timesteps
             self._check()
@@ -112,7 +112,7 @@ class ModelDiagnosticsCallback(BaseCallback):
         return self.model.replay_buffer  # type: ignore[attr-defined]
 
     def _is_ready(self) -> bool:
-        # A simulator is a model that needs no fit
+        # A model without ``is_fitted``, such as a simulator, needs no fit
         fitted = getattr(self._dynamics, "is_fitted", True)
         return fitted and self._replay_buffer.size() * self._replay_buffer.n_envs >= MIN_ROWS
 
@@ -125,12 +125,12 @@ class ModelDiagnosticsCallback(BaseCallback):
         states = self._compare_states()
         for result in (one_step, open_loop, states):
             for name, value in {} if result is None else result.summary().items():
-                if not np.isnan(value):  # NaN: there is nothing to measure it on
+                if not np.isnan(value):  # NaN means that there were no data to measure it on
                     self.logger.record(f"diagnostics/{name}", value)
         if self.figures:
             self._draw(one_step, open_loop, states)
         self.logger.record("diagnostics/seconds", time.perf_counter() - start)
-        # Written now, at this time step: the next check may come before SB3 writes, and would overwrite the values
+        # Written at once: the next check may come before SB3 writes its log, and would overwrite these values
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.num_timesteps)
         if self.verbose >= 1:
@@ -141,7 +141,7 @@ class ModelDiagnosticsCallback(BaseCallback):
         model_buffer = getattr(self.model, "model_buffer", None)
         if model_buffer is None or len(model_buffer) == 0:
             return None
-        # Next observations on both sides: imagined rollouts start from real states, which would agree with themselves
+        # Next observations are compared, because the start states of imagined rollouts are real
         buffer = self._replay_buffer
         real = buffer.next_observations[: buffer.size()].reshape(buffer.size() * buffer.n_envs, -1)
         rows = th.randint(len(real), (self.n_rows,), generator=self._generator, device=self._generator.device).cpu().numpy()
@@ -167,6 +167,6 @@ class ModelDiagnosticsCallback(BaseCallback):
     def _print(self, one_step: OneStepError, open_loop: OpenLoopError) -> None:
         one, several = one_step.summary(), open_loop.summary()
         print(
-            f"Model checked at step {self.num_timesteps}: one-step error {one['one_step_error']:.2g} of that without a model, "
-            f"error after {open_loop.n_steps} steps {several['open_loop_last']:.2g} std of the data"
+            f"Model checked at step {self.num_timesteps}: one-step error {one['one_step_error']:.2g} times that without a "
+            f"model, error after {open_loop.n_steps} steps {several['open_loop_last']:.2g} standard deviations of the data"
         )

@@ -1,4 +1,4 @@
-"""Figures of the three checks of a model. Matplotlib is imported when the first one is drawn."""
+"""Figures of the three checks of a model. Matplotlib is imported only when the first figure is drawn."""
 
 import math
 from collections.abc import Sequence
@@ -25,9 +25,9 @@ def plot_one_step(result: OneStepError, names: Sequence[str] | None = None) -> "
     """
     Error per output, calibration, and predicted against true change.
 
-    :param result: of :func:`one_step_error`
-    :param names: of the dimensions of the observation, (O,); None numbers them
-    :return: a matplotlib figure, in no window
+    :param result: result of :func:`one_step_error`
+    :param names: names of the dimensions of the observation, (O,); None numbers them
+    :return: a matplotlib figure, which is not shown in a window
     """
     names = _output_names(len(result.rmse), names)
     worst = _worst_first(result.relative)
@@ -50,13 +50,13 @@ def plot_open_loop(result: OpenLoopError, names: Sequence[str] | None = None) ->
     """
     Growth of the error, error per output at the last step, and the prediction with the median error.
 
-    :param result: of :func:`open_loop_error`
-    :param names: of the dimensions of the observation, (O,); None numbers them
-    :return: a matplotlib figure, in no window
+    :param result: result of :func:`open_loop_error`
+    :param names: names of the dimensions of the observation, (O,); None numbers them
+    :return: a matplotlib figure, which is not shown in a window
     """
     names = _output_names(result.expectation.shape[1], names)
     worst = _worst_first(result.expectation[-1])
-    title = f"Open loop, {result.n_steps} steps from {len(result.start_obs)} real states; below: a typical one"
+    title = f"Open loop, {result.n_steps} steps from {len(result.start_obs)} real states; panels: a typical prediction"
     figure, axes = _panels(2 + len(worst), title)
     steps = np.arange(1, result.n_steps + 1)
     for values, label, color, linestyle in (
@@ -84,9 +84,9 @@ def plot_state_distribution(result: StateDistribution, names: Sequence[str] | No
     """
     Distance per dimension, shifts, and histograms.
 
-    :param result: of :func:`state_distribution`
-    :param names: of the dimensions of the observation, (O,); None numbers them
-    :return: a matplotlib figure, in no window
+    :param result: result of :func:`state_distribution`
+    :param names: names of the dimensions of the observation, (O,); None numbers them
+    :return: a matplotlib figure, which is not shown in a window
     """
     names = _output_names(len(result.ks) + 1, names)[:-1]
     worst = _worst_first(result.ks)
@@ -110,7 +110,7 @@ def plot_state_distribution(result: StateDistribution, names: Sequence[str] | No
 
 
 def _panels(n: int, title: str) -> tuple["Figure", list["Axes"]]:
-    # Imported here, as most users of this module never draw. Not pyplot, which keeps every figure alive
+    # Imported here, because most runs draw nothing. Not pyplot, which keeps every figure in memory
     from matplotlib.figure import Figure
 
     n_cols = 3 if n <= 6 else 4
@@ -132,12 +132,12 @@ def _output_names(n_outputs: int, names: Sequence[str] | None) -> list[str]:
     if names is None:
         names = [f"obs[{i}]" for i in range(n_outputs - 1)]
     if len(names) != n_outputs - 1:
-        raise ValueError(f"names must name {n_outputs - 1} dimensions of the observation, got {len(names)}.")
+        raise ValueError(f"names must hold a name for each of {n_outputs - 1} observation dimensions, got {len(names)} names.")
     return [*names, "reward"]
 
 
 def _worst_first(values: th.Tensor) -> list[int]:
-    """The outputs to show, in their own order: those with the largest values if there are too many. NaN counts as smallest."""
+    """The ``MAX_PANELS`` outputs with the largest values, NaN counting as smallest, in the order of the outputs."""
     order = values.nan_to_num(nan=-math.inf).argsort(descending=True)
     return sorted(order[:MAX_PANELS].tolist())
 
@@ -152,7 +152,7 @@ def _bars(
     offset: float = 0.0,
     **style: Any,
 ) -> None:
-    """Horizontal bars of the ``shown`` dimensions, top down, with a line at ``reference``."""
+    """Draw horizontal bars for the ``shown`` dimensions, from top to bottom, and a line at ``reference``."""
     places = np.arange(len(shown))
     lengths = values[list(shown)].nan_to_num(nan=0.0, posinf=0.0)
     ax.barh(places + offset, lengths.numpy(), **{"color": MODEL, **style})
@@ -165,7 +165,7 @@ def _bars(
 
 
 def _calibration(ax: "Axes", result: OneStepError) -> None:
-    """Share of true values in central intervals of every width, one line per output."""
+    """Draw the share of true values within central intervals of all widths, one line per output."""
     z = errors_in_stds(result.predicted - result.actual, result.std)
     levels = th.linspace(0.0, 1.0, 51, dtype=th.float64)
     widths = half_width(levels)
@@ -181,14 +181,14 @@ def _calibration(ax: "Axes", result: OneStepError) -> None:
 
 
 def _typical_start(result: OpenLoopError) -> int:
-    """The start whose prediction has the median error."""
+    """Index of the start whose prediction has the median error."""
     scale = result.actual.flatten(0, 1).std(dim=0).clamp_min(1e-6)
     errors = ((result.predicted - result.actual) / scale).nan_to_num(nan=math.inf).square().mean(dim=(1, 2))
     return int(errors.argsort()[len(errors) // 2])
 
 
 def _trajectory(ax: "Axes", result: OpenLoopError, start: int, output: int) -> None:
-    """One output of one prediction; an observation is drawn from its start value on."""
+    """Draw one output of one prediction. The curve of an observation begins with its value at the start."""
     values = [tensor[start, :, output] for tensor in (result.actual, result.predicted, result.fan_mean, result.fan_std)]
     if output < result.start_obs.shape[1]:
         first = result.start_obs[start, output].unsqueeze(0)
@@ -201,9 +201,9 @@ def _trajectory(ax: "Axes", result: OpenLoopError, start: int, output: int) -> N
 
 
 def _bins(real: np.ndarray, imagined: np.ndarray) -> list[float]:
-    """Common bins of both histograms. The outermost half percent is left out, whose few states would flatten the rest."""
+    """Common bins of both histograms. The outermost half percent is left out: its few states would compress the others."""
     ends = np.array([np.nanquantile(states, [0.005, 0.995]) for states in (real, imagined)])
     low, high = ends[:, 0].min(), ends[:, 1].max()
-    # A constant dimension needs bins of some width too
+    # Even a constant dimension needs bins of nonzero width
     room = 0.0 if high - low > 1e-9 * max(1.0, abs(low)) else 1e-6 * max(1.0, abs(low))
     return np.linspace(low - room, high + room, 41).tolist()

@@ -20,18 +20,17 @@ class OneStepError:
     statistics are (D,), NaN for an output that is constant in the data.
 
     :param rmse: root mean squared error of the expectation, in raw units
-    :param relative: ``rmse`` divided by that of predicting no change (the reward: of predicting its mean); 1 is as good
-        as no model
-    :param r2: explained share of the variance of the change (the reward: of the reward); 0 is as good as no model
+    :param relative: ``rmse`` divided by that of predicting no change (for the reward: its mean); 1 is as good as no model
+    :param r2: explained share of the variance of the change (for the reward: of the reward); 0 is as good as no model
     :param coverage_50: share of true values within the central 50 % interval of the prediction, whose standard deviation
-        is sqrt(aleatoric^2 + epistemic^2). Less than 0.5: over-confident
-    :param coverage_90: the same for 90 %
-    :param mean_squared_z: mean of (error / predicted standard deviation)^2; 1 is calibrated, more is over-confident.
-        The calibration is NaN for a model that returns no uncertainty, and for the reward if it is a known ``reward_fn``
+        is sqrt(aleatoric^2 + epistemic^2). Below 0.5 the model is over-confident
+    :param coverage_90: the same share for the central 90 % interval
+    :param mean_squared_z: mean of (error / predicted standard deviation)^2; 1 is calibrated, more is over-confident. This and
+        both coverages are NaN for a model that returns no uncertainty, and for the reward of a known ``reward_fn``
     :param termination_precision: share of the predicted terminations that happened; NaN when none was predicted
     :param termination_recall: share of the terminations that were predicted; NaN when none happened
     :param predicted: predicted change of the observation, and reward, (N, D)
-    :param actual: the real ones, (N, D)
+    :param actual: real change of the observation, and reward, (N, D)
     :param std: predicted standard deviation, (N, D)
     """
 
@@ -48,7 +47,7 @@ class OneStepError:
     std: th.Tensor
 
     def summary(self) -> dict[str, float]:
-        """The numbers to watch: the median over outputs (one that hardly moves would dominate a mean), and the worst."""
+        """The numbers to watch: medians over outputs (an output that hardly changes would dominate a mean), and the worst."""
         return {
             "one_step_error": median(self.relative),
             "one_step_error_worst": worst(self.relative),
@@ -65,7 +64,7 @@ class OneStepError:
 @th.no_grad()
 def one_step_error(dynamics: SteppableModel, transitions: Transitions) -> OneStepError:
     """
-    :param dynamics: the model; its expectation is judged, so nothing is drawn at random
+    :param dynamics: the model; its expectation is checked, so nothing is drawn at random
     :param transitions: N real transitions, preferably ones that the model was not fitted to
     :return: errors per output and calibration. A prediction that is not finite counts as infinitely wrong
     :raises ValueError: there are no transitions
@@ -79,7 +78,7 @@ def one_step_error(dynamics: SteppableModel, transitions: Transitions) -> OneSte
 
     baseline = actual.clone()
     baseline[:, -1] -= actual[:, -1].mean()
-    # A change below a rounding error of the observation itself does not count
+    # A change that is no larger than a rounding error of the observation itself does not count
     size = th.cat([transitions.observations.abs().mean(dim=0), transitions.rewards.abs().mean(dim=0, keepdim=True)]).double()
     rmse = rms(error)
     z = errors_in_stds(error, std)
@@ -102,7 +101,7 @@ def one_step_error(dynamics: SteppableModel, transitions: Transitions) -> OneSte
 
 def _predict(dynamics: SteppableModel, transitions: Transitions) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
     """
-    :return: expected change and reward, its standard deviation, (N, D) float64 each, and predicted terminations, (N,)
+    :return: expected change and reward, their standard deviations, (N, D) float64 each, and predicted terminations, (N,)
     """
     outputs, stds, terminated = [], [], []
     for start in range(0, len(transitions), CHUNK):
@@ -114,7 +113,7 @@ def _predict(dynamics: SteppableModel, transitions: Transitions) -> tuple[th.Ten
         terminated.append(step.terminated)
     std = th.cat(stds)
     if getattr(dynamics, "reward_fn", None) is not None:
-        std[:, -1] = math.nan  # the uncertainty is about the reward that the networks predict, which is not the one returned
+        std[:, -1] = math.nan  # the model returns the reward of reward_fn, but the uncertainty of the networks' own reward
     return th.cat(outputs), std, th.cat(terminated)
 
 
@@ -122,6 +121,6 @@ def _total_std(step: ModelStep) -> th.Tensor:
     values = th.cat([step.next_obs, step.reward.unsqueeze(1)], dim=1).double()
     if step.epistemic_std is None or step.aleatoric_std is None:
         return th.full_like(values, math.nan)
-    # Even a model that claims no uncertainty can only be right to the digits of float32
+    # Even a model without uncertainty can only be exact to the precision of float32
     rounding = th.finfo(th.float32).eps * values.abs()
     return th.maximum(th.hypot(step.epistemic_std.double(), step.aleatoric_std.double()), rounding)

@@ -1,4 +1,4 @@
-"""The error of a model that predicts from its own predictions."""
+"""The error of a model in open loop, where it predicts from its own predictions."""
 
 import math
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ from sb3_mbrl.diagnostics.statistics import over_outputs, rms, standard_deviatio
 @dataclass(frozen=True)
 class OpenLoopError:
     """
-    How errors grow when the model goes on from its own predictions, under the actions that were really taken. ``S``
-    start states, ``H`` steps, ``D = O + 1`` outputs: the observation's dimensions, then the reward. The errors are root
-    mean squares over the starts, in units of the standard deviation of the data; NaN for an output that is constant there.
+    How errors grow when the model predicts from its own predictions, with the actions that were really taken. ``S`` start
+    states, ``H`` steps, ``D = O + 1`` outputs: the observation's dimensions, then the reward. The errors are root mean squares
+    over the starts, in standard deviations of the data; NaN for an output that is constant in the data.
 
-    :param expectation: error when every step is the average of the elites without noise, (H, D)
+    :param expectation: error if every step is the average of the elites, without noise, (H, D)
     :param fan: error of the mean of the sampled futures, (H, D)
     :param spread: standard deviation of the sampled futures, (H, D); about as large as the error if the model is calibrated
-    :param persistence: error of predicting that nothing moves (the reward: of predicting its mean), (H, D)
-    :param start_obs: where the predictions start, (S, O)
+    :param persistence: error of predicting no change (for the reward: its mean), (H, D)
+    :param start_obs: observations where the predictions start, (S, O)
     :param actual: real next observations and rewards, in raw units, (S, H, D)
-    :param predicted: those predicted by expectation, (S, H, D)
+    :param predicted: next observations and rewards predicted by expectation, (S, H, D)
     :param fan_mean: mean of the sampled futures, (S, H, D)
     :param fan_std: standard deviation of the sampled futures, (S, H, D)
     """
@@ -43,7 +43,7 @@ class OpenLoopError:
 
     @property
     def n_steps(self) -> int:
-        """H, steps predicted."""
+        """H, number of predicted steps."""
         return self.expectation.shape[0]
 
     def summary(self) -> dict[str, float]:
@@ -72,19 +72,20 @@ def open_loop_error(
     scale: th.Tensor | None = None,
 ) -> OpenLoopError:
     """
-    Predict ``n_steps`` steps from real states with the recorded actions, and compare with what happened. Only states that at
-    least so many steps of their episode follow can be starts: where episodes are short, their last steps are hardly tested.
+    Predict ``n_steps`` steps from real states with the recorded actions, and compare the predictions with what happened. Only
+    states followed by at least ``n_steps`` steps of their episode can be starts, so the last steps of short episodes are
+    hardly tested.
 
     :param dynamics: the model; a termination that it predicts does not stop the prediction
     :param trajectories: unbroken pieces, from :func:`trajectories_from_buffer` or :func:`collect_trajectories`
-    :param n_steps: H, steps predicted
-    :param n_starts: start states, drawn without replacement; all of them where there are fewer
+    :param n_steps: H, number of predicted steps
+    :param n_starts: number of start states, drawn without replacement; all possible ones if there are fewer
     :param generator: source of starts, members and noise; None draws from PyTorch's global stream
     :param n_samples: sampled futures per start, each with an elite drawn at each step (TS1)
-    :param scale: unit of the error of each output, (D,), NaN for a constant output; None takes their standard deviations in
-        ``trajectories``
+    :param scale: unit of the error of each output, (D,), NaN for a constant output; None takes the standard deviations of the
+        outputs in ``trajectories``
     :return: errors per step and output. A prediction that is not finite counts as infinitely wrong
-    :raises ValueError: no trajectory has as many steps
+    :raises ValueError: a number is below 1, or no trajectory has ``n_steps`` steps
     """
     if min(n_steps, n_starts, n_samples) < 1:
         raise ValueError(f"n_steps, n_starts and n_samples must be at least 1, got {n_steps}, {n_starts}, {n_samples}.")
@@ -121,13 +122,13 @@ def _draw_starts(
     lengths: Sequence[int], n_steps: int, n_starts: int, generator: th.Generator | None, device: th.device
 ) -> th.Tensor:
     """
-    :param lengths: numbers of steps of the trajectories
+    :param lengths: number of steps of each trajectory
     :return: rows of the concatenated trajectories from which ``n_steps`` steps of the same trajectory follow, (S,)
     """
     if max(lengths) < n_steps:
         raise ValueError(
             f"The longest of {len(lengths)} trajectories has {max(lengths)} steps, fewer than n_steps={n_steps}. "
-            "Choose a smaller n_steps, or give longer trajectories."
+            "Choose a smaller n_steps, or pass longer trajectories."
         )
     rows_left = th.cat([th.arange(length, 0, -1) for length in lengths]).to(device)
     possible = (rows_left >= n_steps).nonzero().squeeze(1)
@@ -158,7 +159,7 @@ def _unroll(
     :param obs: raw start states, (B, O)
     :param actions: in [-1, 1], (B, H, A)
     :param generator: source of members and noise
-    :param members: as in ``step``
+    :param members: as in the model's ``step``
     :return: predicted observations and rewards, (B, H, O + 1) float64
     """
     outputs = []

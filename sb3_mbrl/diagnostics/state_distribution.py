@@ -50,8 +50,8 @@ def state_distribution(
     margin: float = 0.01,
 ) -> StateDistribution:
     """
-    Compare the states that a model imagines with those that the agent has visited. A shift need not be an error: imagined
-    states follow the current policy, those in the buffer also earlier policies.
+    Compare the states that a model imagines with those that the agent has visited. A shift is not necessarily an error:
+    imagined states come from the current policy, those in the buffer also from earlier ones.
 
     :param real_obs: raw real states, (N, O)
     :param imagined_obs: raw imagined states, (M, O)
@@ -60,18 +60,21 @@ def state_distribution(
     :param margin: how far, in real standard deviations, a state may lie beyond the observed range and still count as
         inside: at a hard limit (a cosine of 1) half of all predictions exceed it by a rounding error
     :return: the comparison
-    :raises ValueError: no states, or states of different dimensions
+    :raises ValueError: there are no states, or their dimensions differ
     """
     real, imagined = (th.as_tensor(obs).detach().double().cpu() for obs in (real_obs, imagined_obs))
     if real.ndim != 2 or imagined.ndim != 2 or real.shape[1] != imagined.shape[1] or 0 in (len(real), len(imagined)):
-        raise ValueError(f"Expected states of shape (N, O) and (M, O), got {tuple(real.shape)} and {tuple(imagined.shape)}.")
+        raise ValueError(
+            "real_obs and imagined_obs must have shape (N, O) and (M, O) with at least one row each, got "
+            f"{tuple(real.shape)} and {tuple(imagined.shape)}."
+        )
     if observed_range is None:
         low, high = real.amin(dim=0), real.amax(dim=0)
     else:
         low, high = (th.as_tensor(end, dtype=th.float64) for end in observed_range)
     std = real.std(dim=0, correction=0)
     scale = nan_where_still(std, real.abs().mean(dim=0))
-    # In a constant dimension, any prediction but the exact one would count as outside
+    # A constant dimension is skipped, because all but exact predictions of it would count as outside
     slack = (margin * scale).nan_to_num(nan=math.inf)
     outside = ~((imagined >= low - slack) & (imagined <= high + slack))
     return StateDistribution(

@@ -10,7 +10,7 @@ from sb3_mbrl.common.types import Transitions
 def errors_in_stds(error: th.Tensor, std: th.Tensor) -> th.Tensor:
     """
     :param error: errors of the predictions, (N, D)
-    :param std: predicted standard deviations, (N, D); 0 for a model that claims no uncertainty
+    :param std: predicted standard deviations, (N, D); 0 for a model without uncertainty
     :return: absolute errors in standard deviations, (N, D); 0 where there is no error, even for a standard deviation of 0
     """
     return th.where(error == 0, 0.0, error.abs() / std)
@@ -20,7 +20,7 @@ def coverage(z: th.Tensor, level: float) -> th.Tensor:
     """
     :param z: absolute errors in predicted standard deviations, (N, D)
     :param level: probability of the central interval of a normal distribution
-    :return: share of rows within it, (D,)
+    :return: share of rows within the interval, (D,)
     """
     return (z <= half_width(level)).double().mean(dim=0)
 
@@ -50,11 +50,11 @@ def standard_deviations(transitions: Transitions) -> th.Tensor:
 def kolmogorov_smirnov(first: th.Tensor, second: th.Tensor) -> th.Tensor:
     """
     :param first: a sample of each of D variables, (N, D)
-    :param second: another one, (M, D)
+    :param second: another sample of the same variables, (M, D)
     :return: largest distance of the two empirical cumulative distributions of each variable, (D,) float64
     """
     samples = [sample.double().T.contiguous().sort(dim=1).values for sample in (first, second)]
-    values = th.cat(samples, dim=1)  # both are step functions, so the largest distance is at one of the values
+    values = th.cat(samples, dim=1)  # both distributions are step functions, so they differ most at one of the values
     below = [th.searchsorted(sample, values, right=True) / sample.shape[1] for sample in samples]
     return (below[0] - below[1]).abs().amax(dim=1).double()
 
@@ -68,7 +68,7 @@ def nan_where_still(spread: th.Tensor, size: th.Tensor) -> th.Tensor:
     """
     :param spread: spread of some values, (D,)
     :param size: their mean magnitude, (D,)
-    :return: ``spread``; NaN where it is no more than a rounding error of the values, with which nothing can be compared
+    :return: ``spread``; NaN where it is no larger than a rounding error of the values, so that it cannot serve as a unit
     """
     return spread.where(spread > 1e-6 * size.clamp_min(1e-6), math.nan)
 
@@ -85,8 +85,8 @@ def termination_scores(predicted: th.Tensor, actual: th.Tensor) -> dict[str, flo
     """
     :param predicted: predicted terminations, (N,) bool
     :param actual: true terminations, (N,) bool
-    :return: ``precision`` (share of the predicted ones that happened; NaN when none was predicted) and ``recall``
-        (share of the ones that happened that were predicted; NaN when none happened)
+    :return: ``precision``, the share of the predicted terminations that happened (NaN if none was predicted), and ``recall``,
+        the share of the true terminations that were predicted (NaN if none happened)
     """
     hits = int((predicted & actual).sum())
     n_predicted, n_actual = int(predicted.sum()), int(actual.sum())

@@ -1,4 +1,4 @@
-"""Optimisers of action sequences, and what a sequence is worth in a model."""
+"""Planners, which optimise action sequences, and the objective, which values a sequence in a model."""
 
 from functools import partial
 from typing import Any
@@ -77,5 +77,5 @@ def make_planner(name: str, discrete: bool = False, **kwargs: Any) -> Planner:
     try:
         planner: Planner = known[name](**kwargs)
     except TypeError as error:
-        raise ValueError(f"The arguments {sorted(kwargs)} do not fit planner {name!r}: {error}") from error
+        raise ValueError(f"planner {name!r} does not accept the arguments {sorted(kwargs)}: {error}") from error
     return planner

@@ -1,4 +1,4 @@
-"""The planners for discrete actions: one-hot sequences, drawn from a probability for each step and action."""
+"""The planners for discrete actions: one-hot sequences, drawn from probabilities of the actions at each step."""
 
 import torch as th
 import torch.nn.functional as F
@@ -11,8 +11,8 @@ from sb3_mbrl.planning.planner import PlannerState, SamplingPlanner, Search
 from sb3_mbrl.planning.random_shooting import RandomShooting
 
 EXPLORATION = 0.5
-"""Share of the uniform distribution in the first iteration of a plan. It lets a plan leave the probabilities 0 and 1 of an
-earlier plan, as a continuous plan does, which starts with the full standard deviation at each step."""
+"""Share of the uniform distribution in the first iteration of a plan. It lets a search leave probabilities of 0 and 1 in the
+last plan, like the standard deviation, to which continuous planners return at the start of each plan."""
 
 
 class Categorical(SamplingPlanner):
@@ -65,6 +65,6 @@ def draw_one_hot(probabilities: th.Tensor, n: int, generator: Generators) -> th.
     """
     n_envs, horizon, action_dim = probabilities.shape
     uniform = rand((n_envs, n, horizon, 1), generator, probabilities.device)
-    # The last boundary is left out, because rounding may have put it below 1
+    # The last boundary is left out, because rounding errors may put it below 1
     index = (uniform >= probabilities.cumsum(dim=-1)[:, None, :, :-1]).sum(dim=-1)
     return F.one_hot(index, action_dim).to(probabilities.dtype)

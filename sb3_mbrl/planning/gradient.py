@@ -10,12 +10,12 @@ from sb3_mbrl.planning.planner import MOST_PLANS, Clock, Plan, Planner, PlannerS
 class GradientPlanner(Planner):
     """
     Improves plans by gradient ascent (Adam on ``atanh`` of the actions), starting from the rest of the last plan, the
-    proposals and random plans, and executes the best sequence met. The score must be differentiable: that of a learned model
+    proposals and random plans, and executes the best sequence found. The score must be differentiable: that of a learned model
     is, that of a simulator is not.
 
     :param horizon: H, actions in a plan
     :param n_iterations: gradient steps
-    :param n_starts: number of plans that are improved side by side, without the proposals
+    :param n_starts: number of plans that are improved in parallel, not counting the proposals
     :param learning_rate: learning rate of Adam
     :raises ValueError: a number is out of its range; in ``plan``, the score is not differentiable
     """
@@ -47,8 +47,8 @@ class GradientPlanner(Planner):
                 values = score(actions)
                 if not values.requires_grad:
                     raise ValueError(
-                        "GradientPlanner needs a model through which gradients flow; this one (a simulator?) gives none. Use "
-                        "a planner that samples, such as ICEM."
+                        "GradientPlanner needs a model through which gradients flow, but the score has no gradient. For a "
+                        "simulator, use a planner that samples, such as ICEM."
                     )
                 (gradient,) = th.autograd.grad(values.sum(), unbounded)
             values = worst_if_not_finite(values.detach())
@@ -64,7 +64,7 @@ class GradientPlanner(Planner):
         return Plan(chosen, value, th.zeros_like(chosen), n_iterations, new_state)
 
     def _starts(self, state: PlannerState, generator: Generators, proposals: th.Tensor | None) -> th.Tensor:
-        """Plans to start from, of which the first is the rest of the last plan, (B, N, H, A)."""
+        """Plans to start from, the first of them the rest of the last plan, (B, N, H, A)."""
         n_envs, horizon, action_dim = state.mean.shape
         random = 2 * rand((n_envs, self.n_starts - 1, horizon, action_dim), generator, state.mean.device) - 1
         starts = [state.mean.unsqueeze(1), random]

@@ -11,18 +11,19 @@ from sb3_mbrl.planning.planner import SamplingPlanner, Search, elites_of, moment
 
 class ICEM(SamplingPlanner):
     """
-    CEM with noise that is correlated over time, a population that shrinks, elites that are kept from one iteration and one
-    step to the next, and the best sample as the plan. It needs an order of magnitude fewer samples than CEM.
+    CEM with noise that is correlated over time, a shrinking population, elites that are kept from one iteration and one step
+    to the next, and the best sample as the plan. It needs an order of magnitude fewer samples than CEM.
 
     :param horizon: H, actions in a plan (iCEM: 30)
     :param population_size: N, candidates in the first iteration (iCEM: 40)
     :param n_elites: the best samples, to which the distribution is fitted (iCEM: 10)
     :param n_iterations: number of iterations (iCEM: 3)
     :param momentum: share of the old mean and standard deviation that is kept (iCEM: 0.1)
-    :param init_std: standard deviation of each new plan (iCEM: 0.5)
+    :param init_std: standard deviation at the start of each plan (iCEM: 0.5)
     :param noise_beta: exponent of the noise's power spectrum 1 / f^beta, in [0, 10]: 0 is white, larger is smoother (iCEM:
         0.25 for HalfCheetah, 2 for HumanoidStandup, 2.5 to 3.5 for robot hands and arms; with learned models 0.25 to 2.5)
-    :param population_decay: each iteration has this many times fewer candidates, but at least twice ``n_elites`` (iCEM: 1.25)
+    :param population_decay: the number of candidates is divided by this number after each iteration, but stays at least twice
+        ``n_elites`` (iCEM: 1.25)
     :param elite_reuse: share of the elites kept for the next iteration, and shifted for the next step (iCEM: 0.3)
     :param smoothing: see :class:`~sb3_mbrl.planning.planner.SamplingPlanner`
     :raises ValueError: a number is out of its range
@@ -60,10 +61,10 @@ class ICEM(SamplingPlanner):
     def _sample(self, search: Search, iteration: int, generator: Generators) -> th.Tensor:
         n = max(int(self.population_size / self.population_decay**iteration), 2 * self.n_elites)
         samples = self._smooth_samples(search, n + self.n_kept_elites, generator)
-        samples, instead = samples[:, :n], samples[:, n:]
-        if iteration == 0:  # elites of the last step, shifted, with a new last action; a new episode has none
-            shifted = th.cat([search.elites[:, :, :-1], instead[:, :, -1:]], dim=2)
-            kept = th.where(search.start.started[:, None, None, None], shifted, instead)
+        samples, spare = samples[:, :n], samples[:, n:]
+        if iteration == 0:  # the last step's elites, shifted, with a new last action; samples at the start of an episode
+            shifted = th.cat([search.elites[:, :, :-1], spare[:, :, -1:]], dim=2)
+            kept = th.where(search.start.started[:, None, None, None], shifted, spare)
         else:
             kept = search.elites
         candidates = [samples, kept]

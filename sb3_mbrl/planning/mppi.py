@@ -15,20 +15,21 @@ class MPPI(SamplingPlanner):
     Weights every sample by ``exp((R - max R) / temperature)`` and executes the weighted mean (Williams et al. 2017). Its
     settings cover three published forms:
 
-    - all samples, a fixed standard deviation: MPPI, the default;
+    - all samples and a fixed standard deviation: MPPI, the default;
     - ``n_elites=64, std_bounds=(0.05, 2), n_iterations=6, temperature=2``: TD-MPC
-      (https://arxiv.org/abs/2203.04955, whose "temperature" 0.5 multiplies);
+      (https://arxiv.org/abs/2203.04955; its "temperature" of 0.5 is a factor, the inverse of ours);
     - ``n_iterations=1, smoothing=1 - beta, temperature=1 / kappa``: PDDM's filtered, reward-weighted planner
-      (https://arxiv.org/abs/1909.11652), which ``"pddm"`` names.
+      (https://arxiv.org/abs/1909.11652), available under the name ``"pddm"``.
 
     :param horizon: H, actions in a plan
     :param population_size: N, candidates in an iteration
     :param n_iterations: number of iterations
-    :param temperature: temperature, in the unit of the return; if it is small, the best sample alone has weight
+    :param temperature: temperature, in the unit of the return; the smaller it is, the more weight the best samples have
     :param n_elites: number of best samples that are weighted; None: all
     :param momentum: share of the old mean that is kept (TD-MPC: 0.1)
-    :param init_std: standard deviation of each new plan
-    :param std_bounds: lowest and highest standard deviation, which is fitted to the weighted samples; None: it stays as it is
+    :param init_std: standard deviation at the start of each plan
+    :param std_bounds: bounds within which the standard deviation is fitted to the weighted samples, (lowest, highest); None:
+        it is not fitted
     :param smoothing: see :class:`~sb3_mbrl.planning.planner.SamplingPlanner`
     :raises ValueError: a number is out of its range
     """

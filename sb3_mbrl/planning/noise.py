@@ -21,13 +21,13 @@ def truncated_normal(shape: Sequence[int], generator: Generators, device: th.dev
 
 def colored_noise(shape: Sequence[int], beta: float, generator: Generators, device: th.device | str) -> th.Tensor:
     """
-    Gaussian noise whose power falls with the frequency over time as 1 / f^beta (Timmer & Koenig 1995), scaled as the package
-    ``colorednoise`` 2.2 does, which iCEM's code calls. That package divides by the standard deviation of the waves, without
-    the mean over the plan, and with half the variance of the fastest wave if the horizon is even. The standard deviation of
-    the noise is therefore larger than 1: for a horizon of 30 it is 1.03 (beta near 0) to 1.22 (large beta).
+    Gaussian noise whose power spectrum over time is proportional to 1 / f^beta (Timmer & Koenig 1995), scaled as in the
+    package ``colorednoise`` 2.2, which iCEM's code calls. That package divides by the standard deviation of the waves, leaving
+    out the mean over the plan, and half the variance of the fastest wave if the horizon is even. The standard deviation of the
+    noise is therefore larger than 1: for a horizon of 30 it is 1.03 (beta near 0) to 1.22 (large beta).
 
     :param shape: (B, N, H, A), H steps in time
-    :param beta: 0 white (of unit variance), 1 pink, 2 brown
+    :param beta: exponent: 0 is white noise of unit variance, 1 pink, 2 brown
     :param generator: source of the noise
     :param device: where the noise is made
     :return: noise of this shape
@@ -48,6 +48,6 @@ def colored_noise(shape: Sequence[int], beta: float, generator: Generators, devi
     real = real * amplitude * th.where(phaseless, 2**0.5, 1.0)
     imaginary = imaginary * amplitude * (~phaseless)
     noise = th.fft.irfft(th.complex(real, imaginary), n=horizon, dim=2)
-    # Each wave with a phase stands for two frequencies, and has two parts
+    # A wave with a phase represents two frequencies (positive and negative), and has a real and an imaginary part
     variance = amplitude**2 * th.where(phaseless, 1.0, 4.0)
     return noise * horizon / variance[1:].sum().sqrt()

@@ -1,4 +1,4 @@
-"""What a plan is worth: the return that a model predicts for it."""
+"""The objective of planners: the return that a model predicts for a plan."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,7 +15,7 @@ ValueFn = Callable[[th.Tensor], th.Tensor]
 """``f(raw observations (B, O)) -> values (B,)``."""
 
 STATES_AT_ONCE = 8_192
-"""How many states are stepped together. It bounds the memory, and twice as many cost more than twice as much time."""
+"""Largest number of states stepped together. It bounds the memory; stepping twice as many takes more than twice the time."""
 
 OBJECTIVE = {
     "discount": DISCOUNT,
@@ -36,32 +36,33 @@ class ModelObjective:
 
         sum over t < H of discount^t r_t  +  discount^H terminal_value(s_H)
 
-    where rewards stop at a predicted termination. A sequence is evaluated by ``n_particles`` rollouts. It is worth the mean of
-    their returns, or a confidence bound: ``mean - kappa * std`` (pessimistic) or ``mean + kappa * std`` (optimistic). The
-    standard deviation is over the particles' returns. With ``"tsinf"`` a particle keeps its member, so that it measures how
-    far the members disagree about the return, and the noise; with ``"ts1"`` disagreement averages out along the plan.
+    where rewards stop at a predicted termination. A sequence is evaluated by ``n_particles`` rollouts. Its value is the mean
+    of their returns, or a confidence bound: ``mean - kappa * std`` (pessimistic) or ``mean + kappa * std`` (optimistic), where
+    the standard deviation is that of the particles' returns. With ``"tsinf"`` each particle keeps its member, so this
+    deviation contains the members' disagreement about the return as well as the noise; with ``"ts1"`` disagreement averages
+    out along the plan.
 
-    A sequence with a particle that diverges (NaN, infinite) is worth NaN, which planners rank last.
+    If a particle diverges (NaN, infinite), the value of its sequence is NaN, which planners rank last.
 
     :param model: the model
     :param discount: discount of rewards, per model step (PETS: 1)
     :param n_particles: rollouts of each sequence (PETS: 20)
     :param propagation: ``"ts1"``: an elite drawn for each particle and step; ``"tsinf"``: particle p keeps elite p mod E,
         best first (PETS's default); ``"expectation"``: the elites' average, one particle
-    :param deterministic: means instead of samples of the predicted distributions
+    :param deterministic: predict means instead of samples
     :param value_mode: ``"expected"``, ``"pessimistic"`` or ``"optimistic"``
-    :param kappa: weight of the standard deviation of the particles' returns, for the latter two
-    :param uncertainty_penalty: lambda of MOPO (Yu et al. 2020, https://arxiv.org/abs/2005.13239): subtracted from each reward,
-        times the Euclidean norm of the elites' standard deviations about the next observation, in the observation's units
-        (``ModelStep.disagreement``). Below 0 it is a bonus, which seeks what the elites disagree about. Other values than 0
-        cost an evaluation of all elites
+    :param kappa: weight of the standard deviation of the particles' returns, for ``"pessimistic"`` and ``"optimistic"``
+    :param uncertainty_penalty: lambda of MOPO (Yu et al. 2020, https://arxiv.org/abs/2005.13239): this number times the
+        elites' disagreement (``ModelStep.disagreement``: the norm of the standard deviations of their means, in the
+        observation's units) is subtracted from each reward. A negative number is a bonus, with which plans seek states that
+        the elites disagree about. Any number but 0 requires evaluating all elites
     :param reward_fn: replaces the model's reward, so that one model serves many tasks: ``f(obs, action, next_obs)`` of raw
         observations and of actions in the environment's scale
-    :param termination_fn: replaces the model's termination: ``f(obs, action, next_obs) -> (B,) bool``, called as ``reward_fn``
-        is
-    :param terminal_value: value of the observation where the plan ends; None: 0
+    :param termination_fn: replaces the model's termination: ``f(obs, action, next_obs) -> (B,) bool``, with the same arguments
+        as ``reward_fn``
+    :param terminal_value: value of the last observation of a plan; None: 0
     :param action_repeat: model steps for each action of a sequence
-    :raises ValueError: a name that is not known, or a number out of its range
+    :raises ValueError: a name is not known, or a number is out of its range
     """
 
     def __init__(
@@ -84,8 +85,8 @@ class ModelObjective:
             raise ValueError(f"propagation='expectation' has no noise: n_particles must be 1, got {n_particles}.")
         if value_mode != "expected" and n_particles == 1:
             raise ValueError(
-                f"value_mode={value_mode!r} compares particles: n_particles must be at least 2 (the number of elites gives "
-                "each its own)."
+                f"value_mode={value_mode!r} needs the standard deviation of several particles: n_particles must be at least "
+                "2, got 1. The number of elites is a good choice, as each particle then has its own."
             )
         probe(
             model.observation_space,
@@ -121,7 +122,7 @@ class ModelObjective:
         :param starts: states of the model to plan from, (B, S)
         :param generator: source of members and noise; one for all, or one for each of the B environments
         :return: the function that a planner maximises: (B, N, H, A) -> (B, N)
-        :raises ValueError: another number of generators
+        :raises ValueError: the number of generators is not 1 or B
         """
         if isinstance(generator, Sequence) and len(generator) != len(starts):
             raise ValueError(f"Pass one generator, or one for each of the {len(starts)} environments; got {len(generator)}.")
@@ -130,7 +131,7 @@ class ModelObjective:
 
         def returns(actions: th.Tensor) -> th.Tensor:
             n_envs, n = actions.shape[:2]
-            # An environment is cut in the same pieces however many there are, so that its noise does not depend on the others
+            # The pieces of an environment do not depend on the number of environments, and so neither does its noise
             states_at_once = self._states_at_once(n)
             envs_at_once = max(1, states_at_once // (n * self.n_particles))
             at_once = max(1, states_at_once // self.n_particles)
@@ -145,7 +146,7 @@ class ModelObjective:
         return returns
 
     def _states_at_once(self, n: int) -> int:
-        """How many states are stepped together, if there are ``n`` candidates for each environment."""
+        """Largest number of states stepped together, if there are ``n`` candidates for each environment."""
         return STATES_AT_ONCE
 
     def _step_of_a_plan(self) -> Callable[..., ModelStep]:
@@ -155,7 +156,7 @@ class ModelObjective:
     def _returns(
         self, step_model: Callable[..., ModelStep], starts: th.Tensor, actions: th.Tensor, generator: Generators
     ) -> th.Tensor:
-        """(B, S) and (B, N, H, A) -> (B, N), by stepping B x particles x N states of the model."""
+        """Values (B, N) of actions (B, N, H, A) from starts (B, S): steps B x particles x N states of the model."""
         n_envs, n, horizon, _ = actions.shape
         states = starts.repeat_interleave(self.n_particles * n, dim=0)
         plans = actions.unsqueeze(1).expand(-1, self.n_particles, -1, -1, -1).flatten(0, 2)
@@ -172,13 +173,14 @@ class ModelObjective:
             if penalized:
                 reward = reward - self.uncertainty_penalty * step.disagreement
             total = total + weight * th.where(alive, reward, 0.0)
-            # A prediction that is not finite spoils the return, unless the task has ended before it
+            # A prediction that is not finite makes the return NaN, unless the task has ended before
             total = th.where(alive & ~_are_finite(step.next_obs), th.nan, total)
-            # States stand still once the task has ended: what follows could spoil the gradient of what came before
+            # A state is frozen once its task has ended, because NaN in later predictions would reach the gradients of earlier
+            # ones
             states = th.where(alive.unsqueeze(1), step.next_obs, states)
             alive = alive & ~terminated
             weight *= self.discount
-        value = self._value_of_the_end(states, generator)
+        value = self._terminal_values(states, generator)
         if value is not None:
             total = total + weight * th.where(alive, value, 0.0)
         total = th.where(th.isfinite(total), total, th.nan)
@@ -196,8 +198,8 @@ class ModelObjective:
             terminated = call("termination_fn", self.termination_fn, *seen)
         return reward, terminated
 
-    def _value_of_the_end(self, states: th.Tensor, generator: Generators) -> th.Tensor | None:
-        """Value of the states where a plan ends, (B,); None if it is 0 for all."""
+    def _terminal_values(self, states: th.Tensor, generator: Generators) -> th.Tensor | None:
+        """Value of the last states of plans, (B,); None if it is 0 for all."""
         if self.terminal_value is None:
             return None
         return call("terminal_value", self.terminal_value, self.model.observe(states))
@@ -220,5 +222,5 @@ class ModelObjective:
 
 
 def _are_finite(states: th.Tensor) -> th.Tensor:
-    """``isfinite(states).all(dim=1)``, five times as fast: zero times what is not finite is NaN."""
+    """``isfinite(states).all(dim=1)``, five times as fast: zero times NaN or infinity is NaN."""
     return (0 * states).sum(dim=1) == 0

@@ -22,12 +22,12 @@ is not finite, because a prediction has diverged, ranks worst."""
 
 class PlannerState(NamedTuple):
     """
-    What a planner carries from one step of an environment to the next.
+    The state of a planner between two steps of an environment.
 
-    :param mean: the plan from here on, (B, H, A); probabilities for discrete actions
+    :param mean: mean of the next search distribution, (B, H, A); probabilities for discrete actions
     :param elites: best sequences kept, best first, (B, K, H, A); K = 0 for planners that keep none
     :param previous: the action executed last, (B, A)
-    :param started: False where an episode begins, so that there is no earlier plan, (B,) bool
+    :param started: False at the start of an episode, where there is no earlier plan, (B,) bool
     """
 
     mean: th.Tensor
@@ -41,7 +41,7 @@ class Plan(NamedTuple):
     :param actions: the sequence to execute, (B, H, A) in [-1, 1]; one-hot for discrete actions
     :param value: return of the best candidate seen, (B,)
     :param std: standard deviation of the last search distribution, (B, H, A); zero for planners without one
-    :param n_iterations: number of iterations made, fewer than asked for if the time was up or the search had converged
+    :param n_iterations: number of iterations made, fewer than the planner's if time ran out or the search converged
     :param state: the state to pass to :meth:`Planner.shift`, and then to the next call
     """
 
@@ -54,12 +54,13 @@ class Plan(NamedTuple):
 
 class Planner(ABC):
     """
-    Optimises sequences of ``horizon`` actions in [-1, 1] for B environments at once. A planner knows nothing of models: it is
-    given a function that scores sequences. It keeps nothing between calls: its state goes in and out.
+    Optimises sequences of ``horizon`` actions in [-1, 1] for B environments at once. A planner does not know the model: it
+    gets a function that scores sequences. It stores nothing between calls: a state is an argument of each call and part of its
+    result.
 
     :param horizon: H, actions in a plan
     :param n_iterations: rounds of improvement
-    :raises ValueError: either is not positive
+    :raises ValueError: a number is out of its range
     """
 
     n_kept_elites = 0
@@ -82,12 +83,12 @@ class Planner(ABC):
     ) -> Plan:
         """
         :param score: the function that is maximised
-        :param state: the state by :meth:`initial_state`, or that of the last plan by :meth:`shift`
-        :param generator: one, or one for each of the B environments: the plan of an environment then does not depend on the
-            others
-        :param proposals: sequences to consider among the samples, for instance a policy's, (B, M, H, A)
-        :param max_seconds: return the best plan so far rather than begin an iteration that would end later than this; the
-            first iteration is always made
+        :param state: the state from :meth:`initial_state`, or that of the last plan from :meth:`shift`
+        :param generator: one generator, or one for each of the B environments, with which the plan of an environment does not
+            depend on the others
+        :param proposals: further sequences to consider, for instance those of a policy, (B, M, H, A)
+        :param max_seconds: time limit: an iteration that would probably end later is not begun. The first iteration is always
+            made
         :return: the plan
         """
 
@@ -95,8 +96,8 @@ class Planner(ABC):
         """
         :param n_envs: B
         :param action_dim: A, or the number of discrete actions
-        :param device: where plans are made
-        :return: the state at the beginning of an episode
+        :param device: device of the plans
+        :return: the state at the start of an episode
         """
         return PlannerState(
             mean=self._uninformed_mean(n_envs, action_dim, device),
@@ -107,9 +108,9 @@ class Planner(ABC):
 
     def reset(self, state: PlannerState, begins: th.Tensor) -> PlannerState:
         """
-        :param state: the state of B environments, which is left as it is
+        :param state: the state of B environments, which is not modified
         :param begins: where an episode begins, (B,) bool
-        :return: the state, with that of the beginning of an episode where one begins
+        :return: the state, replaced by the initial one where an episode begins
         """
         initial = self.initial_state(len(state.mean), state.mean.shape[2], state.mean.device)
         return PlannerState(*(th.where(_like(begins, old), new, old) for old, new in zip(state, initial, strict=True)))
@@ -118,7 +119,7 @@ class Planner(ABC):
         """
         :param state: the state of the last plan
         :param executed: the actions that were executed since, (B, n, A)
-        :return: the warm start of the next plan: the rest of the last one, filled up at its end
+        :return: the warm start of the next plan: the rest of the last plan, with its end filled up
         """
         n = min(executed.shape[1], self.horizon)
         rest = state.mean[:, n:]
@@ -147,7 +148,7 @@ class Search:
     :param elites: best sequences of the last iteration, best first, (B, K, H, A)
     :param best: best sequence so far, (B, H, A)
     :param best_value: return of the best sequence so far, (B,)
-    :param start: state that the search began with
+    :param start: the planner's state when the search began
     """
 
     mean: th.Tensor
@@ -166,9 +167,9 @@ class SamplingPlanner(Planner):
     :param n_iterations: rounds of sampling, scoring and updating
     :param population_size: N, candidates sampled in a round
     :param init_std: standard deviation of the samples in the first round, in the unit of actions in [-1, 1]
-    :param smoothing: low-pass filter in [0, 1), PDDM's 1 - beta. An action of a candidate is
-        ``(1 - smoothing) * sample + smoothing * action before``, clipped to the bounds. The action before the first one is the
-        one that was executed last, or 0 where an episode begins
+    :param smoothing: strength of a low-pass filter in [0, 1), PDDM's 1 - beta. An action of a candidate is
+        ``(1 - smoothing) * sample + smoothing * previous action``, clipped to the bounds. For the first action, the previous
+        one is the action that was executed last, or 0 at the start of an episode
     :raises ValueError: a number is out of its range
     """
 
@@ -229,14 +230,14 @@ class SamplingPlanner(Planner):
 
     @abstractmethod
     def _update(self, search: Search, candidates: th.Tensor, values: th.Tensor) -> None:
-        """Move the search distribution towards what scored well."""
+        """Move the search distribution towards candidates with high values."""
 
     def _output(self, search: Search, generator: Generators) -> th.Tensor:
         """The sequence to execute, (B, H, A)."""
         return self._as_actions(search.mean)
 
     def _has_converged(self, search: Search) -> bool:
-        """Whether further iterations are useless."""
+        """Whether further iterations would change nothing."""
         return False
 
     def _as_actions(self, mean: th.Tensor) -> th.Tensor:
@@ -246,7 +247,7 @@ class SamplingPlanner(Planner):
     def _smooth(self, samples: th.Tensor, start: PlannerState) -> th.Tensor:
         if self.smoothing == 0:
             return samples
-        # An episode begins with 0, since the action that was executed last belongs to another episode
+        # At the start of an episode the filter begins with 0, since the last action belongs to the episode before
         before = th.where(_like(start.started, start.previous), start.previous, 0.0).unsqueeze(1)
         actions = []
         for sample in samples.unbind(dim=2):
@@ -255,7 +256,8 @@ class SamplingPlanner(Planner):
         return th.stack(actions, dim=2)
 
     def _remember_best(self, search: Search, candidates: th.Tensor, values: th.Tensor) -> None:
-        # Ties go to the later plan: where every plan survives, those of the first iteration are as good but less smooth
+        # Ties go to the later candidate: in tasks where every plan survives, all returns are equal, but later plans are
+        # smoother
         value, index = values.max(dim=1)
         better = (value >= search.best_value) & (value > th.finfo(value.dtype).min)
         search.best = th.where(_like(better, search.best), take(candidates, index.unsqueeze(1)).squeeze(1), search.best)
@@ -264,7 +266,7 @@ class SamplingPlanner(Planner):
 
 class Clock:
     """
-    Tells whether there is time for another iteration, which is expected to take as long as the slowest so far.
+    Decides whether there is time for another iteration, which is expected to take as long as the slowest one so far.
 
     :param max_seconds: time from now on; None: no limit
     """
@@ -299,7 +301,7 @@ def take(sequences: th.Tensor, index: th.Tensor) -> th.Tensor:
     """
     :param sequences: (B, N, H, A)
     :param index: (B, K) long
-    :return: the sequences with these indices, (B, K, H, A)
+    :return: the sequences at these indices, (B, K, H, A)
     """
     return sequences.gather(1, index[:, :, None, None].expand(-1, -1, *sequences.shape[2:]))
 
@@ -308,8 +310,8 @@ def elites_of(candidates: th.Tensor, values: th.Tensor, n: int) -> tuple[th.Tens
     """
     :param candidates: (B, N, H, A)
     :param values: returns of the candidates, the lowest finite number where a prediction diverged, (B, N)
-    :param n: K
-    :return: the K best, best first, (B, K, H, A), and their returns (B, K)
+    :param n: K, number of elites
+    :return: the K best candidates, best first, (B, K, H, A), and their returns (B, K)
     """
     best = values.topk(n, dim=1)
     return take(candidates, best.indices), best.values
@@ -327,5 +329,5 @@ def moments(sequences: th.Tensor, weights: th.Tensor) -> tuple[th.Tensor, th.Ten
 
 
 def _like(mask: th.Tensor, tensor: th.Tensor) -> th.Tensor:
-    """A (B,) mask with the dimensions of a (B, ...) tensor."""
+    """A (B,) mask with as many dimensions as a (B, ...) tensor."""
     return mask.reshape(-1, *(1,) * (tensor.ndim - 1))

@@ -25,14 +25,14 @@ def policy_proposals(
     generator: Generators = None,
 ) -> th.Tensor:
     """
-    What a policy would do in the model.
+    Roll a policy out in the model and return its actions.
 
     :param actor: the policy
     :param model: the model
     :param starts: states of the model to start from, (B, S)
     :param n: proposals for each environment; the first follows the policy without noise
-    :param horizon: H
-    :param noise: standard deviation of the noise on actions; for discrete actions the probability of a random one
+    :param horizon: H, actions in a plan
+    :param noise: standard deviation of the noise on actions; for discrete actions the probability of a random action
     :param action_repeat: model steps for each action
     :param generator: source of all noise
     :return: the proposals, (B, n, H, A)
@@ -47,7 +47,7 @@ def policy_proposals(
         for _ in range(action_repeat):
             states = model.step(states, action, generator).next_obs
     plans = th.stack(actions, dim=1).reshape(len(starts), n, horizon, -1)
-    return plans.nan_to_num(0.0)  # NaN comes from a rollout that diverged; the planner scores the plan again
+    return plans.nan_to_num(0.0)  # a rollout that diverges gives NaN; the planner scores every proposal anyway
 
 
 def _disturbed(action: th.Tensor, noise: float, discrete: bool, generator: Generators) -> th.Tensor:

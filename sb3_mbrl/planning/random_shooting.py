@@ -8,7 +8,7 @@ from sb3_mbrl.planning.planner import SamplingPlanner, Search
 
 class RandomShooting(SamplingPlanner):
     """
-    Samples uniformly and takes the best. The rest of the last plan competes with the samples.
+    Samples plans uniformly and returns the best one. The rest of the last plan competes with the samples.
 
     :param horizon: H, actions in a plan (Nagabandi et al.: 5 to 20)
     :param population_size: N, candidates in a round (Nagabandi et al.: 300 to 5000)

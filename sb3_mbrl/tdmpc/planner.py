@@ -122,7 +122,7 @@ class LatentObjective(ModelObjective):
         # The plans of an environment stay together, since two pieces would draw different critics
         return max(states, n)
 
-    def _value_of_the_end(self, states: th.Tensor, generator: Generators) -> th.Tensor:
+    def _terminal_values(self, states: th.Tensor, generator: Generators) -> th.Tensor:
         return self.model.value(states, generator)
 
 

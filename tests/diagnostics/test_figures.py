@@ -34,5 +34,5 @@ def test_figures_carry_the_names_of_the_dimensions():
     result = one_step_error(LinearModel(noise=0.1), linear_world(30))
     titles = [ax.get_title() for ax in plot_one_step(result, ["height", "speed"]).axes[2:]]
     assert [title.split(":")[0] for title in titles] == ["height", "speed", "reward"]
-    with pytest.raises(ValueError, match="2 dimensions"):
+    with pytest.raises(ValueError, match="2 observation dimensions"):
         plot_one_step(result, ["height"])

@@ -443,8 +443,8 @@ def test_values_after_a_termination_do_not_affect_the_gradient():
         ({"value_mode": "hopeful"}, "value_mode must be one of .*'pessimistic'.*, got 'hopeful'"),
         ({"discount": 1.01}, r"discount must be a number in \[0, 1\]"),
         ({"propagation": "expectation", "n_particles": 2}, "has no noise: n_particles must be 1, got 2"),
-        ({"value_mode": "pessimistic"}, "'pessimistic' compares particles: n_particles must be at least 2"),
-        ({"value_mode": "optimistic", "propagation": "expectation"}, "'optimistic' compares particles"),
+        ({"value_mode": "pessimistic"}, "'pessimistic' needs .* n_particles must be at least 2"),
+        ({"value_mode": "optimistic", "propagation": "expectation"}, "'optimistic' needs .* n_particles must be at least 2"),
     ],
 )
 def test_invalid_arguments_are_refused(kwargs, message):

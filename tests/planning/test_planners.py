@@ -460,7 +460,7 @@ def test_the_time_limit_is_kept(clock, name):
         (lambda: GradientPlanner(n_starts=0), "n_starts must be an integer from 1"),
         (lambda: make_planner("cma-es"), "planner must be one of"),
         (lambda: make_planner("gradient", discrete=True), "for discrete actions"),
-        (lambda: make_planner("cem", elites=3), "do not fit planner 'cem'"),
+        (lambda: make_planner("cem", elites=3), "planner 'cem' does not accept"),
         (lambda: make_planner("mppi", discrete=True, smoothing=0.5), "Discrete actions cannot be smoothed"),
     ],
 )
