@@ -156,9 +156,9 @@ class Several(Corridor):
         (Several, {}, "needs Box or Discrete actions"),
         (lambda: FrameStackObservation(Corridor(), 2), {}, "needs a flat Box.*FlattenObservation"),
         (lambda: "Pusher-v5", {}, "'Pusher-v5' is not a task .* pass the environment"),
-        (lambda: VecFrameStack(DummyVecEnv([Corridor]), 2), {}, "VecFrameStack changes observations.*env.unwrapped"),
+        (lambda: VecFrameStack(DummyVecEnv([Corridor]), 2), {}, "VecFrameStack changes the shape.*env.unwrapped"),
         (Corridor, {"get_state": get_state}, "`get_state` and `set_state` belong together"),
-        (Corridor, {"get_state": lambda env: 1.0, "set_state": set_state}, "returned float with 0 dimensions"),
+        (Corridor, {"get_state": lambda env: 1.0, "set_state": set_state}, "got float with 0 dimensions"),
     ],
 )
 def test_environments_that_cannot_be_simulated_are_rejected(make, arguments, message):
