@@ -1,4 +1,4 @@
-"""How imagined environments are made from a real one, from a dataset or from an algorithm, and fitted again."""
+"""Makes imagined environments from a real one, from a dataset or from an algorithm, and refits them."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ class Origin:
     What an imagined environment was made from, and is made from again when the model is refitted.
 
     :param experience: real transitions
-    :param start_states: where imagined episodes begin; None: where the constructor was told
+    :param start_states: where imagined episodes begin; None: as passed to the constructor
     :param observation_bounds: lowest and highest prediction; None: derived from the experience
     :param fit_kwargs: arguments of each fit
     """
@@ -48,11 +48,11 @@ class Origin:
     @property
     def bounds(self) -> Bounds:
         """Lowest and highest observation: those given, or those observed."""
-        return self.experience.bounds_unless(self.observation_bounds)
+        return self.experience.observed_range() if self.observation_bounds is None else self.observation_bounds
 
 
 class ImaginedFromExperience:
-    """Where an imagined environment's model, start states and bounds come from, and how they are renewed."""
+    """Mixin of imagined environments: makes their model, start states and bounds from real transitions, and renews them."""
 
     imagination: Imagination
     _origin: Origin | None = None
@@ -66,12 +66,12 @@ class ImaginedFromExperience:
         observation_bounds: Bounds | None,
         **kwargs: Any,
     ) -> SelfImagined:
-        """Calls the constructor, which may need the real environment or not."""
+        """Call the constructor; ``env`` is for the classes that need the real environment."""
         raise NotImplementedError
 
     @classmethod
     def _check_env(cls, env: RealEnv | None) -> None:
-        """:raises ValueError: the constructor needs another real environment"""
+        """:raises ValueError: the constructor cannot use this real environment"""
 
     @classmethod
     def from_env(
@@ -202,11 +202,14 @@ class ImaginedFromExperience:
         """
         dynamics, buffer = getattr(model, "dynamics", None), getattr(model, "replay_buffer", None)
         if dynamics is None or buffer is None:
-            raise ValueError(f"{type(model).__name__} has no `dynamics` and `replay_buffer`, as MBPO and PETS have.")
+            raise ValueError(
+                f"{type(model).__name__} does not have both `dynamics` and `replay_buffer`. Pass an algorithm that has, such "
+                "as MBPO or PETS."
+            )
         if buffer.size() == 0:
             raise ValueError(
-                "The replay buffer is empty; it is not in the zip of a saved algorithm: model.load_replay_buffer(path). "
-                "Without data, pass model.dynamics and start_states to the constructor."
+                "The replay buffer is empty. An algorithm is saved without it: call model.load_replay_buffer(path). Without "
+                "data, pass model.dynamics and start_states to the constructor."
             )
         kwargs = cls._complete(kwargs, model.env, model.env, max_episode_steps)
         check_start_states(start_states, dynamics.observation_space, dynamics.device)
@@ -218,13 +221,13 @@ class ImaginedFromExperience:
         cls, kwargs: Mapping[str, Any], env: RealEnv | None, vec_env: VecEnv | None, max_episode_steps: int | None
     ) -> dict[str, Any]:
         """
-        Refuse now what the constructor would refuse after all the work.
+        Check the constructor's arguments before any transitions are collected and a model is fitted.
 
         :param kwargs: further arguments of the constructor
         :param env: the real environment, for the constructor
-        :param vec_env: the same as a vector, asked for its time limit
+        :param vec_env: the same environment vectorised, to read its time limit
         :param max_episode_steps: the argument of :meth:`from_env`
-        :return: the arguments with the steps of an episode
+        :return: the arguments, with ``max_episode_steps``
         :raises ValueError: an argument is not accepted
         """
         cls._check_env(env)
@@ -281,7 +284,10 @@ class ImaginedFromExperience:
         """
         check_arguments(locals(), SHOWN)
         if not isinstance(self.dynamics, ProbabilisticEnsemble):
-            raise ValueError(f"{type(self.dynamics).__name__} cannot be fitted to transitions: ProbabilisticEnsemble can.")
+            raise ValueError(
+                f"{type(self.dynamics).__name__} cannot be fitted to transitions; only a ProbabilisticEnsemble can be "
+                "refitted."
+            )
         new = Experience.of(transitions, self.dynamics.device)
         origin = Origin(new) if self._origin is None else replace(self._origin, experience=self._origin.experience + new)
         fit_kwargs = {**origin.fit_kwargs, **fit_kwargs}

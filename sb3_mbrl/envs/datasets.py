@@ -58,13 +58,13 @@ def read_dataset(
     dataset: Dataset, env: gym.Env | VecEnv | None = None, device: th.device | str = "cpu"
 ) -> tuple[Transitions, th.Tensor]:
     """
-    :param dataset: Minari's, SB3's replay buffer, or arrays by name
-    :param env: the environment, asked for its spaces, which arrays do not tell; None: those of the dataset
-    :param device: where the tensors go
+    :param dataset: a dataset of Minari, SB3's replay buffer, arrays by name, or collected trajectories
+    :param env: the environment, whose spaces are used; None: the dataset's, which arrays and trajectories do not contain
+    :param device: device of the tensors
     :return: all transitions, raw observations and rewards, actions in [-1, 1] or one-hot; and the first observations of
         episodes among them, (K, O)
-    :raises ValueError: a dataset of another kind, without transitions, incomplete, of other spaces than the environment, or
-        actions out of bounds
+    :raises ValueError: the dataset is of another type, empty or incomplete, its spaces are not those of the environment, or
+        actions are out of bounds
     """
     observation_space, action_space = spaces_of(dataset, env)
     check_spaces(observation_space, action_space)
@@ -78,20 +78,23 @@ def read_dataset(
 
 def spaces_of(dataset: Dataset, env: gym.Env | VecEnv | None) -> tuple[spaces.Space, spaces.Space]:
     """
-    :param dataset: Minari's, SB3's replay buffer, or arrays by name
+    :param dataset: a dataset of Minari, SB3's replay buffer, arrays by name, or collected trajectories
     :param env: the environment, if there is one
     :return: spaces of observations and actions: the environment's, otherwise those of the dataset
-    :raises ValueError: a dataset of another kind, spaces that nobody tells, or that do not match
+    :raises ValueError: the dataset is of another type, or its spaces are not known or not those of the environment
     """
     if isinstance(dataset, Mapping) or (isinstance(dataset, Sequence) and _are_trajectories(dataset)):
         if env is None:
-            raise ValueError("Arrays do not tell the spaces of observations and actions: pass the environment, env=.")
+            raise ValueError(
+                "Arrays and collected transitions do not contain the spaces of observations and actions: pass the "
+                "environment, env=."
+            )
         return env.observation_space, env.action_space
     if isinstance(dataset, Sequence) or not (isinstance(dataset, ReplayBuffer) or hasattr(dataset, "iterate_episodes")):
         raise ValueError(
-            "dataset must be a minari.MinariDataset (of an id: minari.load_dataset), a ReplayBuffer of Stable-Baselines3, "
-            "a mapping of names to arrays (of Gymnasium or D4RL), or a list of Transitions (of sb3_mbrl.envs.collect), got "
-            f"{type(dataset).__name__}."
+            "dataset must be a minari.MinariDataset (minari.load_dataset loads one by its id), a ReplayBuffer of "
+            "Stable-Baselines3, a mapping of names to arrays (of Gymnasium or D4RL), or a list of Transitions (from "
+            f"sb3_mbrl.envs.collect), got {type(dataset).__name__}."
         )
     if env is None:
         return dataset.observation_space, dataset.action_space
@@ -99,8 +102,8 @@ def spaces_of(dataset: Dataset, env: gym.Env | VecEnv | None) -> tuple[spaces.Sp
         recorded, real = getattr(dataset, name), getattr(env, name)
         if not _same(recorded, real):
             raise ValueError(
-                f"The {name} of the dataset is {recorded}, that of the environment {real}. Pass the environment in which it "
-                "was recorded, with the same wrappers."
+                f"The {name} of the dataset is {recorded}, but that of the environment is {real}. Pass the environment in "
+                "which the dataset was recorded, with the same wrappers."
             )
     return env.observation_space, env.action_space
 
@@ -110,7 +113,7 @@ def _are_trajectories(dataset: Sequence[Any]) -> bool:
 
 
 def _same(recorded: spaces.Space, real: spaces.Space) -> bool:
-    """Whether two spaces are the same; the precision of a Box does not matter."""
+    """Whether two spaces are equal; the dtype of a Box does not matter."""
     if not (isinstance(recorded, spaces.Box) and isinstance(real, spaces.Box)):
         return recorded == real
     if recorded.shape != real.shape:
@@ -123,8 +126,8 @@ def read_trajectories(
 ) -> tuple[Transitions, th.Tensor]:
     """
     :param trajectories: each from the first observation of an episode; or a batch of transitions in any order
-    :param device: where the tensors go
-    :return: all transitions; and the first observations of episodes, (K, O), which a batch does not tell
+    :param device: device of the tensors
+    :return: all transitions; and the first observations of episodes, (K, O), where K is 0 for a batch
     """
     if isinstance(trajectories, Transitions):
         batch, initial = trajectories, trajectories.observations[:0]
@@ -141,7 +144,8 @@ def _read_buffer(buffer: ReplayBuffer, device: th.device | str) -> tuple[Transit
     if buffer.optimize_memory_usage or not buffer.handle_timeout_termination:
         raise ValueError(
             "optimize_memory_usage=True loses the last observation of each episode, and handle_timeout_termination=False "
-            "stores time limits as terminations: the model would learn both. Fill a buffer without them."
+            "stores time limits as terminations, so the model would learn wrong transitions. Fill a buffer with the default "
+            "settings."
         )
     transitions = real_transitions(buffer, device)
     if bool((transitions.actions.abs() > 1 + ROUNDING).any()):
@@ -153,7 +157,7 @@ def _read_buffer(buffer: ReplayBuffer, device: th.device | str) -> tuple[Transit
 
 
 def _arrays_of_episodes(dataset: EpisodicDataset) -> dict[str, np.ndarray]:
-    """All episodes in one array of each name. Each episode ends with its last row, whatever its flags say."""
+    """The episodes concatenated, one array for each name. Each episode ends with its last row, even if its flags differ."""
     episodes = list(dataset.iterate_episodes())
     if len(episodes) == 0:
         raise ValueError(EMPTY)
@@ -210,12 +214,12 @@ def _columns(
     missing = shapes.keys() - columns.keys() - {"truncations"}
     if missing:
         raise ValueError(
-            f"The dataset lacks {sorted(missing)}; it has {sorted(arrays)}. Needed are 'observations', 'actions', 'rewards', "
-            "'next_observations' and 'terminations' (or 'terminals'); 'truncations' (or 'timeouts') tell where episodes end "
-            "otherwise. For raw data of D4RL, d4rl.qlearning_dataset adds the next observations."
+            f"The dataset lacks {sorted(missing)}; it has {sorted(arrays)}. It must have 'observations', 'actions', "
+            "'rewards', 'next_observations' and 'terminations' (or 'terminals'), and may have 'truncations' (or 'timeouts'), "
+            "which mark other ends of episodes. For raw data of D4RL, d4rl.qlearning_dataset adds the next observations."
         )
     columns.setdefault("truncations", np.zeros(columns["terminations"].shape, dtype=bool))
-    n = columns["observations"].shape[:1]  # a tuple: empty if it is no array at all
+    n = columns["observations"].shape[:1]  # a tuple, so that a scalar needs no special case
     for name, column in columns.items():
         if column.shape != (*n, *shapes[name]):
             raise ValueError(
@@ -236,14 +240,14 @@ def _scaled(actions: np.ndarray, space: spaces.Space) -> np.ndarray:
     if isinstance(space, spaces.Discrete):
         if not np.isin(actions, space.start + np.arange(space.n)).all():
             raise ValueError(
-                f"The actions of the dataset reach from {actions.min()} to {actions.max()}; {space} has whole numbers from "
-                f"{space.start} to {space.start + space.n - 1}."
+                f"The actions of the dataset range from {actions.min()} to {actions.max()}, but those of {space} are whole "
+                f"numbers from {space.start} to {space.start + space.n - 1}. Shift or filter them."
             )
         return one_hot(actions, space).numpy()
     scaled = from_environment(actions, space).reshape(len(actions), -1)
     if (np.abs(scaled) > 1 + ROUNDING).any():
         raise ValueError(
-            f"The actions of the dataset reach from {actions.min():.3g} to {actions.max():.3g}, out of the bounds of {space}: "
-            "they must be in the environment's scale, not normalised. If the environment clips them, clip them too."
+            f"The actions of the dataset range from {actions.min():.3g} to {actions.max():.3g}, beyond the bounds of {space}: "
+            "they must be in the environment's scale, not normalised. If the environment clips actions, clip these too."
         )
     return scaled

@@ -37,7 +37,7 @@ class Experience:
     def of(cls, trajectories: Sequence[Transitions] | Transitions, device: th.device) -> "Experience":
         """
         :param trajectories: each from the first observation of an episode; or a batch of transitions in any order
-        :param device: where they go
+        :param device: device of the result
         :return: the transitions, and the first observations of the trajectories
         """
         return cls(*read_trajectories(trajectories, device))
@@ -47,7 +47,7 @@ class Experience:
 
     def starts(self, which: StartStates) -> np.ndarray | th.Tensor | StartFn:
         """
-        :param which: ``"all"`` observations, or ``"initial"`` ones; an array or a function stays what it is
+        :param which: ``"all"`` observations or ``"initial"`` ones; an array or a function is returned unchanged
         :return: start states for :class:`Imagination`
         :raises ValueError: there are no such states
         """
@@ -55,16 +55,15 @@ class Experience:
             return which
         states = {"all": self.transitions.observations, "initial": self.initial}[which]
         if len(states) == 0:
-            raise ValueError(f"There are no states to start from: start_states={which!r}, but none is among the transitions.")
+            raise ValueError(
+                f"start_states={which!r}: there are no such states among the transitions. Pass start_states='all', or states."
+            )
         return states
 
-    def bounds_unless(self, given: Bounds | None) -> Bounds:
+    def observed_range(self) -> ObservedRange:
         """
-        :param given: lowest and highest prediction, (O,) each
-        :return: the same; for None the observed range
+        :return: lowest and highest observation among the transitions
         """
-        if given is not None:
-            return given
         low, high = th.cat([self.transitions.observations, self.transitions.next_observations]).aminmax(dim=0)
         return ObservedRange(low.cpu().numpy(), high.cpu().numpy())
 
@@ -74,7 +73,8 @@ def check_start_states(start_states: StartStates, observation_space: spaces.Spac
     :param start_states: start states of imagined episodes
     :param observation_space: flat Box
     :param device: device of the model
-    :raises ValueError: the name is unknown, or states, or those that a function returns, have another shape or are not finite
+    :raises ValueError: the name is unknown, or the states (or those that the function returns) have another shape or are not
+        finite
     """
     if isinstance(start_states, str):
         if start_states not in ("all", "initial"):

@@ -1,4 +1,4 @@
-"""A batch of imagined branches, stepped on tensors: what both environments are built on."""
+"""A batch of imagined branches on tensors, on which both imagined environments are built."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from gymnasium import spaces
 from sb3_mbrl.common.actions import action_bounds, one_hot, scale
 from sb3_mbrl.common.model import SPREADS_ADDED, DynamicsModel, Members, ModelStep, check_fitted
 from sb3_mbrl.common.spaces import check_spaces
-from sb3_mbrl.envs.bounds import prediction_bounds, rounding
+from sb3_mbrl.envs.bounds import prediction_bounds, rounding_tolerance
 from sb3_mbrl.envs.rules import ImaginationRules
 
 StartFn = Callable[[int, th.Generator], th.Tensor | np.ndarray]
@@ -36,9 +36,9 @@ class Imagination:
     """
     ``n`` branches, stepped together in a model.
 
-    Predictions are clipped to bounds; reward and termination are those of the prediction before it is clipped. A prediction
-    that is not finite truncates its branch in the state before it, with reward 0, so that divergence is never rewarded and no
-    value is bootstrapped from NaN.
+    Predictions are clipped to bounds; reward and termination are computed from the prediction before it is clipped. A
+    prediction that is not finite truncates its branch in the previous state, with reward 0, so that divergence is never
+    rewarded and no value is bootstrapped from NaN.
 
     :param dynamics: the model, fitted if it is learned
     :param n: number of branches
@@ -46,8 +46,8 @@ class Imagination:
     :param rules: how branches continue, which rewards they return, and when they end
     :param observation_bounds: lowest and highest observation, (O,) each, tightened to the space's; an ``ObservedRange``,
         which is given a margin; None: the space's
-    :raises ValueError: a model that is not fitted or cannot start from observations; start states of another shape, not
-        finite, or out of bounds
+    :raises ValueError: the model is not fitted or cannot start from observations; start states have another shape, are not
+        finite, or are out of bounds
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Imagination:
         self.set_starts(start_states, observation_bounds)
 
         self.obs = th.empty(0)
-        self.states = th.empty(0)  # what the model steps, which need not be observations
+        self.states = th.empty(0)  # states of the model, which need not be observations
         self.members = th.empty(0, dtype=th.long)
         self.steps = th.empty(0, dtype=th.long)
 
@@ -82,7 +82,7 @@ class Imagination:
         :param start_states: raw observations (M, O) to draw from uniformly, or ``f(n, generator) -> (n, O)``
         :param observation_bounds: lowest and highest observation, (O,) each, tightened to the space's; an ``ObservedRange``,
             which is given a margin; None: the space's
-        :raises ValueError: start states of another shape, not finite, or out of bounds
+        :raises ValueError: start states have another shape, are not finite, or are out of bounds
         """
         self.low, self.high = prediction_bounds(self.dynamics.observation_space, observation_bounds, self.dynamics.device)
         if callable(start_states):
@@ -114,16 +114,16 @@ class Imagination:
     @th.no_grad()
     def step(self, actions: th.Tensor) -> ImaginedStep:
         """
-        One step of all branches; those that end stay where they are until they are reset.
+        Step all branches. Those that end are not reset: that is up to the caller.
 
         :param actions: in [-1, 1] or one-hot, (n, A)
         :return: observations, rewards, and which branches ended
         """
         self.require_reset()
         step = self.dynamics.step(
-            self.states, actions, self.generator, self._propagated(), self.rules.deterministic, self.rules.needs_uncertainty
+            self.states, actions, self.generator, self._step_members(), self.rules.deterministic, self.rules.needs_uncertainty
         )
-        reward, terminated = self._judged(step)
+        reward, terminated = self._reward_and_termination(step)
         obs = self.dynamics.observe(step.next_obs)
         finite = obs.isfinite().all(dim=1) & reward.isfinite()
 
@@ -144,15 +144,16 @@ class Imagination:
         :raises ResetNeeded: no branch has begun
         """
         if len(self.states) == 0:
-            raise gym.error.ResetNeeded("Call reset() before anything else.")
+            raise gym.error.ResetNeeded("Call reset() first.")
 
-    def _propagated(self) -> Members:
+    def _step_members(self) -> Members:
+        """The argument ``members`` of the model's ``step``."""
         if self.rules.propagation == "tsinf":
             return self.members
         return "random" if self.rules.propagation == "ts1" else "expectation"
 
-    def _judged(self, step: ModelStep) -> tuple[th.Tensor, th.Tensor]:
-        """Reward and termination by the rules about uncertainty, (n,) each."""
+    def _reward_and_termination(self, step: ModelStep) -> tuple[th.Tensor, th.Tensor]:
+        """Reward and termination of a step, after the rules about uncertainty have been applied, (n,) each."""
         rules = self.rules
         if not rules.needs_uncertainty:
             return step.reward, step.terminated
@@ -168,7 +169,7 @@ class Imagination:
     def _draw_members(self, k: int) -> th.Tensor:
         elites = self.dynamics.elites
         if self.rules.propagation != "tsinf":
-            return elites[:1].expand(k).clone()  # not used
+            return elites[:1].expand(k).clone()  # a placeholder: only "tsinf" uses members
         return elites[th.randint(len(elites), (k,), generator=self.generator, device=elites.device)]
 
     def _starts(self, k: int) -> th.Tensor:
@@ -179,38 +180,40 @@ class Imagination:
     def _checked(self, states: np.ndarray | th.Tensor, k: int | None = None) -> th.Tensor:
         """
         :param states: start states
-        :param k: how many there have to be; None: at least one
+        :param k: required number of states; None: at least one
         :return: the states, (M, O) float32, within bounds
-        :raises ValueError: a state is of another shape, not finite, or out of bounds by more than rounding errors
+        :raises ValueError: a state has another shape, is not finite, or is out of bounds by more than rounding errors
         """
         states = as_states(states, len(self.low), self.dynamics.device, k)
-        slack = rounding(states)
+        slack = rounding_tolerance(states)
         outside = (states < self.low - slack) | (states > self.high + slack)
         if outside.any():
             row, entry = outside.nonzero()[0].tolist()
             raise ValueError(
-                f"start_states[{row}, {entry}] = {states[row, entry]:.4g} lies outside of what the model may predict: entry "
-                f"{entry} is bounded by [{self.low[entry]:.4g}, {self.high[entry]:.4g}] (the observation space, or what was "
-                "observed and a margin). Start where there are data, or widen observation_bounds where they are given. Are "
-                "the states raw, or normalised?"
+                f"start_states[{row}, {entry}] = {states[row, entry]:.4g} lies outside of the bounds of predictions: entry "
+                f"{entry} is bounded by [{self.low[entry]:.4g}, {self.high[entry]:.4g}] (from observation_bounds, the "
+                "observed range with a margin, or the observation space). Pass states that are raw, not normalised, and near "
+                "the data, or widen observation_bounds."
             )
         return th.maximum(th.minimum(states, self.high), self.low)
 
     def _check_starts_anywhere(self, two_states: th.Tensor) -> None:
-        """Refuse simulators of live environments, which start where those environments are, and not at any observation."""
+        """Refuse simulators of live environments, which cannot start from an arbitrary observation."""
         try:
             for states in (two_states[:1], two_states):
                 self.dynamics.start(states)
         except ValueError as error:
-            raise ValueError(f"This model cannot start from any observation, as imagined branches have to: {error}") from error
+            raise ValueError(
+                f"This model cannot start from arbitrary observations, as imagined branches must: {error}"
+            ) from error
 
 
 def as_states(states: np.ndarray | th.Tensor, n_obs: int, device: th.device, k: int | None = None) -> th.Tensor:
     """
     :param states: start states
     :param n_obs: O
-    :param device: where they are put
-    :param k: how many there have to be; None: at least one
+    :param device: device of the result
+    :param k: required number of states; None: at least one
     :return: the states, (M, O) float32
     :raises ValueError: they have another shape, or are not finite
     """
@@ -221,7 +224,7 @@ def as_states(states: np.ndarray | th.Tensor, n_obs: int, device: th.device, k: 
             f"{tuple(states.shape)}."
         )
     if not states.isfinite().all():
-        raise ValueError("start_states must be finite, but there is NaN or infinity among them.")
+        raise ValueError("start_states must be finite, but NaN or infinity is among them. Remove these states.")
     return states
 
 
@@ -230,8 +233,8 @@ def _check_model(dynamics: DynamicsModel, rules: ImaginationRules) -> None:
     check_fitted(dynamics)
     if rules.value_mode != "expected" and getattr(dynamics, "reward_fn", None) is not None:
         raise ValueError(
-            f"value_mode={rules.value_mode!r}: the reward is known (reward_fn), so that members do not disagree about it. Use "
-            "uncertainty_penalty, which is about the next observation."
+            f"value_mode={rules.value_mode!r} has no effect, because the reward is known (reward_fn) and members do not "
+            "disagree about it. Use uncertainty_penalty, which measures disagreement about the next observation."
         )
 
 
@@ -239,7 +242,7 @@ def to_model(actions: np.ndarray, dynamics: DynamicsModel) -> th.Tensor:
     """
     :param actions: as the environment's ``step`` takes them, (n, \\*action_space.shape)
     :param dynamics: the model
-    :return: as the model's ``step`` takes them: in [-1, 1], clipped, or one-hot, (n, A) float32 on the device
+    :return: actions as the model's ``step`` takes them: in [-1, 1], clipped, or one-hot, (n, A) float32 on the device
     """
     space = dynamics.action_space
     if isinstance(space, spaces.Discrete):

@@ -64,7 +64,9 @@ class LearnedModelEnv(ImaginedFromExperience, gym.Env[np.ndarray, Any]):
         for name in ("observation_space", "action_space"):
             real, of_model = getattr(self.env, name), getattr(dynamics, name)
             if real != of_model:
-                raise ValueError(f"The model is of another environment: its {name} is {of_model}, that of {self.env} {real}.")
+                raise ValueError(
+                    f"The model belongs to another environment: its {name} is {of_model}, but that of {self.env} is {real}."
+                )
         self.observation_space, self.action_space = self.env.observation_space, self.env.action_space
         self.render_mode, self.metadata = self.env.render_mode, self.env.metadata
         self._set_state: Callable[[np.ndarray], None] | None = None
@@ -90,13 +92,13 @@ class LearnedModelEnv(ImaginedFromExperience, gym.Env[np.ndarray, Any]):
     def _check_env(cls, env: RealEnv | None) -> None:
         if env is None or (isinstance(env, VecEnv) and spec_of(env) is None):
             raise ValueError(
-                "LearnedModelEnv holds the real environment, but it is not known how to make one here. LearnedModelVecEnv "
-                "needs none."
+                "LearnedModelEnv needs the real environment, but none was passed that it could use or make again. Pass a "
+                "single environment or its id, or use LearnedModelVecEnv, which does not need one."
             )
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """
-        :param seed: seed of what follows; None: the generator goes on
+        :param seed: seed of all following episodes; None: the random numbers continue
         :param options: not used
         :return: raw observation (O,), and an empty dictionary
         """
@@ -145,7 +147,7 @@ class LearnedModelEnv(ImaginedFromExperience, gym.Env[np.ndarray, Any]):
 def _one_environment(env: Any) -> gym.Env:
     accepted = accepted_environment(env)
     if isinstance(accepted, VecEnv):
-        raise ValueError(f"LearnedModelEnv holds one real environment, got {env!r}: pass one of its environments.")
+        raise ValueError(f"LearnedModelEnv needs a single real environment, got {env!r}: pass one of its environments.")
     return accepted
 
 

@@ -1,4 +1,4 @@
-"""A model as a vector of environments for Stable-Baselines3."""
+"""A model as a vectorised environment of Stable-Baselines3."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -100,7 +100,7 @@ class LearnedModelVecEnv(ImaginedFromExperience, VecEnv):
     def _check_counted_from_zero(self, actions: np.ndarray, real: spaces.Space) -> None:
         if isinstance(self.action_space, spaces.Discrete) and not (0 <= actions.min() and actions.max() < self.action_space.n):
             raise ValueError(
-                f"The actions reach from {actions.min()} to {actions.max()}, but {type(self).__name__} counts them from 0 to "
+                f"The actions range from {actions.min()} to {actions.max()}, but {type(self).__name__} counts them from 0 to "
                 f"{self.action_space.n - 1}, as algorithms of Stable-Baselines3 do. Policies that act in {real}, such as "
                 "MPCPolicy, can be evaluated in LearnedModelEnv, whose actions are those of the real environment."
             )
@@ -111,7 +111,7 @@ class LearnedModelVecEnv(ImaginedFromExperience, VecEnv):
             done has been reset, its last observation is ``infos[i]["terminal_observation"]``
         """
         step = self.imagination.step(self._actions)
-        # Everything in one transfer; bool is exact in float32
+        # All results are copied to the host in one transfer; float32 represents bool exactly
         columns = [step.obs, step.reward.unsqueeze(1), step.terminated.unsqueeze(1), step.truncated.unsqueeze(1)]
         table = th.cat([column.float() for column in columns], dim=1).cpu().numpy()
         obs, rewards = self._cast(table[:, :-3]), table[:, -3].copy()
@@ -130,7 +130,7 @@ class LearnedModelVecEnv(ImaginedFromExperience, VecEnv):
         return self._cast(obs.cpu().numpy())
 
     def _cast(self, obs: np.ndarray) -> np.ndarray:
-        """A fresh array of the space's type."""
+        """A new array with the dtype of the observation space."""
         return obs.astype(self.observation_space.dtype)
 
     def close(self) -> None:
@@ -149,10 +149,13 @@ class LearnedModelVecEnv(ImaginedFromExperience, VecEnv):
         :param attr_name: an attribute of this object, which all environments share
         :param value: value for all environments
         :param indices: all environments
-        :raises ValueError: only some environments are meant
+        :raises ValueError: ``indices`` are only some of the environments
         """
         if set(self._get_indices(indices)) != set(range(self.num_envs)):
-            raise ValueError(f"{attr_name!r} is shared by all imagined environments, and cannot be set for {indices} alone.")
+            raise ValueError(
+                f"{attr_name!r} is shared by all imagined environments and cannot be set for {indices} alone. Leave out "
+                "indices."
+            )
         setattr(self, attr_name, value)
 
     def env_method(
@@ -163,7 +166,7 @@ class LearnedModelVecEnv(ImaginedFromExperience, VecEnv):
         :param method_args: arguments of the method
         :param indices: environments
         :param method_kwargs: keyword arguments of the method
-        :return: what the method returned, once for each environment
+        :return: the result of the method, once for each environment
         """
         result = getattr(self, method_name)(*method_args, **method_kwargs)
         return [result for _ in self._get_indices(indices)]
@@ -178,6 +181,6 @@ class LearnedModelVecEnv(ImaginedFromExperience, VecEnv):
 
     def get_images(self) -> Sequence[np.ndarray | None]:
         """
-        :return: nothing: :class:`~sb3_mbrl.envs.LearnedModelEnv` renders
+        :return: None for each environment; :class:`~sb3_mbrl.envs.LearnedModelEnv` renders
         """
         return [None] * self.num_envs

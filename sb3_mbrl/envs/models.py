@@ -29,17 +29,17 @@ def unfitted_model(
     device: th.device | str,
 ) -> tuple[ProbabilisticEnsemble, th.Generator]:
     """
-    :param env: the real environment, asked for its rule of termination; None: there is none
+    :param env: the real environment, whose termination rule ``"auto"`` looks up; None: there is no environment
     :param observation_space: observation space of the model
     :param action_space: action space of the model
-    :param reward_fn: the reward, learned if None
-    :param termination_fn: the termination, or the name of where it comes from
+    :param reward_fn: the reward; learned if None
+    :param termination_fn: the termination function, ``"auto"`` or ``"learned"``; None: the task never terminates
     :param dynamics_kwargs: further arguments of the model
-    :param fit_kwargs: arguments of the fits to come, which are checked before there is anything to fit to
+    :param fit_kwargs: arguments of later fits, which are checked here already
     :param seed: seed of the model and its fits
     :param device: device of the model
     :return: the model, and the generator for its fit
-    :raises ValueError: spaces or arguments that are not supported
+    :raises ValueError: spaces or arguments are not supported
     """
     check_fit_arguments(fit_kwargs)
     check_spaces(observation_space, action_space)
@@ -54,7 +54,7 @@ def unfitted_model(
         device=device,
         **dynamics_kwargs,
     )
-    inspect.signature(fit).bind(dynamics, None, **fit_kwargs)  # refuses unknown names
+    inspect.signature(fit).bind(dynamics, None, **fit_kwargs)  # raises an error for unknown names
     return dynamics, generator
 
 

@@ -59,8 +59,9 @@ class ImaginationRules:
         check_arguments(vars(self), RULES)
         if (self.max_disagreement is None) != (self.halt_reward is None):
             raise ValueError(
-                "max_disagreement and halt_reward come together: where the model is too uncertain a branch ends, with a "
-                "reward less than what going on pays (MOReL: the lowest reward of the data, and less)."
+                "max_disagreement and halt_reward belong together: a branch ends where the elites disagree by more than "
+                "max_disagreement, and its last reward is halt_reward, which must be lower than the rewards for continuing "
+                "(MOReL: below the lowest reward in the data). Pass both or neither."
             )
 
     @property

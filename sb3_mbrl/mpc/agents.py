@@ -19,25 +19,26 @@ ObsFn = Callable[[th.Tensor], th.Tensor]
 
 def value_function(model: BaseAlgorithm) -> ObsFn:
     """
-    The state value that a trained SB3 algorithm predicts: for SAC, TD3, CrossQ and MBPO the lowest value by a critic of the
-    actor's deterministic action, for TQC the mean of its quantiles of that action, for A2C and PPO the output of the value
-    head, for DQN the highest Q-value. Values have the unit of the critics: rewards are those that ``VecNormalize`` gave, and
-    SAC's include the entropy bonus.
+    The state value that a trained SB3 algorithm predicts: for SAC, TD3, CrossQ and MBPO the lowest of the critics' values of
+    the actor's deterministic action, for TQC the mean of the quantiles of that action, for A2C and PPO the output of the value
+    head, for DQN the highest Q-value. Values are in the unit of the critics: they are made of rewards as ``VecNormalize``
+    scaled them, and SAC's include the entropy bonus.
 
     :param model: a trained algorithm; the statistics of its ``VecNormalize`` are applied to observations
     :return: ``f(raw observations (B, O)) -> values (B,)``; NaN where the observation has diverged
-    :raises ValueError: the policy has no critic that is known here
+    :raises ValueError: it is not known how to read a value from the policy
     """
     policy, env = _policy_of(model), model.get_vec_normalize_env()
 
     known = isinstance(policy, (ActorCriticPolicy, DQNPolicy)) or (hasattr(policy, "actor") and hasattr(policy, "critic"))
     if not known:
         raise ValueError(
-            f"{type(policy).__name__} has no critic that is known here. Pass a function f(obs) -> values instead."
+            f"It is not known how to read a state value from {type(policy).__name__}. Pass a function f(obs (B, O)) -> values "
+            "(B,) instead of the algorithm."
         )
 
     def value(obs: th.Tensor) -> th.Tensor:
-        policy.set_training_mode(False)  # as SB3's predict does
+        policy.set_training_mode(False)  # as in SB3's predict
         diverged = _has_diverged(obs)
         values = of_network_input(_network_input(obs.masked_fill(diverged, 0.0), policy, env)).to(obs.device)
         return values.masked_fill(diverged.squeeze(1), th.nan)
@@ -69,9 +70,9 @@ def actor_function(model: BaseAlgorithm) -> ObsFn:
         obs = obs.masked_fill(_has_diverged(obs), 0.0)
         action = policy._predict(_network_input(obs, policy, env), deterministic=True).to(obs.device)
         if isinstance(space, spaces.Discrete):
-            return F.one_hot(action.flatten(), action_dim(space)).float()  # SB3 counts from 0, whatever ``start`` is
+            return F.one_hot(action.flatten(), action_dim(space)).float()  # SB3 counts from 0, even if ``start`` is not 0
         action = action.reshape(len(obs), -1)
-        if not policy.squash_output:  # its actions are in the environment's scale, and not bounded
+        if not policy.squash_output:  # then its actions are unbounded, in the environment's scale
             low, high = (bound.to(action.device) for bound in action_bounds(space))
             action = scale(action, low, high)
         return action.clamp(-1, 1)
@@ -92,5 +93,8 @@ def _has_diverged(obs: th.Tensor) -> th.Tensor:
 def _policy_of(model: BaseAlgorithm) -> BasePolicy:
     policy = model.policy
     if not hasattr(policy, "_predict") or hasattr(policy, "lstm_actor"):
-        raise ValueError(f"{type(policy).__name__} is no function of the observation alone: it cannot be used in a plan.")
+        raise ValueError(
+            f"{type(policy).__name__} is not a function of the observation alone, so it cannot be used in a plan. Pass a "
+            "policy that is not recurrent, or a function of the observation."
+        )
     return policy

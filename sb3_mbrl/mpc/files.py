@@ -1,4 +1,4 @@
-"""Files of :class:`~sb3_mbrl.MPCPolicy`: zips of JSON and, where the model is an ensemble, its safetensors."""
+"""Files of :class:`~sb3_mbrl.MPCPolicy`: zip archives of JSON and, if the model is an ensemble, its safetensors."""
 
 import inspect
 import io
@@ -64,19 +64,19 @@ def write_policy(
     :param functions: which of :data:`FUNCTIONS` the policy has
     """
     ensemble = model if isinstance(model, ProbabilisticEnsemble) else None
-    of_the_model = [] if ensemble is None else [f"model_{name}" for name in functions_of_user(ensemble)]
+    model_functions = [] if ensemble is None else [f"model_{name}" for name in functions_of_user(ensemble)]
     is_ours = PLANNER_CLASSES.get(type(planner).__name__) is type(planner)
     config = {
         "format": FILE_FORMAT,
         "planner": type(planner).__name__,
         "planner_kwargs": _arguments(planner) if is_ours else None,
         "arguments": dict(arguments),
-        "functions": [*functions, *of_the_model],
+        "functions": [*functions, *model_functions],
     }
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
-        numbers_of_numpy = operator.methodcaller("item")
-        archive.writestr("policy.json", json.dumps(config, indent=4, default=numbers_of_numpy))
+        numpy_to_python = operator.methodcaller("item")
+        archive.writestr("policy.json", json.dumps(config, indent=4, default=numpy_to_python))
         if ensemble is not None:
             archive.writestr("model.safetensors", _bytes_of(ensemble))
     write_atomically(path, content.getvalue())
@@ -91,29 +91,32 @@ def read_policy(
 ) -> tuple[DynamicsModel | BaseAlgorithm, Planner, dict[str, Any]]:
     """
     :param path: the file
-    :param device: where a model that is read goes
-    :param model: takes the place of the model in the file; None: read it
-    :param planner: takes the place of the planner in the file; None: make it again
-    :param functions: those given again, by the names in the file
+    :param device: device of a model that is read from the file
+    :param model: replaces the model in the file; None: read it
+    :param planner: replaces the planner in the file; None: make it again
+    :param functions: functions that are passed again, by their names in the file
     :return: the model, the planner, and values of :data:`ARGUMENTS`
-    :raises ValueError: the file is damaged or no such policy, or something is missing
+    :raises ValueError: the file is damaged or holds something else, or an argument is missing
     """
     config, weights = _contents(path)
     _check_nothing_is_missing(path, config["functions"], functions, has_model=model is not None)
     if model is None:
         if weights is None:
-            raise ValueError(f"{path} was saved without its model, which is no ProbabilisticEnsemble: pass model= to load.")
+            raise ValueError(
+                f"{path} was saved without its model, which is not a ProbabilisticEnsemble: pass it again, load(..., "
+                "model=...)."
+            )
         model = _model_of(weights, device, functions)
     return model, planner or _planner_of(path, config), config["arguments"]
 
 
 def _contents(path: str | pathlib.Path) -> tuple[dict[str, Any], bytes | None]:
-    """The configuration, and the model if it is there."""
+    """The configuration, and the bytes of the model; None if the archive holds no model."""
     with open(path, "rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
                 if archive.testzip() is not None:  # testzip also compares the names of files with those in the directory
-                    raise zipfile.BadZipFile("a file in it is not what was saved")
+                    raise zipfile.BadZipFile("a checksum does not match")
                 text = archive.read("policy.json")
                 weights = archive.read("model.safetensors") if "model.safetensors" in archive.namelist() else None
         except (*ZIP_ERRORS, KeyError) as error:
@@ -128,9 +131,9 @@ def _check_nothing_is_missing(
 ) -> None:
     """
     :param saved: functions that the policy had
-    :param given: functions that are given again
-    :param has_model: whether a model is given, which has its own functions
-    :raises ValueError: one is not given
+    :param given: functions that are passed again
+    :param has_model: whether a model is passed, which has its own functions
+    :raises ValueError: a function is missing
     """
     missing = [name for name in saved if given.get(name) is None and not (has_model and name.startswith("model_"))]
     if missing:
@@ -154,14 +157,16 @@ def _model_of(weights: bytes, device: th.device | str, functions: Mapping[str, A
 
 
 def _arguments(planner: Planner) -> dict[str, Any]:
-    """The arguments that would make this planner again: each is stored under its own name."""
+    """The constructor arguments of a planner, each of which it stores under the same name."""
     return {name: getattr(planner, name) for name in inspect.signature(type(planner)).parameters}
 
 
 def _planner_of(path: str | pathlib.Path, config: Mapping[str, Any]) -> Planner:
     name, arguments = config["planner"], config["planner_kwargs"]
     if name not in PLANNER_CLASSES or arguments is None:
-        raise ValueError(f"{path} was saved with a {name} of yours: pass planner= to load.")
+        raise ValueError(
+            f"{path} was saved with your own planner {name}, which a file cannot hold: pass it again, load(..., planner=...)."
+        )
     try:
         return PLANNER_CLASSES[name](**arguments)
     except TypeError as error:

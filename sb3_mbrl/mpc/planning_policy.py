@@ -1,4 +1,4 @@
-"""What all policies do that plan: they act, and carry the plan of each environment from one step to the next."""
+"""The base class of policies that plan: it acts, and carries the plan of each environment from one step to the next."""
 
 import operator
 import time
@@ -28,9 +28,10 @@ ACTING = {
 
 class MPCState(NamedTuple):
     """
-    What travels through ``predict(obs, state, episode_start)``, for B environments.
+    The state that ``predict(obs, state, episode_start)`` takes and returns, for B environments. The first four entries are a
+    :class:`~sb3_mbrl.planning.PlannerState`.
 
-    :param mean: see :class:`~sb3_mbrl.planning.PlannerState`, as for the next three
+    :param mean: (B, H, A)
     :param elites: (B, K, H, A)
     :param previous: (B, A)
     :param started: (B,) bool
@@ -49,7 +50,7 @@ class MPCState(NamedTuple):
 
     @property
     def planner(self) -> PlannerState:
-        """The planner's part."""
+        """The first four entries."""
         return PlannerState(*self[:4])
 
 
@@ -63,11 +64,11 @@ class PlanningPolicy(BasePolicy):
 
     :param model: the model to plan in
     :param planner: optimises sequences of actions
-    :param objective: says what a sequence of actions is worth in the model
+    :param objective: values sequences of actions in the model
     :param action_repeat: environment steps for each planned action
     :param replan_freq: planned actions executed before the next plan is made
-    :param max_plan_seconds: time for a call; an iteration of the planner that would end later is not begun
-    :param seed: seed of the planner's samples, where actions are not deterministic
+    :param max_plan_seconds: time limit of a call; an iteration of the planner that would end later is not begun
+    :param seed: seed of the planner's samples for actions that are not deterministic
     :raises ValueError: a number is out of its range
     """
 
@@ -92,10 +93,10 @@ class PlanningPolicy(BasePolicy):
         self.replan_freq = replan_freq
         self.max_plan_seconds = max_plan_seconds
         self.seed = None if seed is None else operator.index(seed)  # NumPy's integers too
-        # The last plan and the states that it started from are here to be watched; predict does not read them
+        # The last plan and the states that it started from, for the log; predict does not read them
         self.last_plan: Plan | None = None
         self.last_states: th.Tensor | None = None
-        # Seeds the samples of plans that are not deterministic
+        # Draws the seeds of plans that are not deterministic
         self.generator = th.Generator()
         self.generator.seed() if self.seed is None else self.generator.manual_seed(self.seed)
 
@@ -111,15 +112,15 @@ class PlanningPolicy(BasePolicy):
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """
-        Plan, or go on with the plan that is being executed.
+        Make a plan, or continue the one that is being executed.
 
         :param observation: observation of one environment, or of B
-        :param state: what the last call returned; None to begin
+        :param state: the state that the last call returned; None: plan from scratch
         :param episode_start: where a new episode begins, (B,)
-        :param deterministic: the same samples each time, instead of new ones
+        :param deterministic: draw the same samples each time instead of new ones
         :return: actions in the environment's scale, and the state for the next call
-        :raises ValueError: the model has not been fitted, the observation does not fit, or ``state`` comes from another number
-            of environments or from a policy with another horizon, planner or action space
+        :raises ValueError: the model has not been fitted, the observation is not in the observation space, or ``state`` comes
+            from another number of environments or from a policy with another horizon, planner or action space
         """
         check_observation(observation)
         obs, vectorized = self.obs_to_tensor(observation)
@@ -134,18 +135,18 @@ class PlanningPolicy(BasePolicy):
         return actions if vectorized else actions[0], tuple(tensor.cpu().numpy() for tensor in memory)
 
     def scale_action(self, action: np.ndarray) -> np.ndarray:
-        return from_environment(action, self.action_space)  # SB3's subtracts bounds in the type of the space
+        return from_environment(action, self.action_space)  # SB3's own method may overflow in the dtype of the space
 
     def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
         return unscale(scaled_action, *floating_bounds(self.action_space))
 
     def _predict(self, observation: Any, deterministic: bool = False) -> th.Tensor:
-        """The first action of a plan made from nothing, (B, A) in [-1, 1] or one-hot."""
+        """The first action of a plan without a warm start, (B, A) in [-1, 1] or one-hot."""
         memory = self._memory(len(observation), None, None)
         return self._replan(observation, memory, self._due(len(observation), None, None), deterministic).actions[:, 0]
 
     def _memory(self, n_envs: int, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None) -> MPCState:
-        """The state of all environments, on the device, begun anew where an episode begins."""
+        """The state of all environments, on the device, reset where an episode begins."""
         initial = self.planner.initial_state(n_envs, self.model.action_dim, self.device)
         zeros = th.zeros(n_envs, dtype=th.long, device=self.device)
         fresh = MPCState(*initial, initial.mean, zeros, zeros)
@@ -157,12 +158,15 @@ class PlanningPolicy(BasePolicy):
             return memory
         begins = th.as_tensor(np.asarray(episode_start, dtype=bool), device=self.device).reshape(-1)
         if len(begins) != n_envs:
-            raise ValueError(f"episode_start is of {len(begins)} environments, the observation of {n_envs}.")
+            raise ValueError(
+                f"episode_start has entries for {len(begins)} environments, but the observation is of {n_envs}. Pass one for "
+                "each."
+            )
         counters = {name: getattr(memory, name).masked_fill(begins, 0) for name in ("n_executed", "n_plans")}
         return MPCState(*self.planner.reset(memory.planner, begins), memory.actions, **counters)
 
     def _due(self, n_envs: int, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None) -> th.Tensor:
-        """Where a new plan is due, (B,) bool, computed on the host so that it need not wait for the device before it plans."""
+        """Where a new plan is due, (B,) bool, computed on the host so that planning need not wait for the device."""
         if state is None:
             return th.ones(n_envs, dtype=th.bool)
         memory = MPCState(*(th.as_tensor(array) for array in state))
@@ -170,7 +174,7 @@ class PlanningPolicy(BasePolicy):
         return due if episode_start is None else due | th.as_tensor(np.asarray(episode_start, dtype=bool)).reshape(-1)
 
     def _replan(self, obs: PyTorchObs, memory: MPCState, due: th.Tensor, deterministic: bool) -> MPCState:
-        """New plans for the environments that are due."""
+        """Make new plans for the environments where one is due."""
         check_fitted(self.model)
         begin = time.perf_counter()
         # A simulator of live environments needs the observations of all of them, and its next start invalidates this one
@@ -179,34 +183,34 @@ class PlanningPolicy(BasePolicy):
         warm_start = self.planner.shift(old.planner, old.actions[:, : self.replan_freq])
         proposals = self._proposals(states, generators)
         score = self.objective.score_states(states, generators)
-        planner = self._planner_of_a_call(deterministic)
+        planner = self._planner_for_call(deterministic)
         plan = planner.plan(score, warm_start, generators, proposals, self._seconds_left(begin))
         new = MPCState(*plan.state, plan.actions, th.zeros_like(old.n_executed), old.n_plans + 1)
         self.last_plan, self.last_states = plan, states
         return MPCState(*(_put(whole, due, part) for whole, part in zip(memory, new, strict=True)))
 
-    def _planner_of_a_call(self, deterministic: bool) -> Planner:
-        """The planner of a call of ``predict``."""
+    def _planner_for_call(self, deterministic: bool) -> Planner:
+        """The planner that a call of ``predict`` uses."""
         return self.planner
 
     @abstractmethod
     def _proposals(self, states: th.Tensor, generators: list[th.Generator]) -> th.Tensor | None:
         """
         :param states: states of the model to plan from, (B, S)
-        :param generators: one for each of them
+        :param generators: one for each state
         :return: sequences that compete with the planner's samples, (B, M, H, A); None: there are none
         """
 
     def _seconds_left(self, begin: float) -> float | None:
         if self.max_plan_seconds is None:
             return None
-        return max(self.max_plan_seconds - (time.perf_counter() - begin), 1e-9)  # planners refuse 0
+        return max(self.max_plan_seconds - (time.perf_counter() - begin), 1e-9)  # planners do not accept 0
 
     def _generators(self, n_plans: th.Tensor, deterministic: bool) -> list[th.Generator]:
         """
-        :param n_plans: plans that were made before in each environment, which seed those of deterministic plans, (B,)
-        :param deterministic: whether the samples are the same each time
-        :return: one for each environment
+        :param n_plans: number of plans made before in this episode of each environment, (B,): the seeds of deterministic plans
+        :param deterministic: whether to use these seeds instead of random ones
+        :return: a generator for each environment
         """
         if deterministic:
             seeds = n_plans.tolist()
@@ -217,35 +221,38 @@ class PlanningPolicy(BasePolicy):
 
 def check_observation(observation: Any) -> None:
     """
-    :param observation: what ``predict`` was given
-    :raises ValueError: it is what ``reset`` of Gymnasium returns
+    :param observation: the argument of ``predict``
+    :raises ValueError: it is a tuple, such as Gymnasium's ``reset`` returns
     """
     if isinstance(observation, tuple):
-        raise ValueError("predict() takes the observation alone: `obs, info = env.reset()` of Gymnasium returns two things.")
+        raise ValueError(
+            "predict() takes an observation, got a tuple. Gymnasium's reset returns one: pass obs of `obs, info = "
+            "env.reset()`."
+        )
 
 
 def _check_state(state: tuple[np.ndarray, ...], fresh: MPCState) -> None:
     """
     :param state: the state that the caller passed
-    :param fresh: the state at the beginning, for as many environments as there are observations
+    :param fresh: the initial state, for as many environments as there are observations
     :raises ValueError: the state comes from another policy or from other environments
     """
-    advice = "Pass what predict() of this policy returned last, or None to begin anew."
+    advice = "Pass the state that predict() of this policy returned last, or None to plan from scratch."
     if len(state) != len(fresh):
         raise ValueError(f"state has {len(state)} parts, expected {len(fresh)}. {advice}")
     n_given, n_envs = len(state[0]), len(fresh.mean)
     if n_given != n_envs:
-        raise ValueError(f"state is of {n_given} environments, the observation of {n_envs}. {advice}")
+        raise ValueError(f"state is of {n_given} environments, but the observation is of {n_envs}. {advice}")
     for name, given, expected in zip(MPCState._fields, state, fresh, strict=True):
         if np.shape(given) != expected.shape:
             raise ValueError(
-                f"The state's {name} has shape {np.shape(given)}, expected {tuple(expected.shape)}: it is of a policy with "
-                f"another horizon, planner or action space. {advice}"
+                f"The state's {name} has shape {np.shape(given)}, expected {tuple(expected.shape)}: it comes from a policy "
+                f"with another horizon, planner or action space. {advice}"
             )
 
 
 def _put(whole: th.Tensor, where: th.Tensor, part: th.Tensor) -> th.Tensor:
-    """A copy of ``whole``, (B, ...), with ``part`` in the places of the mask."""
+    """A copy of ``whole``, (B, ...), with the rows of the mask ``where`` replaced by ``part``."""
     whole = whole.clone()
     whole[where] = part
     return whole

@@ -159,7 +159,7 @@ class MPCPolicy(PlanningPolicy):
         )
 
     def _act(self, obs: th.Tensor) -> th.Tensor:
-        """Actions of the actor; a function of the user may return them in any precision."""
+        """Actions of the actor; a user's function may return them in any precision."""
         assert self.actor is not None
         return call("actor", self.actor, obs, width=self.model.action_dim).float()
 
@@ -214,7 +214,8 @@ def _check_agents(model: DynamicsModel, **agents: Any) -> None:
     for name, agent in agents.items():
         if isinstance(agent, BaseAlgorithm) and agent.observation_space.shape != model.observation_space.shape:
             raise ValueError(
-                f"{name} was trained on {agent.observation_space}, the model's observations are {model.observation_space}."
+                f"{name} was trained on observations in {agent.observation_space}, but the model's are in "
+                f"{model.observation_space}. Pass an algorithm that was trained in the same environment."
             )
 
 
@@ -226,10 +227,14 @@ def _planner_for(
         own = {} if horizon is None else {"horizon": horizon}
         return make_planner(planner, discrete, **own, **(planner_kwargs or {}))
     if horizon is not None or planner_kwargs:
-        raise ValueError("horizon and planner_kwargs are for a planner given by name; this one has its own.")
+        raise ValueError(
+            f"horizon and planner_kwargs are for a planner given by name, but planner is a {type(planner).__name__}, which "
+            "has its own arguments. Leave them out."
+        )
     if discrete != planner.categorical:
         kind = "discrete" if discrete else "Box"
         raise ValueError(
-            f"{type(planner).__name__} does not plan {kind} actions. Pass a name, such as 'cem', or another planner."
+            f"{type(planner).__name__} does not plan {kind} actions, which the model has. Pass a name, such as 'cem', or "
+            "another planner."
         )
     return planner

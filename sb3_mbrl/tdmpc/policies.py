@@ -180,7 +180,7 @@ class LatentPolicy(PlanningPolicy):
         generators = None if deterministic else self._generators(th.zeros(len(z)), deterministic=False)
         return self.model.act(z, generators, deterministic)
 
-    def _planner_of_a_call(self, deterministic: bool) -> LatentMPPI:
+    def _planner_for_call(self, deterministic: bool) -> LatentMPPI:
         return self.planner if deterministic else self.planner.exploring()
 
     def _proposals(self, states: th.Tensor, generators: list[th.Generator]) -> th.Tensor:

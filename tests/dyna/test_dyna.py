@@ -320,7 +320,7 @@ def test_given_arguments_are_not_modified():
         ({"reward_fn": lambda obs, action, next_obs: obs}, "reward_fn must return a float tensor"),
         ({"termination_fn": lambda obs, action, next_obs: obs[:, 0]}, "termination_fn must return a bool tensor"),
         ({"value_mode": "hopeful"}, "value_mode must be one of"),
-        ({"max_disagreement": 1.0}, "come together"),
+        ({"max_disagreement": 1.0}, "belong together"),
         ({"env": "FrozenLake-v1"}, "Box"),
     ],
 )

@@ -145,7 +145,7 @@ def test_predictions_stay_near_what_was_observed(tiny_fit):
     low, high = seen.amin(dim=0).numpy(), seen.amax(dim=0).numpy()
     expected = np.minimum(high + 0.5 * (high - low), env.observation_space.high)
     np.testing.assert_allclose(env.imagination.high, expected, rtol=1e-5)
-    with pytest.raises(ValueError, match="lies outside of what the model may predict"):
+    with pytest.raises(ValueError, match="lies outside of the bounds of predictions"):
         env.imagination.set_starts(np.full((1, 4), 3.0), (env.imagination.low, env.imagination.high))
 
 
@@ -309,7 +309,7 @@ def test_from_algorithm(mbpo):
 
 
 def test_an_algorithm_without_a_model_is_refused(mbpo, tmp_path):
-    with pytest.raises(ValueError, match="has no `dynamics` and `replay_buffer`"):
+    with pytest.raises(ValueError, match="does not have both `dynamics` and `replay_buffer`"):
         LearnedModelVecEnv.from_algorithm(object(), n_envs=2)
     mbpo.save(tmp_path / "mbpo")
     loaded = MBPO.load(tmp_path / "mbpo", env="Pendulum-v1")

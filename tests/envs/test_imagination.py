@@ -197,8 +197,8 @@ def test_bounds_of_float64_hold_after_rounding(scripted):
         ({"propagation": "ts2"}, "propagation must be one of"),
         ({"value_mode": "hopeful"}, "value_mode must be one of"),
         ({"uncertainty_penalty": -1.0}, "uncertainty_penalty must be a number of at least 0"),
-        ({"max_disagreement": 1.0}, "max_disagreement and halt_reward come together"),
-        ({"halt_reward": 1.0}, "max_disagreement and halt_reward come together"),
+        ({"max_disagreement": 1.0}, "max_disagreement and halt_reward belong together"),
+        ({"halt_reward": 1.0}, "max_disagreement and halt_reward belong together"),
     ],
 )
 def test_bad_rules_are_named(rules, message):
@@ -256,7 +256,7 @@ def test_pessimism_about_a_known_reward_is_refused(scripted):
 def test_a_simulator_that_starts_from_live_environments_is_refused(drift):
     env = drift()
     env.reset(seed=0)
-    with pytest.raises(ValueError, match="cannot start from any observation"):
+    with pytest.raises(ValueError, match="cannot start from arbitrary observations"):
         imagine(SimulatorModel(env))
 
 

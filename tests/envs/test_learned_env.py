@@ -128,7 +128,7 @@ def test_with_human_rendering_each_step_is_shown(monkeypatch):
 
 
 def test_a_model_of_another_environment_is_refused(drift_model):
-    with pytest.raises(ValueError, match="model is of another environment: its observation_space"):
+    with pytest.raises(ValueError, match="model belongs to another environment: its observation_space"):
         LearnedModelEnv("Pendulum-v1", drift_model)
 
 

@@ -145,19 +145,19 @@ def test_an_agent_is_evaluated_on_its_own_device(function_of, monkeypatch):
 
 @pytest.mark.parametrize("name", ["actor", "terminal_value"])
 def test_an_agent_of_another_task_is_refused(model, name):
-    with pytest.raises(ValueError, match=rf"{name} was trained on Box.*\(3,\).*the model's observations are Box.*\(2,\)"):
+    with pytest.raises(ValueError, match=rf"{name} was on observations in Box.*\(3,\).*the model's are in Box.*\(2,\)"):
         MPCPolicy(model, **{name: small(SAC, "Pendulum-v1", **OFF)})
 
 
 def test_a_recurrent_actor_is_refused():
     agent = RecurrentPPO("MlpLstmPolicy", "Slider-v0", n_steps=8, device="cpu")
-    with pytest.raises(ValueError, match="no function of the observation alone"):
+    with pytest.raises(ValueError, match="not a function of the observation alone"):
         MPCPolicy(random_model(agent.action_space), actor=agent)
 
 
 def test_agents_without_a_known_critic_are_refused():
-    with pytest.raises(ValueError, match="ARSPolicy has no critic that is known here.*Pass a function"):
+    with pytest.raises(ValueError, match="state value from ARSPolicy.*Pass a function"):
         value_function(ARS("MlpPolicy", "Slider-v0", device="cpu"))
     agent = RecurrentPPO("MlpLstmPolicy", "Slider-v0", n_steps=8, device="cpu")
-    with pytest.raises(ValueError, match="no function of the observation alone"):
+    with pytest.raises(ValueError, match="not a function of the observation alone"):
         value_function(agent)

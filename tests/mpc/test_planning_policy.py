@@ -213,7 +213,7 @@ def test_observations_that_do_not_fit(policy):
     with pytest.raises(ValueError, match="obs, info = env.reset()"):
         policy.predict((OBS, {}))
     _, state = policy.predict(OBS)
-    with pytest.raises(ValueError, match="state is of 4 environments, the observation of 2"):
+    with pytest.raises(ValueError, match="state is of 4 environments, but the observation is of 2"):
         policy.predict(OBS[:2], state)
     with pytest.raises(ValueError, match="episode_start is of 3 environments"):
         policy.predict(OBS, state, np.zeros(3, bool))

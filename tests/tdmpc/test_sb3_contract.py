@@ -124,7 +124,7 @@ def test_observations_that_do_not_fit(make, trained):
         with pytest.raises(ValueError, match="obs, info = env.reset()"):
             model.predict((OBS, {}))
     _, state = trained.predict(OBS)
-    with pytest.raises(ValueError, match="state is of 4 environments, the observation of 2"):
+    with pytest.raises(ValueError, match="state is of 4 environments, but the observation is of 2"):
         trained.predict(OBS[:2], state)
 
 
