@@ -1,4 +1,4 @@
-"""The callbacks of all rooms under one name, beside those of ``stable_baselines3.common.callbacks``."""
+"""The callbacks of all rooms in one place. They work together with those of ``stable_baselines3.common.callbacks``."""
 
 from sb3_mbrl.algorithms.callbacks import ExactCheckpointCallback
 from sb3_mbrl.diagnostics.callback import ModelDiagnosticsCallback

@@ -1,4 +1,4 @@
-"""Actions as models and planners see them: in [-1, 1], or one-hot for discrete actions."""
+"""Conversion of actions between environments and models or planners, for which they are in [-1, 1], or one-hot if discrete."""
 
 from typing import TypeVar
 
@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from gymnasium import spaces
 
 BOUND_ACTIONS = (
-    "Say how large they may be: gymnasium.wrappers.TransformAction(env, lambda action: action, "
+    "Set bounds with gymnasium.wrappers.TransformAction(env, lambda action: action, "
     "gymnasium.spaces.Box(low, high, dtype=...))."
 )
-"""Advice where a space has no bounds; RescaleAction would refuse it."""
+"""Advice for a space without bounds, which gymnasium.wrappers.RescaleAction would not accept."""
 
 Array = TypeVar("Array", np.ndarray, th.Tensor)
 
@@ -19,8 +19,8 @@ Array = TypeVar("Array", np.ndarray, th.Tensor)
 def scale(actions: Array, low: Array, high: Array) -> Array:
     """
     :param actions: in the environment's scale, (..., A)
-    :param low: lowest action, (A,) or of any shape that broadcasts, as is the next
-    :param high: highest action
+    :param low: lowest action, (A,) or any shape that broadcasts
+    :param high: highest action, (A,) or any shape that broadcasts
     :return: in [-1, 1], not clipped, (..., A)
     """
     return 2.0 * (actions - low) / (high - low) - 1.0
@@ -29,8 +29,8 @@ def scale(actions: Array, low: Array, high: Array) -> Array:
 def unscale(actions: Array, low: Array, high: Array) -> Array:
     """
     :param actions: in [-1, 1], (..., A)
-    :param low: lowest action, (A,) or of any shape that broadcasts, as is the next
-    :param high: highest action
+    :param low: lowest action, (A,) or any shape that broadcasts
+    :param high: highest action, (A,) or any shape that broadcasts
     :return: in the environment's scale, neither clipped nor rounded, (..., A)
     """
     return low + 0.5 * (actions + 1.0) * (high - low)
@@ -38,13 +38,13 @@ def unscale(actions: Array, low: Array, high: Array) -> Array:
 
 def executed(actions: th.Tensor, action_space: spaces.Space, low: th.Tensor, high: th.Tensor) -> th.Tensor:
     """
-    What an environment does with planned actions: it rounds them if its space holds whole numbers.
+    Planned actions as the environment executes them: rounded, if its space holds whole numbers.
 
     :param actions: in [-1, 1] or one-hot, (..., A)
     :param action_space: action space of the environment
     :param low: lowest action of the space, (A,), on the device of the actions
     :param high: highest action of the space, (A,), on the device of the actions
-    :return: in [-1, 1] or one-hot, (..., A); gradients pass as if nothing was rounded
+    :return: in [-1, 1] or one-hot, (..., A); gradients pass as if nothing were rounded
     """
     if not are_whole(action_space):
         return actions
@@ -65,7 +65,8 @@ def action_dim(action_space: spaces.Space) -> int:
 def action_bounds(action_space: spaces.Space) -> tuple[th.Tensor, th.Tensor]:
     """
     :param action_space: Box or Discrete
-    :return: lowest and highest action in the environment's scale, (A,) float32 each; one-hot actions have no other scale
+    :return: lowest and highest action in the environment's scale, (A,) float32 each; -1 and 1 for one-hot actions, which are
+        not scaled
     """
     if isinstance(action_space, spaces.Discrete):
         ones = th.ones(action_dim(action_space))
@@ -86,8 +87,9 @@ def one_hot(actions: np.ndarray, action_space: spaces.Discrete) -> th.Tensor:
     counted = th.as_tensor(actions).long().flatten() - first
     if len(counted) > 0 and (counted.min() < 0 or counted.max() >= n):
         raise ValueError(
-            f"The actions reach from {int(counted.min()) + first} to {int(counted.max()) + first}, but {action_space} goes "
-            f"from {first} to {first + n - 1}. Policies of Stable-Baselines3 count from 0, wherever the space starts."
+            f"The actions range from {int(counted.min()) + first} to {int(counted.max()) + first}, but those of "
+            f"{action_space} from {first} to {first + n - 1}. Policies of Stable-Baselines3 count from 0, wherever the space "
+            "starts: add `start` to their actions."
         )
     return F.one_hot(counted, n).float()
 

@@ -1,4 +1,4 @@
-"""Real transitions, collected by a policy."""
+"""Collects real transitions with a policy."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -26,22 +26,24 @@ def collect_trajectories(
     device: th.device | str = "cpu",
 ) -> list[Transitions]:
     """
-    Let a policy act in an environment, which is reset first. Do not pass an environment in which training will go on.
+    Let a policy act in an environment, which is reset first. Do not pass the environment of a training run that continues
+    afterwards.
 
     :param env: vectorised environment; the statistics of a ``VecNormalize`` are used and not updated
     :param predict: ``model.predict`` of an SB3 algorithm or policy, or a function with its arguments:
         ``predict(obs, state=..., episode_start=..., deterministic=...) -> (actions in the environment's scale, state)``
     :param n_steps: steps of each environment
-    :param deterministic: given to ``predict``
-    :param device: where the tensors go
-    :return: one trajectory per episode, or begun episode; raw observations and rewards, actions in [-1, 1], or one-hot if
-        they are discrete
+    :param deterministic: passed to ``predict``
+    :param device: device of the tensors
+    :return: one trajectory per episode, of which the last may be unfinished; raw observations and rewards, actions in [-1, 1],
+        or one-hot if they are discrete
     :raises ValueError: the actions are neither Discrete nor a Box with finite bounds
     """
     space = env.action_space
     if not (isinstance(space, spaces.Discrete) or (isinstance(space, spaces.Box) and space.is_bounded())):
         raise ValueError(
-            f"Models see actions in [-1, 1] or one-hot, which needs a Box with finite bounds or Discrete; got {space}."
+            "Actions must be Discrete or a Box with finite bounds, because models get them one-hot or scaled to [-1, 1]; got "
+            f"{space}."
         )
     normalize = unwrap_vec_normalize(env)
     was_training = normalize is not None and normalize.training
@@ -117,12 +119,12 @@ def collect(
     :param env: the environment or its id
     :param n_steps: transitions, over all environments of a vector (rounded up)
     :param policy: anything with SB3's ``predict``; None: uniformly random actions
-    :param seed: of the environment and of random actions
+    :param seed: seed of the environment and of random actions
     :param verbose: 1 for a line at the end, and every half minute until then
     :param progress_bar: show a bar instead
     :return: trajectories, each from the first observation of an episode; raw observations and rewards, actions in [-1, 1]
         or one-hot
-    :raises ValueError: n_steps < 1, or spaces that no model of observations has
+    :raises ValueError: a number is out of its range, or learned dynamics do not support the spaces
     """
     check_arguments(locals(), COLLECTED)
     seed = None if seed is None else int(seed)  # Gymnasium does not take an integer of NumPy

@@ -7,8 +7,8 @@ from typing import Any
 
 Kind = type | Set[str] | list["Kind"] | tuple["Kind", None] | Mapping[str, "Kind"]
 """
-The kind that a value must be of: ``int``, ``float`` (finite; an integer will do), ``bool``, ``str`` or ``dict``; a set, for
-one of these names; ``[kind]``, for a list; ``(kind, None)``, for a value that may be null; a mapping, for exactly these keys.
+The kind of a value: ``int``, ``float`` (finite; an integer is accepted too), ``bool``, ``str`` or ``dict``; a set: one of
+these names; ``[kind]``: a list; ``(kind, None)``: a value that may be null; a mapping: a mapping with exactly these keys.
 """
 _WORDS = {int: "an integer", float: "a finite number", bool: "true or false", str: "a text", dict: "a mapping"}
 
@@ -31,10 +31,10 @@ def read_json(text: str | bytes, source: str) -> dict[str, Any]:
 def check_config(value: Any, kind: Kind, source: str, name: str = "its configuration") -> None:
     """
     :param value: a value from a file
-    :param kind: the kind that it must be of
+    :param kind: the kind that it must have
     :param source: the file, for the message
     :param name: name of the value, for the message
-    :raises ValueError: the value is of another kind
+    :raises ValueError: the value has another kind
     """
     if isinstance(kind, tuple):
         if value is not None:

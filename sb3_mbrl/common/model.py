@@ -1,4 +1,4 @@
-"""What every transition model does: step a batch of states."""
+"""The interface of transition models: they step a batch of states."""
 
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -17,11 +17,11 @@ of members, kept over a branch, is TS-infinity; ``"expectation"`` averages the e
 PROPAGATION = one_of("ts1", "tsinf", "expectation")
 """How ensembles are propagated by name: TS1 and TS-infinity of Chua et al. 2018, or the elites' average."""
 
-SPREADS_ADDED = {"expected": 0, "pessimistic": -1, "optimistic": 1}
+SPREAD_SIGNS = {"expected": 0, "pessimistic": -1, "optimistic": 1}
 """Modes of valuing a quantity that has a mean and a spread: the mean, or a lower or an upper confidence bound,
 ``mean + this * kappa * spread``."""
 
-VALUE_MODE = one_of(*SPREADS_ADDED)
+VALUE_MODE = one_of(*SPREAD_SIGNS)
 
 
 class ModelStep(NamedTuple):
@@ -48,18 +48,18 @@ class ModelStep(NamedTuple):
         How far the elites disagree about the next observation, (B,): the Euclidean norm, over its entries, of the standard
         deviations of their means, in the raw observation's units.
 
-        :raises ValueError: the model has not told how uncertain it is
+        :raises ValueError: the model returned no uncertainty
         """
         if self.epistemic_std is None:
             raise ValueError(
-                "This model does not tell how uncertain it is, as an ensemble does. Leave uncertainty_penalty at 0, "
-                "max_disagreement at None and value_mode at 'expected'."
+                "This model returns no uncertainty; an ensemble does. Leave uncertainty_penalty at 0, max_disagreement at "
+                "None and value_mode at 'expected'."
             )
         return self.epistemic_std[:, :-1].norm(dim=1)
 
 
 class SteppableModel(Protocol):
-    """Whatever steps a batch: a learned ensemble, a latent world model, a simulator, or a model of yours."""
+    """A model that steps a batch of states: a learned ensemble, a latent world model, a simulator, or your own."""
 
     def step(
         self,
@@ -76,7 +76,7 @@ class SteppableModel(Protocol):
         :param action: in [-1, 1], (B, A); one-hot for discrete actions
         :param generator: source of members and noise
         :param members: how an ensemble is propagated
-        :param deterministic: means instead of samples
+        :param deterministic: return means instead of samples
         :param uncertainty: also return epistemic and aleatoric standard deviations
         :return: the next step of each state
         """
@@ -102,16 +102,16 @@ class DynamicsModel(SteppableModel, Protocol):
 
     @property
     def device(self) -> th.device:
-        """Where states live."""
+        """Device of the states."""
 
     @property
     def elites(self) -> th.Tensor:
-        """Members that step the model, best first, (E,) long; ``[0]`` for a model that is no ensemble."""
+        """Members that step the model, best first, (E,) long; ``[0]`` for a model that is not an ensemble."""
 
     def start(self, obs: Any) -> th.Tensor:
         """
-        :param obs: raw observations of the environments, (B, O), or images and dicts for models that encode them: all that
-            are acted in, in their order, even if only some are planned for
+        :param obs: raw observations, (B, O), or images or dicts for models that encode them: those of all environments, in
+            their order, even if only some need a plan
         :return: states to step from, valid until the next call, (B, S)
         """
 
@@ -137,8 +137,8 @@ def dynamics_of(model: DynamicsModel | BaseAlgorithm) -> DynamicsModel:
     if isinstance(model, BaseAlgorithm):
         if not hasattr(model, "dynamics"):
             raise ValueError(
-                f"{type(model).__name__} has no learned dynamics that can be used on their own; MBPO, PETS and Dyna have. "
-                "Pass one of these, or a model."
+                f"{type(model).__name__} has no learned dynamics that can be used without it; MBPO, PETS and Dyna have. Pass "
+                "one of these, or a model."
             )
         return model.dynamics  # type: ignore[no-any-return]
     if isinstance(model, type) or not all(callable(getattr(model, name, None)) for name in ("start", "step", "observe")):
@@ -157,6 +157,6 @@ def check_fitted(model: DynamicsModel) -> None:
     """
     if not getattr(model, "is_fitted", True):
         raise ValueError(
-            "The model has not been fitted to data: what it imagines is noise. Call its fit(transitions) first, or learn() of "
-            "the algorithm that it belongs to; from_env() of learned environments collects and fits."
+            "The model has not been fitted to data, so its predictions are noise. Call its fit(transitions) first, or learn() "
+            "of the algorithm that it belongs to; from_env() of imagined environments collects data and fits."
         )

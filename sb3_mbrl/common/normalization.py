@@ -11,12 +11,12 @@ def normalize_obs(obs: th.Tensor, env: VecNormalize | None) -> th.Tensor:
     ``env.normalize_obs`` on the device.
 
     :param obs: raw observations, (B, O)
-    :param env: its current statistics are used; None leaves the observations as they are
+    :param env: the ``VecNormalize`` whose current statistics are used; None: observations are returned unchanged
     :return: (B, O) float32
     """
     if env is None or not env.norm_obs:
         return obs
-    assert isinstance(env.obs_rms, RunningMeanStd)  # a flat Box: one for all dimensions
+    assert isinstance(env.obs_rms, RunningMeanStd)  # only a Dict space has several of them
     mean = th.as_tensor(env.obs_rms.mean, dtype=th.float32, device=obs.device)
     std = th.as_tensor(np.sqrt(env.obs_rms.var + env.epsilon), dtype=th.float32, device=obs.device)
     return ((obs - mean) / std).clamp(-env.clip_obs, env.clip_obs)
@@ -27,7 +27,7 @@ def normalize_reward(reward: th.Tensor, env: VecNormalize | None) -> th.Tensor:
     ``env.normalize_reward`` on the device.
 
     :param reward: raw rewards, (B,)
-    :param env: its current statistics are used; None leaves the rewards as they are
+    :param env: the ``VecNormalize`` whose current statistics are used; None: rewards are returned unchanged
     :return: (B,)
     """
     if env is None or not env.norm_reward:

@@ -1,4 +1,4 @@
-"""What algorithms that learn a model need of replay buffers, beyond what SB3's buffers do."""
+"""What algorithms that learn a model need from replay buffers, in addition to what SB3's buffers do."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +10,8 @@ from stable_baselines3.common.buffers import ReplayBuffer
 
 def end_trajectories(buffer: ReplayBuffer | None) -> None:
     """
-    Mark the episodes under way as truncated, because what is stored next does not continue them. Otherwise n-step returns and
-    imagination from first states would join the two.
+    Mark unfinished episodes as truncated, because the transitions that are stored next do not continue them. Otherwise n-step
+    returns and imagination from first states would join the two.
 
     :param buffer: SB3's replay buffer or a user's, which is left alone if it does not record truncations; None: no buffer
     """
@@ -48,7 +48,7 @@ def _arrays(buffer: ReplayBuffer) -> list[np.ndarray]:
 
 def keep_scaled_actions(buffer: ReplayBuffer) -> None:
     """
-    Let a buffer hold actions in [-1, 1] as float32, since SB3's buffers would cut them to the type of the space.
+    Let a buffer hold actions in [-1, 1] as float32, since SB3's buffers would convert them to the dtype of the space.
 
     :param buffer: a buffer, which is changed only if it is empty and its actions are a Box of integers or of half precision
     """

@@ -1,4 +1,4 @@
-"""Stable-Baselines3's replay buffers, from which sequences of consecutive transitions of one episode are sampled."""
+"""Replay buffers of Stable-Baselines3 that sample sequences of consecutive transitions of one episode."""
 
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_mbrl.common.arguments import BOOLEAN, OFF_POLICY, SHARE, check_arguments, integer
 
 _RARE = 0.25
-"""If a smaller share of the stored transitions begins a sequence, the starts are listed instead of guessed."""
+"""If a smaller share of the stored transitions begins a sequence, starts are enumerated instead of drawn by rejection."""
 
 _ACCEPTED = {
     "buffer_size": OFF_POLICY["buffer_size"],
@@ -31,7 +31,7 @@ class SequenceSamples(NamedTuple):
     episode ends earlier, its last transition is repeated.
 
     :param observations: (H + 1, B, \\*obs), for a Dict space one per key; each but the first is the successor of a transition,
-        the terminal observation if the episode ended there. As stored, but float64 leaves as float32
+        the terminal observation if the episode ended there. Types are as stored, except that float64 becomes float32
     :param actions: (H, B, A) as stored, float32 in [-1, 1] from SB3's off-policy algorithms
     :param rewards: (H, B, 1)
     :param terminated: 1 where the task ended; a time limit does not count, (H, B, 1)
@@ -53,10 +53,10 @@ class SequenceReplayBuffer(ReplayBuffer):
     """
     Stores transitions as SB3's :class:`ReplayBuffer` does, and samples sequences of consecutive transitions of one
     environment. A sequence never crosses the end of an episode, a time limit, a reset between two calls of ``learn``, or the
-    place where a full buffer is being overwritten. Every transition of an episode that ended begins a sequence. Those that
-    begin close to the end are shorter: with sequences of H transitions alone, a task would end after H transitions or not at
-    all, and nothing could be learned about an end that is near. All sequences are equally likely, or, with
-    ``priority_exponent``, those of higher priority are likelier (prioritised experience replay, Schaul et al. 2016).
+    position where a full buffer is being overwritten. Every transition of an episode that ended begins a sequence. Sequences
+    that begin close to the end are shorter: if all had H transitions, a task would end after H transitions or not at all, and
+    nothing could be learned about an end that is nearer. All sequences are equally likely, or, with ``priority_exponent``,
+    those of higher priority are likelier (prioritised experience replay, Schaul et al. 2016).
 
     :param buffer_size: transitions, of all environments together
     :param observation_space: Observation space
@@ -69,7 +69,7 @@ class SequenceReplayBuffer(ReplayBuffer):
     :param priority_exponent: alpha in [0, 1]: a sequence of priority p is sampled in proportion to p ** alpha. 0: uniform,
         as TD-MPC2; TD-MPC: 0.6
     :param importance_exponent: beta in [0, 1]: how far importance weights correct for the priorities; TD-MPC: 0.4
-    :raises ValueError: an argument out of its range, or less room in the buffer than a sequence needs
+    :raises ValueError: an argument is out of its range, or the buffer is too small for a sequence
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class SequenceReplayBuffer(ReplayBuffer):
 
     @property
     def n_sequences(self) -> int:
-        """Sequences that can be sampled now."""
+        """Number of sequences that can be sampled now."""
         return int(np.count_nonzero(self.starts))
 
     def reset(self) -> None:
@@ -118,19 +118,19 @@ class SequenceReplayBuffer(ReplayBuffer):
 
     def _forget_sequences(self) -> None:
         shape = (self.buffer_size, self.n_envs)
-        # Where a sequence may start
+        # Whether a sequence starts at each transition
         self.starts = np.zeros(shape, dtype=bool)
-        # Consecutive transitions up to the newest one, per environment
+        # Number of consecutive transitions up to the newest one, for each environment
         self.unbroken = np.zeros(self.n_envs, dtype=np.int64)
-        # Priorities p of sequences as p ** alpha, 0 where none starts
+        # p ** alpha, where p is the priority of the sequence that starts at a transition; 0 if none does
         self.scaled_priorities = np.zeros(shape)
         self.max_priority = 1.0
 
     def add(self, *args: Any, **kwargs: Any) -> None:
         """Store a transition of each environment; the arguments are those of SB3's buffer."""
         row = self.pos
-        # Of the old sequences only those that start in this row contain it, since earlier writes have cut the others. They are
-        # removed before the row is overwritten, so that an interrupt leaves none that mixes old and new transitions
+        # The only old sequences that still contain this row start in it, since earlier writes removed the others. They are
+        # removed before the row is overwritten, so that an interrupt leaves no sequence of old and new transitions
         self.starts[row], self.scaled_priorities[row] = False, 0
         super().add(*args, **kwargs)
         self.unbroken = np.where(self._continues(row), self.unbroken + 1, 1)
@@ -169,8 +169,8 @@ class SequenceReplayBuffer(ReplayBuffer):
         """
         if not self.starts.any():
             raise ValueError(
-                f"There is no sequence of horizon={self.horizon} transitions to sample yet, and no episode that ended; stored "
-                f"are {self.size()} transitions per environment. Collect more of them first (learning_starts)."
+                f"There is no sequence to sample yet: the {self.size()} transitions stored per environment contain neither "
+                f"horizon={self.horizon} consecutive ones nor the end of an episode. Collect more first (learning_starts)."
             )
         starts = self._draw_uniformly(batch_size) if self.priority_exponent == 0 else self._draw_by_priority(batch_size)
         transitions, valid = self._transitions_from(starts)
@@ -187,13 +187,13 @@ class SequenceReplayBuffer(ReplayBuffer):
         )
 
     def _transitions_from(self, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Places of the transitions, as row * n_envs + environment, and whether they are no repetitions, (H, B) each."""
+        """Positions of transitions, as row * n_envs + environment, and False where the last one is repeated, (H, B) each."""
         transitions, valid = [starts], [np.ones(len(starts), dtype=bool)]
         for _ in range(self.horizon - 1):
-            goes_on = valid[-1] & (_pick(self.dones, transitions[-1]) + _pick(self.timeouts, transitions[-1]) == 0)
-            # The next transition of the same environment is n_envs places further
-            transitions.append((transitions[-1] + self.n_envs * goes_on) % (self.buffer_size * self.n_envs))
-            valid.append(goes_on)
+            continues = valid[-1] & (_pick(self.dones, transitions[-1]) + _pick(self.timeouts, transitions[-1]) == 0)
+            # The next transition of the same environment is n_envs positions further
+            transitions.append((transitions[-1] + self.n_envs * continues) % (self.buffer_size * self.n_envs))
+            valid.append(continues)
         return np.stack(transitions), np.stack(valid)
 
     def _draw_uniformly(self, batch_size: int) -> np.ndarray:
@@ -211,7 +211,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         return np.searchsorted(cumulative, cumulative[-1] * np.random.random(batch_size), side="right")
 
     def _importance_weights(self, starts: np.ndarray) -> np.ndarray:
-        # (N * P(i)) ** -beta divided by the largest in the batch, in which N and the sum of all priorities cancel
+        # (N * P(i)) ** -beta divided by its largest value in the batch: N and the sum of all priorities cancel
         scaled = _pick(self.scaled_priorities, starts)
         return (scaled / scaled.min()) ** -self.importance_exponent
 
@@ -225,15 +225,15 @@ class SequenceReplayBuffer(ReplayBuffer):
         return self._to_torch(observations)
 
     def _to_torch(self, array: np.ndarray) -> th.Tensor:
-        # Networks are float32; the array is a copy already
+        # float32 for the networks; no copy, because the array is a copy already
         return self.to_torch(array.astype(np.float32) if array.dtype == np.float64 else array, copy=False)
 
     def update_priorities(self, indices: np.ndarray, priorities: th.Tensor | np.ndarray) -> None:
         """
-        Set the priorities of sampled sequences, which has no effect if sampling is uniform. A new sequence has the highest
-        priority so far, 1 at first.
+        Set the priorities of sampled sequences, which has no effect if sampling is uniform. A new sequence gets the highest
+        priority so far, initially 1.
 
-        :param indices: ``indices`` of the samples, (B,); sequences that have been overwritten meanwhile are left out
+        :param indices: ``indices`` of the samples, (B,); sequences that have been overwritten since are skipped
         :param priorities: finite and above 0, (B,) or (B, 1)
         :raises ValueError: a priority is 0, negative or not finite
         """
@@ -241,7 +241,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         if not (np.isfinite(values) & (values > 0)).all():
             raise ValueError(
                 f"priorities must be finite and above 0, got values from {values.min()} to {values.max()}. Clip the errors "
-                "that they are made of and add a small constant (TD-MPC: at most 1e4, plus 1e-6)."
+                "from which they are computed and add a small constant (TD-MPC: at most 1e4, plus 1e-6)."
             )
         valid = _pick(self.starts, indices)
         self.scaled_priorities.reshape(-1)[indices[valid]] = values[valid] ** self.priority_exponent
@@ -258,7 +258,7 @@ class DictSequenceReplayBuffer(SequenceReplayBuffer, DictReplayBuffer):  # type:
 def _pick(array: np.ndarray, indices: np.ndarray) -> np.ndarray:
     """
     :param array: (buffer_size, n_envs, ...)
-    :param indices: row * n_envs + environment, any shape
-    :return: (\\*indices.shape, ...)
+    :param indices: positions, row * n_envs + environment, of any shape
+    :return: the entries at these positions, (\\*indices.shape, ...)
     """
     return array.reshape(-1, *array.shape[2:])[indices]

@@ -1,4 +1,4 @@
-"""The spaces that learned dynamics support, and spaces in files."""
+"""Checks of the spaces that learned dynamics support, and spaces in JSON."""
 
 from typing import Any
 
@@ -32,10 +32,9 @@ _ADVICE = {
 
 def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
     """
-    :param observation_space: of the environment
-    :param action_space: of the environment
-    :raises ValueError: the observation is not a flat Box of floats, or the action neither a Box with finite bounds nor
-        Discrete
+    :param observation_space: observation space of the environment
+    :param action_space: action space of the environment
+    :raises ValueError: observations are not a flat Box of floats, or actions are neither a Box with finite bounds nor Discrete
     """
     _check_observation_space(observation_space)
     if isinstance(action_space, spaces.Discrete):
@@ -55,7 +54,7 @@ def _check_observation_space(observation_space: spaces.Space) -> None:
         raise ValueError(
             "Learned dynamics support flat Box observations of floats, got shape "
             f"{observation_space.shape} of {observation_space.dtype} (images are not supported). "
-            "Wrap the environment with gymnasium.wrappers.FlattenObservation or with a feature extractor of yours, or train "
+            "Wrap the environment with gymnasium.wrappers.FlattenObservation or with your own feature extractor, or train "
             "TDMPC2('CnnPolicy', env) on images."
         )
 
@@ -68,7 +67,7 @@ def space_to_json(space: spaces.Space) -> dict[str, Any]:
     if isinstance(space, spaces.Discrete):
         return {"n": int(space.n), "start": int(space.start), "dtype": str(np.dtype(space.dtype))}
     assert isinstance(space, spaces.Box)
-    # Infinite bounds become the strings JSON can hold
+    # As strings, because JSON cannot hold infinity as a number
     return {
         "low": [str(bound) for bound in space.low.flatten()],
         "high": [str(bound) for bound in space.high.flatten()],

@@ -1,6 +1,6 @@
 """
 Tensors in files. Fused kernels take all sizes from the parameters and check nothing: with an optimizer state of another size
-they write outside its memory. Therefore names, shapes, types and layouts are compared here before anything is restored.
+they write outside of its memory. Therefore names, shapes, types and layouts are compared here before anything is restored.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ def save_tensors(path: str | pathlib.Path, tensors: Mapping[str, th.Tensor], for
 
     :param path: the file; its folder is created if needed
     :param tensors: tensors by name
-    :param format_name: name of the format, which :func:`load_tensors` asks for
+    :param format_name: name of the format, which :func:`load_tensors` compares
     :param config: the configuration as text
     """
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
@@ -37,10 +37,10 @@ def save_tensors(path: str | pathlib.Path, tensors: Mapping[str, th.Tensor], for
 
 def load_tensors(path: str | pathlib.Path, format_name: str) -> tuple[dict[str, th.Tensor], str]:
     """
-    :param path: what :func:`save_tensors` wrote
-    :param format_name: the format that it was written with
-    :return: the tensors, on the CPU, and the configuration; not a bit differs from what was saved
-    :raises ValueError: the file is damaged or of another format
+    :param path: a file that :func:`save_tensors` wrote
+    :param format_name: the format with which it was written
+    :return: the tensors, on the CPU, and the configuration, exactly as they were saved
+    :raises ValueError: the file is damaged or has another format
     """
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -91,16 +91,16 @@ def _form(tensor: Any) -> str:
 
 
 def _strides(tensor: th.Tensor) -> list[int]:
-    """The strides, without those of axes with one entry, which have no meaning."""
+    """The strides, without those of axes of length 1, which have no meaning."""
     return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
 
 
 def check_finite_tensors(tensors: Mapping[str, th.Tensor], source: str, except_for: Collection[str] = ()) -> None:
     """
     :param tensors: tensors by name
-    :param source: what they belong to, for the message
+    :param source: the object or file that they belong to, for the message
     :param except_for: names of tensors that are not checked
-    :raises ValueError: there is NaN or infinity in one of the others
+    :raises ValueError: one of the others contains NaN or infinity
     """
     for name, tensor in tensors.items():
         if name not in except_for and not th.isfinite(tensor).all():
@@ -110,7 +110,7 @@ def check_finite_tensors(tensors: Mapping[str, th.Tensor], source: str, except_f
 def check_optimizer_state(optimizer: th.optim.Optimizer, given: Any, source: str) -> None:
     """
     :param optimizer: the optimizer that will get the state
-    :param given: what ``state_dict()`` of such an optimizer returned
+    :param given: the ``state_dict()`` of such an optimizer
     :param source: where it comes from, for the message
     :raises ValueError: the state belongs to other parameters, or to another kind of optimizer
     """

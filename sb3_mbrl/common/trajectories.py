@@ -17,12 +17,12 @@ def trajectories_from_buffer(
     buffer: ReplayBuffer, device: th.device | str = "cpu", n_rows: int | None = None
 ) -> list[Transitions]:
     """
-    Unbroken pieces of trajectories: each row begins where the row before it ended. No piece crosses a termination, a time
-    limit, the place where a full buffer overwrites itself, or a reset that ``dones`` does not show (``learn`` called a second
-    time in the middle of an episode).
+    Cut a buffer into unbroken pieces of trajectories, in which each transition begins where the one before it ended. No piece
+    crosses a termination, a time limit, the position where a full buffer overwrites itself, or a reset that ``dones`` does not
+    show (``learn`` called a second time in the middle of an episode).
 
     :param buffer: SB3's replay buffer, flat Box observations, any number of environments
-    :param device: where the tensors go
+    :param device: device of the tensors
     :param n_rows: number of the latest transitions to take, over all environments (rounded up); None takes all
     :return: pieces of one transition or more, oldest first in each environment; raw observations and rewards, discrete
         actions one-hot
@@ -42,7 +42,7 @@ def trajectories_from_buffer(
     for env in range(buffer.n_envs):
         obs, next_obs = buffer.observations[steps, env], buffer.next_observations[steps, env]
         ended = (buffer.dones[steps, env] > 0.5) | (buffer.timeouts[steps, env] > 0.5)
-        # Within an episode SB3 stores the same array as next observation and as the following observation, bit for bit
+        # Within an episode SB3 stores the next observation of a step again as the observation of the next step, bit for bit
         ended[:-1] |= (next_obs[:-1] != obs[1:]).any(axis=1)
         terminated = buffer.dones[steps, env] * (1 - buffer.timeouts[steps, env])
         actions = buffer.actions[steps, env]  # those of a Box are stored in [-1, 1]
@@ -57,7 +57,7 @@ def split_after(ended: np.ndarray, columns: Sequence[np.ndarray], device: th.dev
     """
     :param ended: rows after which a new piece begins, (N,) bool
     :param columns: the columns of ``Transitions``, (N, ...) each
-    :param device: where the tensors go
+    :param device: device of the tensors
     :return: the pieces
     """
     n = len(ended)
@@ -73,22 +73,22 @@ def split_after(ended: np.ndarray, columns: Sequence[np.ndarray], device: th.dev
 
 def concatenate(trajectories: Sequence[Transitions]) -> Transitions:
     """
-    :param trajectories: pieces of N transitions in all
-    :return: their N rows, one after the other
+    :param trajectories: pieces with N transitions in total
+    :return: these N transitions, one piece after the other
     :raises ValueError: there are no trajectories
     """
     if len(trajectories) == 0:
-        raise ValueError("There are no transitions to check the model on.")
+        raise ValueError("The list of trajectories holds no transitions. Collect some first.")
     names = ("observations", "actions", "next_observations", "rewards", "terminated")
     return Transitions(*(th.cat([getattr(piece, name) for piece in trajectories]) for name in names))
 
 
 def real_transitions(buffer: ReplayBuffer, device: th.device | str) -> Transitions:
     """
-    Everything in SB3's buffer, oldest first, straight from its arrays: ``sample()`` would give n-step sums.
+    All transitions in SB3's buffer, oldest first. They are read from its arrays, because ``sample()`` may return n-step sums.
 
     :param buffer: SB3's replay buffer, flat Box observations, any number of environments
-    :param device: where the tensors go
+    :param device: device of the tensors
     :return: one row per stored transition, raw observations and rewards, discrete actions one-hot; time limits do not count
         as terminations
     """

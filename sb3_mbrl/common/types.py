@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields
 import torch as th
 
 LARGEST = 1e18
-"""Largest magnitude of an observation or reward. The square of a larger number is infinite in float32, and fits and updates
-would end in NaN, far from the cause."""
+"""Largest magnitude of an observation or reward. The square of a much larger number is infinite in float32, so fits and
+updates would give NaN long after the cause."""
 
 TerminationFn = Callable[[th.Tensor, th.Tensor, th.Tensor], th.Tensor]
 """``f(obs (B, O), action (B, A), next_obs (B, O)) -> (B,) bool``: raw observations, actions in the
@@ -21,11 +21,11 @@ environment's own scale."""
 @dataclass(frozen=True)
 class Transitions:
     """
-    A batch of real transitions as the dynamics see them.
+    A batch of transitions in the form in which the dynamics use them.
 
     :param observations: raw (un-normalised) observations, (N, O) float32
     :param actions: actions scaled to [-1, 1], (N, A) float32
-    :param next_observations: true successors (never the first observation of a next episode), (N, O) float32
+    :param next_observations: true successors (never the first observation of the next episode), (N, O) float32
     :param rewards: raw rewards, (N,) float32
     :param terminated: the task ended here; a time limit does not count, (N,) bool
     """

@@ -1,4 +1,4 @@
-"""Functions of the user: each is tried on two random transitions when it is passed, and checked at every call."""
+"""The user's functions: each is tried on random transitions when it is passed, and its result is checked at every call."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,18 +13,18 @@ from sb3_mbrl.common.actions import action_bounds, action_dim
 
 class Signature(NamedTuple):
     """
-    How a function of the user is called, and what it returns.
+    How a user's function is called, and what it returns.
 
     :param text: the signature, for messages
     :param takes_transitions: whether it is called with (obs, action, next_obs), or with obs alone
-    :param kind: what it returns, for messages
-    :param is_of_kind: tells whether a tensor has the right type
+    :param returned: the type of its result, for messages
+    :param accepts: returns whether a tensor has this type
     """
 
     text: str
     takes_transitions: bool
-    kind: str
-    is_of_kind: Callable[[th.Tensor], bool]
+    returned: str
+    accepts: Callable[[th.Tensor], bool]
 
 
 _TRANSITIONS = "f(obs (B, O), action (B, A), next_obs (B, O))"
@@ -38,28 +38,28 @@ SIGNATURES = {
 """Signatures by the name of the argument that a function is passed as. All functions take and return torch tensors."""
 
 SPREADS = (1.0, 10.0, 100.0, 1_000.0)
-"""How far from 0 the random observations may lie on which a function is tried until it returns a finite value."""
+"""Largest distances from 0 of random observations, on which a function is tried one after the other until it is finite."""
 
 
 def probe(observation_space: spaces.Space, action_space: spaces.Space, device: th.device, **functions: Any) -> None:
     """
-    Try functions on two random transitions, so that an error shows where they are passed, and not only after the first fit.
-    PyTorch's random streams stay as they are.
+    Try functions on two random transitions, so that errors show when they are passed rather than after the first fit.
+    PyTorch's random streams are not changed.
 
     A function need not be finite on every random transition, since an observation within the bounds of the space may be
-    impossible in the task (a negative height, for example, whose logarithm is taken). It is refused only if it is finite on
-    none of some hundred. On real transitions it must be finite everywhere; each fit checks that.
+    impossible in the task (for example a negative height, whose logarithm is taken). It is refused only if it is finite on
+    none of a few hundred. On real transitions it must be finite everywhere, which each fit checks.
 
-    :param observation_space: of the environment; if it is not a flat Box, nothing is tried
-    :param action_space: of the environment
-    :param device: where the functions are called
-    :param functions: what the user passed, by its name in ``SIGNATURES``; None is skipped
-    :raises ValueError: one is not a function, fails, or returns something other than its signature says
+    :param observation_space: observation space of the environment; if it is not a flat Box, nothing is tried
+    :param action_space: action space of the environment
+    :param device: device of the tensors that the functions get
+    :param functions: the user's functions, by their names in ``SIGNATURES``; None is skipped
+    :raises ValueError: one is not a function, raises an error, or returns something else than its signature says
     """
     for name, function in functions.items():
         if function is None:
             continue
-        if not callable(function) or isinstance(function, type):  # a class is passed where an object is meant
+        if not callable(function) or isinstance(function, type):  # a class was passed instead of an object
             raise ValueError(f"{name} must be a function {SIGNATURES[name].text} of torch tensors, got {function!r}.")
         if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
             continue
@@ -78,23 +78,26 @@ def _try(name: str, function: Any, observation_space: spaces.Box, action_space: 
             values = function(obs, action, next_obs) if SIGNATURES[name].takes_transitions else function(obs)
         except Exception as error:
             raise ValueError(
-                f"{name} fails on random observations within {observation_space}, such as a model may imagine: "
+                f"{name} raises an error for random observations within {observation_space}, which a model may imagine: "
                 f"{type(error).__name__}: {error}. It is called as {SIGNATURES[name].text} with torch tensors."
             ) from error
         _check_returned(name, values, obs, width)
         return bool(values.isfinite().any())
 
     if not is_somewhere_finite(2, 10.0) and not any(is_somewhere_finite(64, spread) for spread in SPREADS):
-        raise ValueError(f"{name} returns NaN or infinity for each of some hundred observations of {observation_space}.")
+        raise ValueError(
+            f"{name} returns NaN or infinity for each of a few hundred random observations within {observation_space}. "
+            "Restrict its input to where it is defined, for instance with clamp."
+        )
 
 
 def call(name: str, function: Callable[..., Any], *rows: th.Tensor, width: int | None = None) -> th.Tensor:
     """
     :param name: a key of ``SIGNATURES``
-    :param function: a function of the user
+    :param function: a user's function
     :param rows: its arguments, B rows each
     :param width: A, if it returns actions (B, A), which may have any precision or be one-hot integers; None if it returns (B,)
-    :return: what the function returns
+    :return: the result of the function
     :raises ValueError: the returned value has another type, shape, dtype or device; the message says which
     """
     values = function(*rows)
@@ -104,10 +107,10 @@ def call(name: str, function: Callable[..., Any], *rows: th.Tensor, width: int |
 
 def _check_returned(name: str, values: Any, obs: th.Tensor, width: int | None) -> None:
     shape = (len(obs),) if width is None else (len(obs), width)
-    expected = f"{name} must return a {SIGNATURES[name].kind} of shape {shape} on {obs.device}, one row for each row of obs"
+    expected = f"{name} must return a {SIGNATURES[name].returned} of shape {shape} on {obs.device}, a row for each row of obs"
     if not isinstance(values, th.Tensor):
         raise ValueError(f"{expected}; got {type(values).__module__}.{type(values).__qualname__}.")
-    if not SIGNATURES[name].is_of_kind(values) or values.shape != shape or values.device != obs.device:
+    if not SIGNATURES[name].accepts(values) or values.shape != shape or values.device != obs.device:
         raise ValueError(f"{expected}; got {values.dtype} of shape {tuple(values.shape)} on {values.device}.")
 
 

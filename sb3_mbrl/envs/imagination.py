@@ -9,7 +9,7 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_mbrl.common.actions import action_bounds, one_hot, scale
-from sb3_mbrl.common.model import SPREADS_ADDED, DynamicsModel, Members, ModelStep, check_fitted
+from sb3_mbrl.common.model import SPREAD_SIGNS, DynamicsModel, Members, ModelStep, check_fitted
 from sb3_mbrl.common.spaces import check_spaces
 from sb3_mbrl.envs.bounds import prediction_bounds, rounding_tolerance
 from sb3_mbrl.envs.rules import ImaginationRules
@@ -159,7 +159,7 @@ class Imagination:
             return step.reward, step.terminated
         disagreement = step.disagreement
         assert step.epistemic_std is not None
-        reward = step.reward + SPREADS_ADDED[rules.value_mode] * rules.reward_kappa * step.epistemic_std[:, -1]
+        reward = step.reward + SPREAD_SIGNS[rules.value_mode] * rules.reward_kappa * step.epistemic_std[:, -1]
         reward = reward - rules.uncertainty_penalty * disagreement
         if rules.max_disagreement is None or rules.halt_reward is None:
             return reward, step.terminated

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch as th
 
 from sb3_mbrl.common.arguments import BOOLEAN, DISCOUNT, check_arguments, integer, number
-from sb3_mbrl.common.model import PROPAGATION, SPREADS_ADDED, VALUE_MODE, DynamicsModel, Members, ModelStep
+from sb3_mbrl.common.model import PROPAGATION, SPREAD_SIGNS, VALUE_MODE, DynamicsModel, Members, ModelStep
 from sb3_mbrl.common.random import Generators
 from sb3_mbrl.common.types import RewardFn, TerminationFn
 from sb3_mbrl.common.user_functions import call, probe
@@ -218,7 +218,7 @@ class ModelObjective:
         mean = returns.mean(dim=1)
         if self.value_mode == "expected":
             return mean
-        return mean + SPREADS_ADDED[self.value_mode] * self.kappa * returns.std(dim=1, correction=0)
+        return mean + SPREAD_SIGNS[self.value_mode] * self.kappa * returns.std(dim=1, correction=0)
 
 
 def _are_finite(states: th.Tensor) -> th.Tensor:

@@ -20,7 +20,7 @@ OF_THE_BUFFER = {
     "importance_exponent": "TDMPC(importance_exponent=...)",
     **dict.fromkeys(["buffer_size", "device"], "the argument of this name"),
     **dict.fromkeys(["observation_space", "action_space", "n_envs"], "env"),
-    "optimize_memory_usage": "nothing: it loses the last observation of each episode",
+    "optimize_memory_usage": "the algorithm to False: True would lose the last observation of each episode",
 }
 """Derived arguments of the replay buffer, mapped to the argument of the algorithm that they derive from."""
 
@@ -36,14 +36,14 @@ OF_THE_POLICY = {
 def check_keywords(name: str, given: Mapping[str, Any], function: Callable | None, elsewhere: Mapping[str, str]) -> None:
     """
     :param name: name of an argument that holds keyword arguments
-    :param given: its value
-    :param function: what the keyword arguments are passed to; None: nothing is known about it
+    :param given: value of the argument
+    :param function: function that gets the keyword arguments; None: its signature is not known
     :param elsewhere: derived arguments, mapped to the argument that they derive from
     :raises ValueError: a keyword argument is not accepted
     """
     for key in given:
         if key in elsewhere:
-            raise ValueError(f"{name} does not accept {key!r}, which follows from {elsewhere[key]}.")
+            raise ValueError(f"{name} does not accept {key!r}, which is set by {elsewhere[key]}.")
     if function is None:
         return
     parameters = inspect.signature(function).parameters
@@ -64,10 +64,14 @@ def choose_sizes(given: Any, named: Mapping[Any, SizesT], kind: type[SizesT]) ->
     if isinstance(given, Mapping):
         names = kind._fields
         if set(given) != set(names) or not all(isinstance(each, Integral) and int(each) > 0 for each in given.values()):
-            raise ValueError(f"model_size as a mapping has {list(names)}, each an integer of at least 1; got {dict(given)}.")
+            raise ValueError(
+                f"model_size as a mapping must have the keys {list(names)}, each an integer of at least 1; got {dict(given)}."
+            )
         return kind(**given)
     if not isinstance(given, (str, Integral)) or isinstance(given, bool) or given not in list(named):
-        raise ValueError(f"model_size must be one of {list(named)}, or a mapping of {list(kind._fields)}; got {given!r}.")
+        raise ValueError(
+            f"model_size must be one of {list(named)}, or a mapping with the keys {list(kind._fields)}; got {given!r}."
+        )
     return named[given]
 
 
@@ -84,17 +88,17 @@ def by_size(model_size: Any, small: T, other: T) -> T:
 def check_actions(space: spaces.Space) -> None:
     """
     :param space: the action space
-    :raises ValueError: it is no Box with finite bounds, the lower ones below the higher
+    :raises ValueError: it is not a Box with finite bounds, each lower bound below the upper one
     """
     if not isinstance(space, spaces.Box):
-        raise ValueError(f"TD-MPC plans Box actions, got {space}. PETS, Dyna and DynaQ take Discrete ones.")
+        raise ValueError(f"TD-MPC supports Box actions, got {space}. PETS, Dyna and DynaQ support Discrete ones.")
     check_bounds(space)
 
 
 def check_observations(space: spaces.Space) -> None:
     """
     :param space: the observation space
-    :raises ValueError: SB3's replay buffers do not hold such observations
+    :raises ValueError: SB3's replay buffers do not support such observations
     """
     for each in space.values() if isinstance(space, spaces.Dict) else [space]:
         if isinstance(each, spaces.MultiDiscrete) and each.nvec.ndim > 1:
@@ -107,7 +111,7 @@ def check_observations(space: spaces.Space) -> None:
 def discount_for(episode_length: int) -> float:
     """
     :param episode_length: steps until an episode is truncated
-    :return: TD-MPC2's discount: the longer the episodes, the longer the view
+    :return: TD-MPC2's discount, which grows with the length of the episodes: (T/5 - 1) / (T/5), in [0.95, 0.995]
     """
     fraction = episode_length / 5
     return min(max((fraction - 1) / fraction, 0.95), 0.995)

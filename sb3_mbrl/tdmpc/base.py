@@ -1,4 +1,4 @@
-"""What TD-MPC and TD-MPC2 share: sequences are replayed, actions planned in latent space."""
+"""The base class of TD-MPC and TD-MPC2, which replay sequences and plan actions in latent space."""
 
 import math
 from abc import abstractmethod
@@ -36,12 +36,12 @@ from sb3_mbrl.tdmpc.latent_model import LatentModel, effective_rank
 from sb3_mbrl.tdmpc.policies import CnnPolicy, LatentPolicy, MlpPolicy, MultiInputPolicy
 
 GAMMA = 0.99
-"""Discount where the time limit is not known, from which it would be derived: the default of most algorithms of SB3."""
+"""Discount if the time limit, from which it would be derived, is not known: the default of most algorithms of SB3."""
 
 
 class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
     """
-    Base class of ``TDMPC`` and ``TDMPC2``, which say what is learned from a batch of sequences, and document the arguments.
+    Base class of ``TDMPC`` and ``TDMPC2``, which define the update from a batch of sequences, and document the arguments.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -165,23 +165,23 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         check_keywords("planner_kwargs", self.planner_kwargs or {}, MPPI, self._of_the_planner)
 
     def _discount(self) -> float:
-        limit = time_limit_or_warn(self.env, f"gamma, which would follow from it, is {GAMMA}; pass gamma= to choose it.")
+        limit = time_limit_or_warn(self.env, f"gamma is derived from it, and is {GAMMA} instead; pass gamma= to choose it.")
         return GAMMA if limit is None else discount_for(limit)
 
     def _choose_replay_buffer(self) -> None:
         own = DictSequenceReplayBuffer if isinstance(self.observation_space, spaces.Dict) else SequenceReplayBuffer
         if self.replay_buffer_class is None:
             self.replay_buffer_class = own
-        is_of_dicts = issubclass(self.replay_buffer_class, DictSequenceReplayBuffer)
-        if not issubclass(self.replay_buffer_class, own) or is_of_dicts != (own is DictSequenceReplayBuffer):
+        holds_dicts = issubclass(self.replay_buffer_class, DictSequenceReplayBuffer)
+        if not issubclass(self.replay_buffer_class, own) or holds_dicts != (own is DictSequenceReplayBuffer):
             raise ValueError(
-                f"replay_buffer_class must replay sequences, as {own.__name__} and its subclasses do; got "
-                f"{self.replay_buffer_class.__name__}."
+                f"replay_buffer_class must be {own.__name__} or a subclass of it, for observations in "
+                f"{self.observation_space}; got {self.replay_buffer_class.__name__}."
             )
         self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, "horizon": self.horizon, **self._priorities()}
 
     def _priorities(self) -> dict[str, float]:
-        """Arguments of the replay buffer about prioritised replay."""
+        """Arguments of the replay buffer that set prioritised replay."""
         return {}
 
     def _make_policy(self, policy_class: type[LatentPolicy], **policy_kwargs: Any) -> LatentPolicy:
@@ -204,11 +204,11 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
 
     @abstractmethod
     def _planner_arguments(self) -> dict[str, Any]:
-        """All arguments of the planner, with those that the user gave."""
+        """All arguments of the planner, those of the user included."""
 
     @property
     def n_pretrain_steps(self) -> int:
-        """Number of updates made at once when the random actions end."""
+        """Number of additional updates in the first call of ``train``."""
         return int(self.learning_starts) if self.pretrain_steps is None else self.pretrain_steps
 
     @property
@@ -226,7 +226,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """
-        Update on batches of sequences, ``pretrain_steps`` times more in the first call.
+        Update on batches of sequences. The first call makes ``pretrain_steps`` additional updates.
 
         :param gradient_steps: number of updates
         :param batch_size: sequences per update
@@ -250,18 +250,18 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
 
     def _finite(self, values: dict[str, th.Tensor]) -> dict[str, float]:
         """
-        :param values: scalars
-        :return: the same as numbers
-        :raises ValueError: one is NaN or infinite
+        :param values: scalar tensors
+        :return: the same values as numbers
+        :raises ValueError: a value is NaN or infinite
         """
         if not values:
             return {}
-        # All are read at once, because each reading waits until an accelerator has done all its work
+        # All values are read at once, because each read waits until an accelerator has done all its work
         numbers = dict(zip(values, th.stack([value.detach() for value in values.values()]).tolist(), strict=True))
         if not all(map(math.isfinite, numbers.values())):
             raise ValueError(
                 f"The networks have diverged: after {self._n_updates} updates {numbers}. Lower learning_rate or "
-                "max_grad_norm, or scale rewards and observations (VecNormalize), and go on from the last checkpoint."
+                "max_grad_norm, or scale rewards and observations (VecNormalize), and continue from the last checkpoint."
             )
         return numbers
 
@@ -296,7 +296,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
 
     @contextmanager
     def _frozen_critics(self) -> Iterator[None]:
-        """The policy prior needs the critics' gradient with respect to actions, not to their weights."""
+        """A context in which critics pass gradients to actions but get none: the policy prior's loss must not train them."""
         self.model.critics.requires_grad_(False)
         try:
             yield
@@ -304,7 +304,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
             self.model.critics.requires_grad_(True)
 
     def _weights_of_steps(self, valid: th.Tensor) -> th.Tensor:
-        """1, rho, rho^2, ..., and 0 beyond the end of an episode, (n, B)."""
+        """Weights 1, rho, rho^2, ..., and 0 beyond the end of an episode, (n, B)."""
         return valid * self.rho ** th.arange(len(valid), device=self.device).unsqueeze(1)
 
     def _weights_of_states(self, valid: th.Tensor) -> th.Tensor:
@@ -312,7 +312,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         return self._weights_of_steps(th.cat([valid[:1], valid]))
 
     def _step_optimizer(self, optimizer: th.optim.Optimizer, loss: th.Tensor, max_grad_norm: float) -> th.Tensor:
-        """Take a step with the clipped gradient; returns the norm of the gradient before it is clipped."""
+        """Take a step with the clipped gradient; return the norm of the gradient before clipping."""
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -324,13 +324,13 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         super()._log_plan()
         if self.policy.last_states is None:
             return
-        # A generator of its own, so that logging does not change what is learned
+        # A separate generator, so that logging does not change what is learned
         generator = th.Generator(device=self.device).manual_seed(self.num_timesteps)
         with th.no_grad():
             self.logger.record_mean("planner/prior_value", self.model.value(self.policy.last_states, generator).mean().item())
 
     def dump_logs(self) -> None:
-        """Write the log, with measures of the latent model in it."""
+        """Write the log, including measures of the latent model."""
         if self._last_batch is not None:
             self._log_latents(self._last_batch)
         super().dump_logs()
@@ -341,7 +341,7 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
         reached, predicted = self._encode_later(batch, self.model.encode), self._roll_out(batch)
         errors = (batch.valid * (predicted[1:] - reached).pow(2).mean(dim=2)).sum(dim=1) / batch.valid.sum(dim=1)
         for step, error in enumerate(errors.tolist(), start=1):
-            if batch.valid[step - 1].any():  # not all episodes last as long
+            if batch.valid[step - 1].any():  # all episodes in the batch may be shorter
                 self.logger.record(f"latent/error_step_{step}", error)
         self.logger.record("latent/effective_rank", effective_rank(predicted[0]))
 

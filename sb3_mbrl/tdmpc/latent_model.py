@@ -1,4 +1,4 @@
-"""What the latent models of TD-MPC and TD-MPC2 share: they encode observations, and are stepped as any model is."""
+"""The base class of the latent models of TD-MPC and TD-MPC2: it encodes observations, and is stepped like any model."""
 
 from abc import abstractmethod
 
@@ -31,7 +31,7 @@ class LatentModel(nn.Module):
     critics: nn.Module
     prior: nn.Module
     terminates: th.Tensor
-    """1 once a termination was seen, otherwise 0, and plans save the prediction of terminations; a float, ()."""
+    """A float, (): 1 once a termination was seen. While it is 0, plans skip the prediction of terminations."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class LatentModel(nn.Module):
 
     @property
     def elites(self) -> th.Tensor:
-        """``[0]``: it is no ensemble."""
+        """``[0]``, because a latent model is not an ensemble."""
         return th.zeros(1, dtype=th.long, device=self.device)
 
     @property
@@ -95,7 +95,7 @@ class LatentModel(nn.Module):
         """
         :param z: latent states, (..., Z)
         :param action: in [-1, 1], (..., A)
-        :return: the latent states that follow, (..., Z)
+        :return: next latent states, (..., Z)
         """
         return self.dynamics(th.cat([z, action], dim=-1))  # type: ignore[no-any-return]
 
@@ -111,7 +111,7 @@ class LatentModel(nn.Module):
         """
         :param z: latent states, (B, Z)
         :param action: in [-1, 1], (B, A)
-        :return: (B,)
+        :return: predicted rewards, (B,)
         """
 
     @abstractmethod
@@ -119,7 +119,7 @@ class LatentModel(nn.Module):
         """
         :param z: latent states, (B, Z)
         :param generator: source of the policy's noise
-        :param deterministic: without noise
+        :param deterministic: return the mean, without noise
         :return: the policy prior's actions, in [-1, 1], (B, A)
         """
 
@@ -127,8 +127,8 @@ class LatentModel(nn.Module):
     def value(self, z: th.Tensor, generator: Generators = None) -> th.Tensor:
         """
         :param z: latent states, (B, Z)
-        :param generator: source of the policy's noise and of the choice of critics; each of several draws for an equal block
-            of states
+        :param generator: source of the policy's noise and of the choice of critics; several generators serve equal blocks of
+            states
         :return: values of following the policy prior, (B,)
         """
 
@@ -143,7 +143,7 @@ class LatentModel(nn.Module):
     def observe(self, states: th.Tensor) -> th.Tensor:
         """
         :param states: latent states, (B, Z)
-        :return: the same: there is no decoder
+        :return: the latent states themselves, because there is no decoder
         """
         return states
 
@@ -178,8 +178,8 @@ class LatentModel(nn.Module):
         :param members: has no effect
         :param deterministic: has no effect
         :param uncertainty: has no effect
-        :param may_end: whether the task can end; None: what :attr:`terminates` says, which waits until an accelerator has done
-            all its work
+        :param may_end: whether to predict terminations; None: as :attr:`terminates` says, but reading it waits until an
+            accelerator has done all its work
         :return: next latent states, rewards, and where the task has probably ended
         """
         action = self.executed(action)
@@ -195,7 +195,7 @@ def counted_from_zero(obs: PyTorchObs, space: spaces.Space) -> PyTorchObs:
     """
     :param obs: observations, (B, \\*obs), or a dict of them
     :param space: the space of the observations
-    :return: the same, but discrete observations count from 0, as SB3 expects, whatever the ``start`` of their space is
+    :return: the observations, in which discrete ones count from 0, as SB3 expects, whatever the ``start`` of their space is
     """
     if isinstance(space, spaces.Dict):
         assert isinstance(obs, dict)
@@ -209,8 +209,8 @@ def counted_from_zero(obs: PyTorchObs, space: spaces.Space) -> PyTorchObs:
 def effective_rank(latents: th.Tensor) -> float:
     """
     :param latents: (B, Z)
-    :return: number of directions in which the latent states spread: the exponential of the entropy of their singular values
-        (Roy & Vetterli 2007); a collapsed encoder has 1
+    :return: effective number of dimensions that the latent states use: the exponential of the entropy of their normalised
+        singular values (Roy & Vetterli 2007); 1 for a collapsed encoder
     """
     singular = th.linalg.svdvals(latents - latents.mean(dim=0))
     shares = singular / singular.sum().clamp(min=1e-12)

@@ -1,4 +1,4 @@
-"""The pieces that the networks of TD-MPC and TD-MPC2 are made of."""
+"""Building blocks of the networks of TD-MPC and TD-MPC2."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,7 +11,7 @@ from sb3_mbrl.acceleration.activations import group_softmax, mish_
 from sb3_mbrl.acceleration.onednn import Linear
 
 GROUP_SIZE = 8
-"""A latent state is normalised in groups of so many entries."""
+"""Number of entries in each group in which a latent state is normalised."""
 
 
 class SimNorm(nn.Module):
@@ -28,7 +28,7 @@ class SimNorm(nn.Module):
     def forward(self, x: th.Tensor) -> th.Tensor:
         """
         :param x: (..., D), D a multiple of V
-        :return: the same shape, not negative, each group sums to 1
+        :return: tensor of the same shape; entries are not negative, and each group sums to 1
         """
         return group_softmax(x.unflatten(-1, (-1, self.group_size))).flatten(-2)
 
@@ -80,7 +80,7 @@ class Critics(nn.ModuleList):
         return th.stack([self[member](own) for member, own in zip(chosen, inputs, strict=True)])
 
     def _gathered(self, x: th.Tensor, members: th.Tensor) -> th.Tensor:
-        """The same by indexing weights, because reading ``members`` would wait until an accelerator has done all its work."""
+        """The same with indexed weights, because reading ``members`` would wait until an accelerator has done all its work."""
         x = x.expand(len(members), *x.shape[-2:])
         for layers in zip(*self, strict=True):
             first = layers[0]
@@ -128,7 +128,7 @@ class TwoHot:
     def encode(self, x: th.Tensor) -> th.Tensor:
         """
         :param x: scalars, (...)
-        :return: distributions, (..., K), whose probability is shared by the two bins next to each scalar; NaN for NaN
+        :return: distributions, (..., K): the probability is shared by the two bins next to each scalar; NaN for NaN
         """
         position = (symlog(x).clamp(self.low, self.high) - self.low) / self.width
         lower = position.long().clamp_(0, self.n_bins - 2).unsqueeze(-1)  # NaN maps to an arbitrary bin; its share stays NaN
@@ -140,7 +140,7 @@ class TwoHot:
     def decode(self, logits: th.Tensor) -> th.Tensor:
         """
         :param logits: (..., K)
-        :return: the scalar at their mean bin, (...)
+        :return: the scalar at the mean of the predicted distribution in symlog space, (...)
         """
         bins = th.linspace(self.low, self.high, self.n_bins, device=logits.device)
         return symexp(logits.softmax(dim=-1) @ bins)

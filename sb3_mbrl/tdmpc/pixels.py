@@ -1,4 +1,4 @@
-"""How TD-MPC and TD-MPC2 read images."""
+"""The features extractor of TD-MPC and TD-MPC2 for images."""
 
 import torch as th
 import torch.nn.functional as F
@@ -10,9 +10,10 @@ from torch import nn
 
 class RandomShift(nn.Module):
     """
-    Shifts each image by up to ``pad`` pixels, its edge repeated (DrQ-v2, https://arxiv.org/abs/2107.09645), in training mode.
+    In training mode, shifts each image by up to ``pad`` pixels and repeats its edge (DrQ-v2,
+    https://arxiv.org/abs/2107.09645).
 
-    :param pad: pixels (TD-MPC: 4; TD-MPC2: 3)
+    :param pad: largest shift, in pixels (TD-MPC: 4; TD-MPC2: 3)
     """
 
     def __init__(self, pad: int = 3):
@@ -32,7 +33,7 @@ class RandomShift(nn.Module):
         rows = shift[0] + th.arange(height, device=images.device)
         columns = shift[1] + th.arange(width, device=images.device)
         image = th.arange(batch, device=images.device)[:, None, None]
-        # An index beside a slice comes first: (B, H, W, C)
+        # With indices on both sides of a slice, PyTorch puts the indexed dimensions first: (B, H, W, C)
         return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
@@ -45,7 +46,7 @@ class PixelExtractor(BaseFeaturesExtractor):
     :param pad: largest shift of the images, in pixels
     :param normalized_image: whether images are already in [0, 1], channels first (with ``normalize_images=False``, as for
         SB3's ``NatureCNN``)
-    :raises ValueError: the observations are no images, or too small
+    :raises ValueError: the observations are not images, or the images are too small
     """
 
     def __init__(self, observation_space: spaces.Space, n_channels: int = 32, pad: int = 3, normalized_image: bool = False):
@@ -75,4 +76,4 @@ class PixelExtractor(BaseFeaturesExtractor):
 
 
 MIN_PIXELS = 39
-"""Fewer leave nothing for the last convolution."""
+"""Smallest width and height of an image: with fewer pixels the last convolution has no output."""

@@ -1,4 +1,4 @@
-"""Planning in latent space: MPPI and its objective, with the details in which TD-MPC differs."""
+"""Planning in latent space: MPPI and the objective, as modified by TD-MPC."""
 
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -18,8 +18,10 @@ from sb3_mbrl.tdmpc.latent_model import LatentModel
 @dataclass
 class LatentSearch(Search):
     """
-    :param candidates: those that made the last mean, (B, K, H, A)
-    :param weights: theirs, (B, K)
+    The state of a search that also keeps the candidates of the last mean.
+
+    :param candidates: candidates whose weighted mean is the last mean, (B, K, H, A)
+    :param weights: weights of these candidates, (B, K)
     """
 
     candidates: th.Tensor
@@ -28,17 +30,17 @@ class LatentSearch(Search):
 
 class LatentMPPI(MPPI):
     """
-    The planner of TD-MPC. It executes the weighted mean; one that explores executes an elite, drawn by its weight, with noise
-    of the last standard deviation. Where a plan goes on beyond the last one, it begins with 0.
+    The planner of TD-MPC. It executes the weighted mean. If it explores, it executes an elite instead, drawn in proportion to
+    its weight, plus noise of the last standard deviation. The new last action of a shifted plan is 0.
 
-    A planner is never changed: :meth:`limited` and :meth:`exploring` return another one.
+    A planner is never modified: :meth:`limited` and :meth:`exploring` return a new one.
 
     :param kwargs: arguments of :class:`~sb3_mbrl.planning.MPPI`
     """
 
     explores = False
     n_planned: int
-    """Actions that count. Those beyond, up to the horizon, have no effect and are 0 in the mean."""
+    """Number of actions that are planned. Further ones, up to the horizon, have no effect and are 0 in the mean."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
@@ -46,9 +48,9 @@ class LatentMPPI(MPPI):
 
     def limited(self, n_planned: int, std_bounds: tuple[float, float]) -> "LatentMPPI":
         """
-        :param n_planned: actions that count, at most the horizon
+        :param n_planned: number of actions that are planned, at most the horizon
         :param std_bounds: lowest and highest standard deviation
-        :return: a planner with these settings; states of either fit the other
+        :return: a planner with these settings; both planners accept each other's states
         """
         return self._with(n_planned=n_planned, std_bounds=std_bounds)
 
@@ -91,7 +93,7 @@ class LatentMPPI(MPPI):
         shares = search.weights.cumsum(dim=1)
         drawn = rand((len(shares), 1), generator, shares.device) * shares[:, -1:]
         index = th.searchsorted(shares, drawn).clamp(max=shares.shape[1] - 1)
-        # Where all candidates diverged, there is nothing but the mean
+        # If all candidates of an environment diverged, the mean is executed
         elite = th.where(shares[:, -1, None, None] > 0, take(search.candidates, index).squeeze(1), search.mean)
         return (elite + search.std * randn(elite.shape, generator, elite.device)).clamp(-1, 1)
 
@@ -117,9 +119,9 @@ class LatentObjective(ModelObjective):
         return partial(self.model.step, may_end=bool(self.model.terminates))
 
     def _states_at_once(self, n: int) -> int:
-        # A megabyte of activations stays in a processor's cache; a GPU is only busy with more
+        # A megabyte of activations stays in the CPU's cache; a GPU needs far more to be busy
         states = (2**18 if self.model.device.type == "cpu" else 2**26) // self.model.width
-        # The plans of an environment stay together, since two pieces would draw different critics
+        # The candidates of an environment are not split, because each piece would draw other critics
         return max(states, n)
 
     def _terminal_values(self, states: th.Tensor, generator: Generators) -> th.Tensor:
@@ -131,14 +133,14 @@ def prior_proposals(
     model: LatentModel, starts: th.Tensor, n: int, horizon: int, generators: Sequence[th.Generator]
 ) -> th.Tensor:
     """
-    What the policy prior would do in the model.
+    Roll the policy prior out in the model and return its actions.
 
     :param model: the model
     :param starts: latent states, (B, Z)
-    :param n: sequences for each of them
-    :param horizon: H
-    :param generators: one for each of them
-    :return: (B, n, H, A)
+    :param n: number of sequences for each state
+    :param horizon: H, actions in a sequence
+    :param generators: one for each state
+    :return: action sequences, (B, n, H, A)
     """
     z = starts.repeat_interleave(n, dim=0)
     actions: list[th.Tensor] = []
@@ -146,5 +148,5 @@ def prior_proposals(
         if step > 0:
             z = model.next(z, model.executed(actions[-1]))
         actions.append(model.act(z, generators))
-    # NaN comes from a rollout that diverged; the planner scores the plan again
+    # A rollout that diverges gives NaN; the planner scores every proposal anyway
     return th.stack(actions, dim=1).unflatten(0, (len(starts), n)).nan_to_num(0.0)

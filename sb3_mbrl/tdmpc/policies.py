@@ -39,12 +39,12 @@ class LatentPolicy(PlanningPolicy):
     :param seed: seed of the planner's samples
     :param encoder_lr_scale: learning rate of the encoder, relative to the others
     :param prior_eps: epsilon of Adam for the policy prior; None: that of the other networks
-    :param features_extractor_class: SB3's features extractor, in front of the encoder; None: as the policy's observations need
+    :param features_extractor_class: SB3's features extractor, in front of the encoder; None: the policy's default
     :param features_extractor_kwargs: arguments of the features extractor
     :param normalize_images: whether images are divided by 255 first
     :param optimizer_class: optimizer of all networks
     :param optimizer_kwargs: arguments of the optimizer without the learning rate; None: ``{"fused": True}`` for Adam
-    :raises ValueError: the policy does not take such observations, or an argument is not known
+    :raises ValueError: the policy does not support these observations, or an argument is not known
     """
 
     features_extractor_default: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
@@ -94,7 +94,7 @@ class LatentPolicy(PlanningPolicy):
         self.n_proposals = n_proposals
         self.encoder_lr_scale = encoder_lr_scale
         self._make_optimizers(lr_schedule(1), prior_eps, optimizer_class, optimizer_kwargs)
-        # All but the first three, to make the policy again
+        # All arguments but the first three, from which a saved policy is made again
         self._arguments = {name: arguments[name] for name in [*inspect.signature(LatentPolicy).parameters][3:]}
 
     def _make_optimizers(
@@ -114,7 +114,7 @@ class LatentPolicy(PlanningPolicy):
 
     @staticmethod
     def _check_observations(space: spaces.Space) -> None:
-        """:raises ValueError: the default features extractor does not take such observations"""
+        """:raises ValueError: the default features extractor does not support these observations"""
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Parameters of the model without its prior and its targets, in two groups: the encoder, and the rest."""
@@ -126,7 +126,8 @@ class LatentPolicy(PlanningPolicy):
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """
-        :param learning_rate: learning rate of all networks but the encoder, whose is ``encoder_lr_scale`` times as large
+        :param learning_rate: learning rate of all networks but the encoder; the encoder's is ``encoder_lr_scale`` times as
+            large
         """
         encoder, rest = self.model_optimizer.param_groups
         encoder["lr"] = learning_rate * self.encoder_lr_scale
@@ -134,7 +135,7 @@ class LatentPolicy(PlanningPolicy):
             group["lr"] = learning_rate
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        # TD-MPC's schedules may have replaced the planner that was made at the beginning
+        # The schedules of TD-MPC replace the planner, so its present settings are saved
         now = {"horizon": self.planner.n_planned, "std_bounds": self.planner.std_bounds}
         return {
             "observation_space": self.observation_space,
@@ -157,12 +158,13 @@ class LatentPolicy(PlanningPolicy):
         Plan; or, with ``planner="none"``, act by the policy prior.
 
         :param observation: observation of one environment, or of B
-        :param state: what the last call returned; None to begin
+        :param state: the state that the last call returned; None: plan from scratch
         :param episode_start: where a new episode begins, (B,)
-        :param deterministic: execute the mean of the plan, or of the prior, instead of a sample; the same samples of the
-            planner each time
+        :param deterministic: execute the mean of the plan, or of the prior, instead of a sample, and let the planner draw the
+            same samples each time
         :return: actions in the environment's scale, and the state for the next call
-        :raises ValueError: the observation does not fit, or ``state`` is of other environments or of another policy
+        :raises ValueError: the observation is not in the observation space, or ``state`` comes from other environments or from
+            another policy
         """
         self.set_training_mode(False)
         if self.plans:
@@ -188,7 +190,7 @@ class LatentPolicy(PlanningPolicy):
 
 
 class MlpPolicy(LatentPolicy):
-    """Flat observations."""
+    """:class:`LatentPolicy` for flat observations."""
 
     @staticmethod
     def _check_observations(space: spaces.Space) -> None:
@@ -199,13 +201,13 @@ class MlpPolicy(LatentPolicy):
 
 
 class CnnPolicy(LatentPolicy):
-    """Images, shifted at random while the model is trained."""
+    """:class:`LatentPolicy` for images, which are shifted at random while the model is trained."""
 
     features_extractor_default = PixelExtractor
 
 
 class MultiInputPolicy(LatentPolicy):
-    """Dict observations."""
+    """:class:`LatentPolicy` for Dict observations."""
 
     features_extractor_default = CombinedExtractor
 

@@ -21,20 +21,20 @@ from sb3_mbrl.tdmpc.policies import LatentPolicy
 from sb3_mbrl.tdmpc.told import TOLD, TOLD_SIZES, ToldSizes
 
 PLANNER: dict[str, Any] = {
-    "population_size": 512,  # and 25 proposals of the policy
+    "population_size": 512,  # in addition to 25 proposals of the policy
     "n_iterations": 6,
     "n_elites": 64,
-    "temperature": 2.0,  # the paper's 0.5 multiplies
+    "temperature": 2.0,  # the paper's 0.5 is the inverse
     "momentum": 0.1,
     "init_std": 2.0,
 }
-"""MPPI as TD-MPC has it."""
+"""Arguments of MPPI in TD-MPC."""
 
 MIN_STD, MAX_STD = 1e-6, 2.0
 """Bounds on the standard deviation of plans; ``MIN_STD`` stands in for 0."""
 
 OVERHEAD = 3
-"""What a plan costs beside its steps, in steps: the proposals of the policy and the value of its end."""
+"""Fixed cost of a plan (proposals of the policy and terminal value), in units of the cost of one planned step."""
 
 MAX_LOSS = 1e4
 """Upper limit for each loss of a sequence, and for its priority."""
@@ -212,7 +212,7 @@ class TDMPC(LatentAlgorithm):
         return given if not isinstance(given, Sequence) else [self.horizon if each is None else each for each in given]
 
     def _n_planned(self, num_timesteps: int) -> int:
-        """Steps of a plan that is made at this environment step."""
+        """Length of a plan that is made at this environment step."""
         return min(int(_linear(self._plan_lengths(), num_timesteps)), self.horizon)
 
     def _growth(self, phase: str, begin: int, total_timesteps: int) -> float:
@@ -221,7 +221,7 @@ class TDMPC(LatentAlgorithm):
         return super()._growth(phase, begin, total_timesteps)
 
     def _follow_schedules(self) -> None:
-        """Replace the planner: its plans become longer and less random in the course of a run."""
+        """Replace the planner by one with the current settings: plans become longer and less random during a run."""
         n_planned = self._n_planned(self.num_timesteps)
         min_std = max(_linear(self.std_schedule, self.num_timesteps), MIN_STD)
         self.policy.planner = self.policy.planner.limited(n_planned, (min_std, MAX_STD))
@@ -261,7 +261,8 @@ class TDMPC(LatentAlgorithm):
 
     @th.no_grad()
     def _update_priorities(self, batch: SequenceSamples, priorities: th.Tensor, loss: th.Tensor) -> None:
-        # Priorities are copied to the host, where the buffer is, and the loss with them
+        # The buffer needs the priorities on the host; the loss is copied with them, so that it can be checked at no further
+        # cost
         host = th.cat([priorities, loss.unsqueeze(0)]).cpu()
         priorities, loss = host[:-1], host[-1]
         self._finite({"loss": loss, "priorities": priorities.sum()})
@@ -269,7 +270,7 @@ class TDMPC(LatentAlgorithm):
 
     @th.no_grad()
     def _td_targets(self, batch: SequenceSamples) -> th.Tensor:
-        """The reward plus the discounted lower value by the target critics of the policy's next action, (H, B)."""
+        """Reward plus discounted value of the policy's next action, the lower one of both target critics, (H, B)."""
         z = self._encode_later(batch, self.model.encode)
         value = self.model.q_values(z, self.model.act(z, self._generator), target=True).amin(dim=0)
         return batch.rewards.squeeze(-1) + self.gamma * (1 - batch.terminated.squeeze(-1)) * value
@@ -306,8 +307,8 @@ class TDMPC(LatentAlgorithm):
 
 
 def _check_schedule(name: str, schedule: Any, lowest: float, highest: float) -> None:
-    fits = list_of(number(), 4, 4).accepts(schedule)
-    if not fits or not 0 <= schedule[0] < schedule[1] or not all(lowest <= value <= highest for value in schedule[2:]):
+    has_form = list_of(number(), 4, 4).accepts(schedule)
+    if not has_form or not 0 <= schedule[0] < schedule[1] or not all(lowest <= value <= highest for value in schedule[2:]):
         raise ValueError(
             f"{name} must be (start, end, first, last): environment steps, the first before the second, then values from "
             f"{lowest} to {highest}; got {schedule!r}."

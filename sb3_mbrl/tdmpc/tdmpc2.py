@@ -20,14 +20,14 @@ from sb3_mbrl.tdmpc.policies import LatentPolicy
 from sb3_mbrl.tdmpc.world_model import SIZES, Sizes, WorldModel
 
 PLANNER: dict[str, Any] = {
-    "population_size": 488,  # and 24 proposals of the prior
+    "population_size": 488,  # in addition to 24 proposals of the prior
     "n_iterations": 6,
     "n_elites": 64,
-    "temperature": 2.0,  # the paper's 0.5 multiplies
+    "temperature": 2.0,  # the paper's 0.5 is the inverse
     "init_std": 2.0,
     "std_bounds": (0.05, 2.0),
 }
-"""MPPI as TD-MPC2 has it. With 20 action dimensions or more it makes two more iterations."""
+"""Arguments of MPPI in TD-MPC2. With 20 action dimensions or more, two more iterations are made."""
 
 
 class TDMPC2(LatentAlgorithm):
@@ -176,7 +176,7 @@ class TDMPC2(LatentAlgorithm):
             "model_class": WorldModel,
             "model_kwargs": {"sizes": choose_sizes(self.model_size, SIZES, Sizes)},
             "encoder_lr_scale": self.encoder_lr_scale,
-            "prior_eps": 1e-5,  # as in its code
+            "prior_eps": 1e-5,  # as in the official code
         }
 
     def _planner_arguments(self) -> dict[str, Any]:
@@ -201,7 +201,7 @@ class TDMPC2(LatentAlgorithm):
 
     @th.no_grad()
     def _td_targets(self, batch: SequenceSamples, next_latents: th.Tensor) -> th.Tensor:
-        """The reward plus the discounted lower value by two target critics of the policy prior's next action, (H, B)."""
+        """Reward plus discounted value of the policy prior's next action, the lower one of two target critics, (H, B)."""
         z = next_latents.flatten(0, 1)
         action = self.model.sample_policy(z, self._generator).action
         value = self.model.two_q_values(z, action, self._generator, target=True).amin(dim=0).view_as(batch.rewards)
@@ -228,7 +228,7 @@ class TDMPC2(LatentAlgorithm):
         return losses, latents
 
     def _prior_losses(self, latents: th.Tensor, weights: th.Tensor) -> dict[str, th.Tensor]:
-        """Losses of the policy prior, which maximises entropy and values, the latter in units of their spread."""
+        """Losses of the policy prior, which maximises entropy and values; values are divided by their spread."""
         sample = self.model.sample_policy(latents, self._generator)
         with self._frozen_critics():
             values = self.model.two_q_values(latents.flatten(0, 1), sample.action.flatten(0, 1), self._generator).mean(dim=0)

@@ -15,7 +15,7 @@ from sb3_mbrl.common.random import Generators, randn
 from sb3_mbrl.tdmpc.latent_model import LatentModel
 
 NOISE_CLIP = 0.3
-"""The policy's noise is clipped to this size."""
+"""The policy's noise is clipped to plus or minus this number."""
 
 
 class ToldSizes(NamedTuple):
@@ -31,13 +31,13 @@ class ToldSizes(NamedTuple):
 
 
 TOLD_SIZES = {"small": ToldSizes(128, 128, 50), "default": ToldSizes(256, 512, 50)}
-"""The paper's sizes (for dogs and humanoids its latent states have 100 entries), and smaller ones for processors."""
+"""The paper's sizes (for dogs and humanoids its latent states have 100 entries), and smaller ones for CPUs."""
 
 
 class TOLD(LatentModel):
     """
-    Encoder, latent dynamics, reward, two critics and policy, and a termination head, which TD-MPC does not have. The encoder
-    and the critics have copies that follow slowly, the targets.
+    Encoder, latent dynamics, reward, two critics and policy, and a termination head, which TD-MPC does not have. The features
+    extractor, the encoder and the critics have targets: copies that follow them slowly.
 
     :param observation_space: observation space of the environment
     :param action_space: action space of the environment, Box with finite bounds
@@ -66,7 +66,7 @@ class TOLD(LatentModel):
         self.critics = nn.ModuleList([critic(n_pair, sizes.mlp) for _ in range(2)])
         for each in (self.encoder, self.dynamics, self.reward_head, self.termination_head, self.prior, self.critics):
             each.apply(_initialise)
-        for network in (self.reward_head, *self.critics):  # so that rewards and values are 0 at first
+        for network in (self.reward_head, *self.critics):  # rewards and values are 0 at first
             nn.init.zeros_(network[-1].weight)  # type: ignore[index]
         self.targets = deepcopy(nn.ModuleList([features_extractor, self.encoder, self.critics])).requires_grad_(False)
         self.noise_std = noise_std
@@ -74,21 +74,21 @@ class TOLD(LatentModel):
     def encode_targets(self, obs: PyTorchObs) -> th.Tensor:
         """
         :param obs: observations, (B, \\*obs), or a dict of them
-        :return: latent states by the target encoder, (B, Z)
+        :return: latent states according to the target encoder, (B, Z)
         """
         features_extractor, encoder, _ = self.targets
         return encoder(features_extractor(self.preprocess(obs)))  # type: ignore[no-any-return]
 
     def online(self) -> nn.ModuleList:
-        """The networks that the targets follow, in their order."""
+        """The networks that the targets follow, in the order of the targets."""
         return nn.ModuleList([self.features_extractor, self.encoder, self.critics])
 
     def q_values(self, z: th.Tensor, action: th.Tensor, target: bool = False) -> th.Tensor:
         """
         :param z: latent states, (..., Z)
         :param action: in [-1, 1], (..., A)
-        :param target: ask the target critics instead
-        :return: values by both critics, (2, ...)
+        :param target: use the target critics instead
+        :return: values of both critics, (2, ...)
         """
         critics: Any = self.targets[2] if target else self.critics
         pairs = th.cat([z, action], dim=-1)
@@ -103,7 +103,7 @@ class TOLD(LatentModel):
             return mean
         noise = self.noise_std * randn(mean.shape, generator, mean.device)
         noisy = mean + noise.clamp(-NOISE_CLIP, NOISE_CLIP)
-        # The gradient passes even where the action is clipped, as in DrQ-v2
+        # Straight-through: the gradient passes even where the action is clipped, as in DrQ-v2
         return noisy - noisy.detach() + noisy.detach().clamp(-1 + 1e-6, 1 - 1e-6)
 
     def value(self, z: th.Tensor, generator: Generators = None) -> th.Tensor:

@@ -19,8 +19,8 @@ class Sizes(NamedTuple):
     :param encoder: units of the encoder's hidden layers
     :param mlp: units of the hidden layers of everything else
     :param latent: entries of a latent state, a multiple of 8
-    :param encoder_layers: hidden layers of the encoder, and its output
-    :param n_critics: critics in the ensemble
+    :param encoder_layers: number of layers of the encoder, the output layer included
+    :param n_critics: number of critics
     """
 
     encoder: int
@@ -38,14 +38,14 @@ SIZES: dict[str | int, Sizes] = {
     48: Sizes(1792, 1792, 768, 4, 5),
     317: Sizes(4096, 4096, 1376, 5, 8),
 }
-"""Sizes by millions of parameters (TD-MPC2, table 8), and smaller ones for processors."""
+"""Sizes by millions of parameters (TD-MPC2, table 8), and smaller ones for CPUs."""
 
 
 class PolicySample(NamedTuple):
     """
     :param action: a sample, in [-1, 1], (..., A)
-    :param scaled_entropy: the entropy that the policy maximises: A times the negative log-density under the Gaussian before it
-        is squashed, (...)
+    :param scaled_entropy: the entropy that the policy maximises: A times the negative log-density of the Gaussian before
+        squashing, (...)
     :param entropy: negative log-density of the action, (...)
     """
 
@@ -91,14 +91,14 @@ class WorldModel(LatentModel):
         )
         for each in (self.encoder, self.dynamics, self.reward_head, self.termination_head, self.prior, self.critics):
             each.apply(_initialise)
-        for network in (self.reward_head, *self.critics):  # so that rewards and values are 0 at first
+        for network in (self.reward_head, *self.critics):  # rewards and values are 0 at first
             nn.init.zeros_(network[-1].weight)  # type: ignore[index, arg-type]
         self.target_critics = deepcopy(self.critics).requires_grad_(False)
         self.register_buffer("q_scale", th.ones(()))
 
     def train(self, mode: bool = True) -> "WorldModel":
         """
-        :param mode: whether dropout and random shifts are on; the target critics never use dropout
+        :param mode: whether dropout and random shifts are active; the target critics never use dropout
         :return: self
         """
         super().train(mode)
@@ -109,7 +109,7 @@ class WorldModel(LatentModel):
         """
         :param z: latent states, (..., Z)
         :param action: in [-1, 1], (..., A)
-        :return: (..., 101)
+        :return: logits of rewards, (..., 101)
         """
         return self.reward_head(th.cat([z, action], dim=-1))  # type: ignore[no-any-return]
 
@@ -124,13 +124,13 @@ class WorldModel(LatentModel):
 
     def two_q_values(self, z: th.Tensor, action: th.Tensor, generator: Generators = None, target: bool = False) -> th.Tensor:
         """
-        Values by two of the critics, drawn at random as in REDQ: one pair for all states, or one for each generator's block
-        of states.
+        Values of two critics that are drawn at random, as in REDQ: one pair for all states, or one pair for each generator's
+        block of states.
 
         :param z: latent states, (B, Z)
         :param action: in [-1, 1], (B, A)
         :param generator: draws the critics
-        :param target: ask the target critics instead
+        :param target: use the target critics instead
         :return: values, (2, B)
         """
         critics: Any = self.target_critics if target else self.critics
@@ -143,7 +143,7 @@ class WorldModel(LatentModel):
     @th.no_grad()
     def update_q_scale(self, values: th.Tensor, tau: float = 0.01) -> th.Tensor:
         """
-        Update the moving average of the spread of values, which is the unit of values in the policy prior's loss.
+        Update the moving average of the spread of values, by which the policy prior's loss divides values.
 
         :param values: values of a batch, (B,)
         :param tau: weight of this batch
@@ -167,7 +167,7 @@ class WorldModel(LatentModel):
         return PolicySample(action, -self.action_dim * gaussian, -squashed)
 
     def _policy(self, z: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """Mean before it is squashed, and logarithm of the standard deviation."""
+        """Mean before squashing, and logarithm of the standard deviation."""
         mean, log_std = self.prior(z).chunk(2, dim=-1)
         return mean, LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (th.tanh(log_std) + 1)
 

@@ -619,7 +619,5 @@ def test_invalid_arguments_are_refused(obs_space, kwargs, message):
 def test_nothing_to_sample_is_an_error_that_says_why(alpha, endings):
     buffer = recorded(*endings, priority_exponent=alpha).buffer
     assert buffer.n_sequences == 0
-    with pytest.raises(
-        ValueError, match=f"no sequence of horizon=3 .* no episode that ended; stored are {buffer.size()} .* Collect more"
-    ):
+    with pytest.raises(ValueError, match=f"no sequence to sample yet: the {buffer.size()} .* horizon=3 .* Collect more"):
         buffer.sample(4)

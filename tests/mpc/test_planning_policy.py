@@ -240,7 +240,7 @@ def test_a_model_that_was_not_fitted_is_refused_until_it_is():
     model = random_model(spaces.Box(-1, 1, (1,)), fitted=False)
     policy = MPCPolicy(model, **PLANNER)
     for act in (policy.predict, lambda obs: policy._predict(th.as_tensor(obs))):
-        with pytest.raises(ValueError, match="has not been fitted to data: what it imagines is noise"):
+        with pytest.raises(ValueError, match="has not been fitted to data, so its predictions are noise"):
             act(OBS)
     model.holdout_mse.zero_()
     assert policy.predict(OBS)[0].shape == (4, 1)

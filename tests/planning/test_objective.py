@@ -241,7 +241,7 @@ def test_a_penalty_needs_a_model_that_tells_its_uncertainty():
     model = Line()
     step = model.step
     model.step = lambda *args, **kwargs: step(*args, **kwargs)._replace(epistemic_std=None)
-    with pytest.raises(ValueError, match="does not tell how uncertain it is.*uncertainty_penalty at 0"):
+    with pytest.raises(ValueError, match="returns no uncertainty.*uncertainty_penalty at 0"):
         ModelObjective(model, uncertainty_penalty=1.0).score(observations(1))(plans(1, 2, 3))
 
 
