@@ -1,1 +1,1 @@
-"""What all our algorithms share."""
+"""Code that all algorithms of this package share."""

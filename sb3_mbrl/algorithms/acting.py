@@ -1,4 +1,4 @@
-"""What all algorithms share that plan their actions."""
+"""A mixin for algorithms that plan their actions."""
 
 import io
 import pathlib
@@ -17,8 +17,8 @@ SelfActsByPlanning = TypeVar("SelfActsByPlanning", bound="ActsByPlanning")
 
 class ActsByPlanning(MakesItsPolicy):
     """
-    Mixin: list it before an off-policy SB3 class. Its policy is a :class:`PlanningPolicy`, whose plans go on from one step of
-    the training environments to the next.
+    Mixin: list it before an off-policy SB3 class. Its policy is a :class:`PlanningPolicy`, whose plans are carried from one
+    step of the training environments to the next.
     """
 
     policy: PlanningPolicy

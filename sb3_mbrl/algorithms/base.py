@@ -1,4 +1,4 @@
-"""What all off-policy algorithms of this package share, whatever kind of model they learn."""
+"""The base class of the off-policy algorithms of this package, whatever model they learn."""
 
 import math
 import time
@@ -31,15 +31,15 @@ from sb3_mbrl.common.progress import ModelProgressBarCallback
 from sb3_mbrl.common.replay_buffers import check_stored_actions, keep_scaled_actions, whole_rows
 
 ROUND = 100
-"""Environment steps over which the pace of training is measured, where no fits divide it into rounds."""
+"""Environment steps over which the pace of training is measured if there are no fits that divide it into rounds."""
 
 SelfModelBasedAlgorithm = TypeVar("SelfModelBasedAlgorithm", bound="ModelBasedAlgorithm")
 
 
 class ModelBasedAlgorithm(ExactCheckpoints):
     """
-    Mixin: list it before an off-policy SB3 class. It checks arguments and what the environment returns, gives the model a
-    random stream of its own, and shows where the time goes.
+    Mixin: list it before an off-policy SB3 class. It checks the arguments and what the environment returns, gives the model
+    its own random stream, and logs the time that each phase of training takes.
     """
 
     _generator: th.Generator | None = None
@@ -58,11 +58,11 @@ class ModelBasedAlgorithm(ExactCheckpoints):
         """
         Call this first in ``_setup_model``, since ``load`` sets attributes without calling the constructor with them.
 
-        :raises ValueError: there is no environment, the policy is no policy, or a rule of :attr:`_accepted` is broken
+        :raises ValueError: there is no environment, the policy is not a policy class, or a rule of :attr:`_accepted` is broken
         """
         check_constructed_with_env(self)
         if not (isinstance(self.policy_class, type) and issubclass(self.policy_class, BasePolicy)):
-            raise ValueError(f"{type(self).__name__} has {self._policies()}; got {self.policy_class!r} as its policy.")
+            raise ValueError(f"The policy of {type(self).__name__} must be {self._policies()}; got {self.policy_class!r}.")
         vars(self).update(plain_arguments(vars(self), self._accepted))
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
@@ -74,16 +74,18 @@ class ModelBasedAlgorithm(ExactCheckpoints):
             "gymnasium.wrappers.FlattenObservation.",
         }
         raise ValueError(
-            f"Policy {policy_name} unknown: {type(self).__name__} has {self._policies()}.{elsewhere.get(policy_name, '')}"
+            f"Policy {policy_name} unknown: that of {type(self).__name__} must be {self._policies()}."
+            f"{elsewhere.get(policy_name, '')}"
         )
 
     def _policies(self) -> str:
-        subclass = "a subclass of it" if len(self.policy_aliases) == 1 else "a subclass of them"
-        return f"{' and '.join(map(repr, self.policy_aliases))}, or {subclass}"
+        """The policies that are accepted, to complete "it must be ..."."""
+        subclass = "a subclass of it" if len(self.policy_aliases) == 1 else "a subclass of one of them"
+        return f"{', '.join(map(repr, self.policy_aliases))} or {subclass}"
 
     @classmethod
     def _wrap_env(cls, env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:  # type: ignore[override]
-        # Every environment passes through here, at construction, in set_env and in load, and is refused before SB3 uses it
+        # The constructor, set_env and load all call this method, so every environment is checked before SB3 uses it
         env = accepted_environment(env)
         cls._check_spaces(env.observation_space, env.action_space)
         wrapped = OffPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
@@ -96,7 +98,7 @@ class ModelBasedAlgorithm(ExactCheckpoints):
 
     def set_random_seed(self, seed: int | None = None) -> None:
         super().set_random_seed(seed)
-        # The model draws from its own stream, so that neither fits nor rollouts change what the algorithm draws
+        # The model has its own stream, so that its fits and rollouts do not change the random numbers of the algorithm
         self._generator = th.Generator(device=self.device)
         if seed is None:
             self._generator.seed()
@@ -127,7 +129,7 @@ class ModelBasedAlgorithm(ExactCheckpoints):
         return self._executed(self.policy.unscale_action(scaled), scaled)
 
     def _executed(self, actions: np.ndarray, scaled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where the environment rounds actions, the rounded ones are stored, since the model has to learn what they do."""
+        """Round actions if the environment would, so that the actions in the buffer are those that were executed."""
         if not isinstance(self.action_space, spaces.Box) or for_sb3(self.action_space) is self.action_space:
             return actions, scaled
         actions = from_sb3(actions, self.action_space)
@@ -145,7 +147,7 @@ class ModelBasedAlgorithm(ExactCheckpoints):
         check_step(self, new_obs, reward, dones, infos)
         with whole_rows(replay_buffer):
             super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
-        self._last_episode_starts = dones  # told to policies that have a state
+        self._last_episode_starts = dones  # an argument of policies that have a state
 
     def learn(
         self: SelfModelBasedAlgorithm,
@@ -175,7 +177,7 @@ class ModelBasedAlgorithm(ExactCheckpoints):
         return start
 
     def _warn_if_too_short(self: Any, total_timesteps: int) -> None:
-        """Warn if the run ends before training begins, since SB3's algorithms act at random up to ``learning_starts``."""
+        """Warn if the run ends before training begins: SB3's algorithms act at random until ``learning_starts``."""
         n_rollouts = math.ceil((total_timesteps - self.num_timesteps) / self._steps_per_rollout)
         last = self.num_timesteps + n_rollouts * self._steps_per_rollout
         if last <= self.learning_starts:
@@ -208,17 +210,16 @@ class ModelBasedAlgorithm(ExactCheckpoints):
 
     def _growth(self, phase: str, begin: int, total_timesteps: int) -> float:
         """
-        :param phase: name of a phase, as :meth:`_timed` has it
+        :param phase: name of a phase, as passed to :meth:`_timed`
         :param begin: environment step since which the phase was measured
         :param total_timesteps: environment step at which ``learn`` ends
-        :return: what an environment step will cost in this phase on average until the end, relative to what it cost since
-            ``begin``
+        :return: average cost of an environment step in this phase until the end, relative to its average cost since ``begin``
         """
         return 1.0
 
     @contextmanager
     def _timed(self, phase: str, description: str = "") -> Iterator[None]:
-        """Add the time spent in the context to a phase, and say in the progress bar what is being done."""
+        """A context that adds the time spent in it to a phase, and describes the work in the progress bar."""
         start = time.perf_counter()
         if description:
             self._describe(description)
@@ -236,7 +237,7 @@ class ModelBasedAlgorithm(ExactCheckpoints):
             self._progress_bar.describe(text)
 
     def _log(self, values: dict[str, float]) -> None:
-        """Log to TensorBoard at once, at this step, and to the table, which SB3 prints every few episodes."""
+        """Log to TensorBoard immediately, at this step, and to the table that SB3 prints every few episodes."""
         for key, value in values.items():
             self.logger.record(key, value, exclude="tensorboard")
         for output in self.logger.output_formats:
@@ -257,11 +258,11 @@ class ModelBasedAlgorithm(ExactCheckpoints):
 
 
 class MakesItsPolicy(ModelBasedAlgorithm):
-    """Mixin for algorithms that make their policy themselves, because it holds a model or is that of another algorithm."""
+    """Mixin for algorithms that make their policy themselves, because it holds a model or belongs to another algorithm."""
 
     def _setup_model(self) -> None:
         policy_class = self.policy_class
-        # SB3 makes its policy in the middle of its setup, when all seeds are set and nothing is built yet
+        # SB3 calls policy_class in the middle of its setup, when all seeds are set and the buffer exists
         self.policy_class = lambda *_, **kwargs: self._make_policy(policy_class, **kwargs)  # type: ignore[assignment, misc]
         try:
             super()._setup_model()

@@ -15,7 +15,7 @@ from sb3_mbrl.common.files import make_folder, new_folder, sync_folder
 FORMAT = "sb3_mbrl.checkpoint.1"
 
 FILES = ("model.zip", "replay_buffer.pkl", "extras.pth", "environment.pkl", "random.pkl")
-"""Files that every checkpoint holds, beside its manifest."""
+"""Files that every checkpoint holds, in addition to its manifest."""
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def newest_version(folder: pathlib.Path) -> Iterator[tuple[dict[str, Any], dict[
     the end even if a newer version replaces this one.
 
     :param folder: the folder that was given to ``save_checkpoint``
-    :raises ValueError: there is no checkpoint, or it is not as it was saved
+    :raises ValueError: there is no checkpoint, or it was changed since it was saved
     """
     with ExitStack() as stack:
         version, files = _open_newest(folder, stack)
@@ -74,10 +74,10 @@ def newest_version(folder: pathlib.Path) -> Iterator[tuple[dict[str, Any], dict[
             if manifest["format"] != FORMAT:
                 raise ValueError(f"format {manifest['format']!r} instead of {FORMAT!r}")
             if manifest.pop("crc32") != checksum_of_json(manifest) or set(manifest["files"]) != set(FILES):
-                raise ValueError("manifest.json not as saved")
+                raise ValueError("manifest.json was changed")
             changed = [name for name, file in files.items() if fingerprint(file) != manifest["files"][name]]
             if changed:
-                raise ValueError(f"{', '.join(changed)} not as saved")
+                raise ValueError(f"{', '.join(changed)} differ from what was saved")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise _damaged(version, error) from error
         yield manifest, files
@@ -122,11 +122,15 @@ def checksum_of_json(data: dict[str, Any]) -> int:
 
 
 def unpickle(file: io.BufferedReader) -> Any:
-    """:raises ValueError: the file holds an object of a class that cannot be imported"""
+    """
+    :param file: an open pickle file
+    :return: the object in it
+    :raises ValueError: the file holds an object of a class that cannot be imported
+    """
     try:
         return pickle.load(file)
     except (AttributeError, ImportError) as error:
         raise ValueError(
-            f"{file.name} holds an object of a class that is not here ({error}). Import the module that defines it, or define "
-            "it in this script, before loading."
+            f"{file.name} holds an object of a class that cannot be imported ({error}). Before loading, make its module "
+            "importable, or define the class in this script."
         ) from error

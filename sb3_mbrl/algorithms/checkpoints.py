@@ -1,4 +1,4 @@
-"""Checkpoints from which a run goes on bit for bit."""
+"""Checkpoints from which a run resumes bit for bit."""
 
 import io
 import json
@@ -44,7 +44,8 @@ class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
     """
 
     _checkpoint_due: str | pathlib.Path | None = None
-    _goes_on = False
+    _was_resumed = False
+    """Whether a checkpoint was loaded and ``learn`` has not been called since."""
 
     def _checkpoint_extras(self) -> dict[str, Any]:
         """
@@ -56,7 +57,7 @@ class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
 
     def _restore_checkpoint_extras(self, extras: dict[str, Any]) -> None:
         """
-        :param extras: what :meth:`_checkpoint_extras` returned, with tensors on the device of the model
+        :param extras: the result of :meth:`_checkpoint_extras`, with tensors on the device of the model
         """
         for name, gsde in _gsde_distributions(self.policy).items():
             vars(gsde).update(extras["gsde_noise"][name])
@@ -111,15 +112,15 @@ class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
         **kwargs: Any,
     ) -> SelfExactCheckpoints:
         """
-        Load the newest complete checkpoint of a folder, even while other processes save to it. To go on, call ``learn(n,
-        reset_num_timesteps=False)``. The random streams of this process (Python, NumPy, PyTorch) are set to where they were.
-        Parts of a checkpoint are pickled: load only what you trust.
+        Load the newest complete checkpoint of a folder, even while other processes save to it. To resume the run, call
+        ``learn(n, reset_num_timesteps=False)``. The random streams of this process (Python, NumPy, PyTorch) are set to their
+        saved states. Parts of a checkpoint are pickled: load only what you trust.
 
-        :param folder: where :meth:`save_checkpoint` saved
-        :param env: an environment made and wrapped like the one that was saved, or its name. A new ``VecNormalize`` will do,
+        :param folder: the folder that was passed to :meth:`save_checkpoint`
+        :param env: an environment made and wrapped like the one that was saved, or its name. ``VecNormalize`` may be new,
             since its statistics are restored. None is enough to predict
         :param device: Device on which the code should run
-        :param force_reset: start new episodes instead of going on with the saved ones
+        :param force_reset: start new episodes instead of continuing the saved ones
         :param kwargs: further arguments of ``load``, such as attributes to change
         :return: the algorithm
         :raises ValueError: there is no checkpoint, it is damaged, or another algorithm saved it; or ``env`` has other spaces,
@@ -131,7 +132,7 @@ class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
                 env = cls._wrap_env(maybe_make_env(env, verbose=0))
                 if env.num_envs != manifest["n_envs"]:
                     raise ValueError(
-                        f"The checkpoint was saved with {manifest['n_envs']} environments, the one given has {env.num_envs}. "
+                        f"The checkpoint was saved with {manifest['n_envs']} environments, but env has {env.num_envs}. "
                         f"Pass a VecEnv of {manifest['n_envs']}, e.g. make_vec_env(..., n_envs={manifest['n_envs']})."
                     )
             model = cls.load(files["model.zip"], env=env, device=device, force_reset=False, **kwargs)
@@ -140,9 +141,9 @@ class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
             model._restore_checkpoint_extras(extras)
             if model.env is not None:
                 model._restore_env(unpickle(files["environment.pkl"]), force_reset)
-            # Restored last, because everything above may draw, and SB3's load seeds all streams anew
+            # Restored last, because everything above may draw random numbers, and SB3's load seeds all streams
             model._restore_random_state(unpickle(files["random.pkl"]))
-            model._goes_on = True
+            model._was_resumed = True
             return model
 
     def _adopt_replay_buffer(self, replay_buffer: ReplayBuffer | None) -> None:
@@ -152,12 +153,12 @@ class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
 
     def _restore_env(self, state: dict[str, Any] | None, force_reset: bool) -> None:
         assert self.env is not None
-        # The algorithm and the environment share their spaces, with their generators, as they do after construction
+        # As after construction, the algorithm and the environment share their spaces and the generators of these
         self.action_space, self.observation_space = self.env.action_space, self.env.observation_space
         if state is not None and restore_env_state(self.env, state, tasks=not force_reset):
             return
         self._last_obs = None  # tells SB3's learn() to reset the environment
-        if self.seed is not None:  # with the seed itself the run would see its first episodes again
+        if self.seed is not None:  # with the seed itself, the first episodes of the run would be repeated
             self.env.seed(self.seed + self.num_timesteps)
 
     def _random_state(self) -> dict[str, Any]:
@@ -180,7 +181,7 @@ class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
         self.observation_space._np_random = state["observation_space"]
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
-        # Between the updates and the next noise of gSDE, a run can be cut and resumed without a trace
+        # Here, between the updates and the next noise of gSDE, a run can be saved and resumed bit for bit
         if self._checkpoint_due is not None:
             self.save_checkpoint(self._checkpoint_due)
         rollout = None
@@ -202,15 +203,15 @@ class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         check_has_env(self)
-        keep_noise = self._goes_on and not reset_num_timesteps and self.num_timesteps > 0
+        keep_noise = self._was_resumed and not reset_num_timesteps and self.num_timesteps > 0
         self._fit_to_environments()
-        if reset_num_timesteps or self._last_obs is None:  # SB3 will reset the environments within their episodes
+        if reset_num_timesteps or self._last_obs is None:  # SB3 will reset the environments, which cuts running episodes
             end_trajectories(self.replay_buffer)
         action_noise = deepcopy(self.action_noise)
         start = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        if keep_noise:  # SB3 resets it in each learn(), which a run in one piece would not have done
+        if keep_noise:  # SB3 resets it in each learn(), while an uninterrupted run would not have reset it here
             self.action_noise = action_noise
-        self._goes_on = False
+        self._was_resumed = False
         return start
 
     def _fit_to_environments(self) -> None:
@@ -223,9 +224,9 @@ class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
         n_envs, buffer = self.env.num_envs, self.replay_buffer
         if buffer is not None and buffer.n_envs != n_envs:
             raise ValueError(
-                f"The replay buffer holds transitions of {buffer.n_envs} environments side by side, but this run has "
-                f"{n_envs}. Go on with a VecEnv of {buffer.n_envs}, e.g. make_vec_env(..., n_envs={buffer.n_envs}), or "
-                "without that replay buffer."
+                f"The replay buffer holds transitions of {buffer.n_envs} parallel environments, but this run has {n_envs}. "
+                f"Use a VecEnv of {buffer.n_envs}, e.g. make_vec_env(..., n_envs={buffer.n_envs}), or do not load that replay "
+                "buffer."
             )
         self.action_noise = noise_for(self.action_noise, n_envs)
         if self._last_episode_starts is not None and len(self._last_episode_starts) != n_envs:
@@ -244,7 +245,7 @@ class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
             super().save_replay_buffer(path)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_checkpoint_due", "_goes_on"]
+        return [*super()._excluded_save_params(), "_checkpoint_due", "_was_resumed"]
 
 
 def _gsde_distributions(policy: th.nn.Module) -> dict[str, StateDependentNoiseDistribution]:
@@ -254,7 +255,7 @@ def _gsde_distributions(policy: th.nn.Module) -> dict[str, StateDependentNoiseDi
 
 
 def _noise_of(gsde: StateDependentNoiseDistribution) -> dict[str, th.Tensor]:
-    """The noise matrices, which are no parameters: SB3 draws new ones when it loads."""
+    """The noise matrices. They are not parameters, so SB3 does not save them, and draws new ones when it loads."""
     return {name: getattr(gsde, name).detach() for name in ("exploration_mat", "exploration_matrices")}
 
 
@@ -272,7 +273,7 @@ def noise_for(action_noise: ActionNoise | None, n_envs: int) -> ActionNoise | No
 
 def restore_generator(generator: th.Generator, state: th.Tensor) -> None:
     """
-    :param generator: the generator that is set to ``state``, unless that comes from another kind of device
+    :param generator: the generator that is set to ``state``, unless the state comes from another type of device
     :param state: the return value of :meth:`torch.Generator.get_state`
     """
     if state.numel() == generator.get_state().numel():

@@ -1,4 +1,4 @@
-"""The state of environments in the middle of an episode, so that the episode goes on in another process."""
+"""The state of environments in the middle of an episode, so that the episode can continue in another process."""
 
 import io
 import pickle
@@ -9,11 +9,11 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
-# These attributes tell how an environment was made, rather than where it stands: the new process decides on them
+# These attributes describe how an environment was made rather than its state, so the new process keeps its own
 _NOT_STATE = frozenset(
     {"spec", "_cached_spec", "metadata", "_metadata", "render_mode", "class_attributes", "t_start", "results_writer"}
 )
-# Objects of these modules (windows, locks, logs) do not move the task: an environment keeps its own
+# Objects of these modules (windows, locks, logs) do not affect the task, so an environment keeps its own
 _NOT_STATE_TYPES = (
     "OpenGL",
     "_io",
@@ -29,7 +29,7 @@ _NOT_STATE_TYPES = (
 
 def save_env_state(env: VecEnv) -> dict[str, Any]:
     """
-    Collect all attributes that can be pickled of each layer, from the outermost ``VecEnvWrapper`` (``VecNormalize`` with its
+    Collect the attributes of each layer that can be pickled, from the outermost ``VecEnvWrapper`` (``VecNormalize`` with its
     statistics) down to the tasks themselves, with their generators, clocks and MuJoCo simulations. Renderers, open files
     and functions are left out.
 
@@ -52,10 +52,10 @@ def restore_env_state(env: VecEnv, state: dict[str, Any], tasks: bool = True) ->
     Restore in place what :func:`save_env_state` collected.
 
     :param env: an environment made like the one that was saved
-    :param state: what was saved
-    :param tasks: False leaves the tasks alone and restores the wrappers of the ``VecEnv`` only
+    :param state: the result of :func:`save_env_state`
+    :param tasks: False: restore only the wrappers of the ``VecEnv``, not the tasks
     :return: whether the tasks were restored; otherwise they have to be reset
-    :raises ValueError: the environment is wrapped in another way, or simulates another model
+    :raises ValueError: the environment has other wrappers, or simulates another MuJoCo model
     """
     wrappers, inner = _split(env)
     layers = [*wrappers, *inner]
@@ -92,13 +92,13 @@ def _names(layers: list[Any]) -> list[str]:
 def _check_classes(layers: list[Any], saved: list[str], advice: str) -> None:
     if _names(layers) != saved:
         raise ValueError(
-            f"The environment was saved as {' > '.join(saved) or 'one without wrappers'}; the one given is "
+            f"The environment was saved as {' > '.join(saved) or 'one without wrappers'}, but env is "
             f"{' > '.join(_names(layers)) or 'without wrappers'}. Wrap it in the same way{advice}."
         )
 
 
 class _Pickler(pickle.Pickler):
-    """Stores layers and MuJoCo objects as their place, so that references to them lead to the live ones again."""
+    """Stores references to layers and MuJoCo objects by position, so that after loading they refer to the live objects."""
 
     def __init__(self, file: io.BytesIO, places: dict[Any, Any]):
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
@@ -187,15 +187,15 @@ def _mujoco_objects(layers: list[Any]) -> dict[tuple[int, str], Any]:
 
 def _copy_simulation(target: Any, source: Any) -> None:
     """
-    Copy a whole ``MjData`` and its ``MjModel``, which a task may have randomised. ``mj_setState`` is not enough: Ant and
-    Humanoid reward a difference of positions which MuJoCo computed in the step before, and which are no part of its
-    integration state.
+    Copy a whole ``MjData`` and its ``MjModel``, which a task may have randomised. ``mj_setState`` is not enough: the rewards
+    of Ant and Humanoid depend on positions that MuJoCo computed in the step before, and that are not part of its integration
+    state.
     """
     import mujoco
 
     if _sizes(target.model) != _sizes(source.model):
         raise ValueError(
-            "The environment simulates another MuJoCo model than the one that was saved. Make it in the same way, or pass "
+            "The environment simulates another MuJoCo model than the saved one. Make it in the same way, or pass "
             "force_reset=True to start new episodes."
         )
     _copy_arrays(target.model, source.model)

@@ -1,4 +1,4 @@
-"""What an environment returns is checked before it is stored: one NaN would ruin the model and the networks."""
+"""Checks of what an environment returns, before it is stored: a single NaN would ruin the model and the networks."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ Observations = np.ndarray | dict[str, np.ndarray]
 
 def check_reset(algorithm: OffPolicyAlgorithm) -> None:
     """
-    :param algorithm: an algorithm whose environments were reset or go on
+    :param algorithm: an algorithm whose environments were reset or continue
     :raises ValueError: its last observation is not finite
     """
     assert not isinstance(algorithm._last_obs, tuple) and algorithm._last_obs is not None
@@ -35,7 +35,7 @@ def check_step(
     :raises ValueError: an observation or a reward is not finite
     """
     normalize = algorithm._vec_normalize_env
-    if normalize is not None:  # the raw ones are stored; normalised ones would hide infinity behind a clip
+    if normalize is not None:  # raw values are stored, and clipping hides infinity in normalised ones
         obs, reward = normalize.get_original_obs(), normalize.get_original_reward()
     last = _finite_rows(obs, algorithm.n_envs)
     for i in np.flatnonzero(dones):

@@ -1,4 +1,4 @@
-"""How long a run will take, told from the pace of its first full round."""
+"""A forecast of how long a run will take, from the pace of its first full round."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -24,8 +24,8 @@ class Forecast(BaseCallback):
     round begins after the first call of ``train``, whose fit may use the whole budget since the beginning, so that it
     contains one fit, one imagination and the updates in between, as all later rounds do.
 
-    :param first_phase: the phase without which training has not begun yet, ``"fitting"`` or ``"updating"``
-    :param n_steps: environment steps of a round, at least
+    :param first_phase: the phase that marks the beginning of training, ``"fitting"`` or ``"updating"``
+    :param n_steps: least number of environment steps in a round
     """
 
     model: Any  # a ModelBasedAlgorithm, which imports this file
@@ -37,23 +37,23 @@ class Forecast(BaseCallback):
 
     def _on_training_start(self) -> None:
         self.begin: _Moment | None = None
-        self.is_said = False
+        self.is_printed = False
 
     def _on_rollout_start(self) -> None:
         model = self.model
-        if self.is_said or model.num_timesteps <= model.learning_starts or self.first_phase not in model._seconds:
+        if self.is_printed or model.num_timesteps <= model.learning_starts or self.first_phase not in model._seconds:
             return
         now = _Moment(model.num_timesteps, time.perf_counter(), model._seconds)
         if self.begin is None:
             self.begin = now
         elif now.step - self.begin.step >= self.n_steps:
-            self._say(self.begin, now)
-            self.is_said = True
+            self._print(self.begin, now)
+            self.is_printed = True
 
     def _on_step(self) -> bool:
         return True
 
-    def _say(self, begin: _Moment, now: _Moment) -> None:
+    def _print(self, begin: _Moment, now: _Moment) -> None:
         spent = {phase: seconds - begin.phases.get(phase, 0.0) for phase, seconds in now.phases.items()}
         spent["everything else"] = now.time - begin.time - sum(spent.values())
         total = self.locals["total_timesteps"]
@@ -68,7 +68,7 @@ def growth(schedule: Callable[[int], float], begin: int, now: int, total_timeste
     :param schedule: an amount of work by environment step
     :param begin: an earlier environment step
     :param now: this environment step
-    :param total_timesteps: the last one
+    :param total_timesteps: the last environment step
     :return: the mean amount from now to the last step, relative to the mean amount from ``begin`` to now
     """
     before, after = (
@@ -79,8 +79,8 @@ def growth(schedule: Callable[[int], float], begin: int, now: int, total_timeste
 
 def in_words(n_seconds: float) -> str:
     """
-    :param n_seconds: a span of time
-    :return: the same in hours, minutes or seconds, as a text
+    :param n_seconds: a duration
+    :return: the duration in hours, minutes or seconds, as a text
     """
     for unit, length in (("hours", 3600.0), ("minutes", 60.0)):
         if n_seconds >= 1.5 * length:

@@ -1,4 +1,4 @@
-"""What all algorithms share that learn a model of their environment: when it is fitted, to what, and what is shown."""
+"""A mixin for algorithms that learn a model of their environment: when it is fitted, to what, and what is logged."""
 
 import inspect
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from sb3_mbrl.tasks.termination import known_termination
 from sb3_mbrl.tasks.termination_rules import termination_from_json, termination_to_json
 
 MIN_FIT_TRANSITIONS = 32
-"""Fewer real transitions than this say nothing about the dynamics."""
+"""The model is not fitted to fewer real transitions than this."""
 
 
 class LearnsDynamics(ModelBasedAlgorithm):
@@ -65,7 +65,7 @@ class LearnsDynamics(ModelBasedAlgorithm):
         """
         Build the ensemble.
 
-        :param arguments: arguments of the ensemble that follow from the algorithm's own
+        :param arguments: arguments of the ensemble that the algorithm sets
         """
         assert self._generator is not None
         self.dynamics = ProbabilisticEnsemble(
@@ -81,7 +81,7 @@ class LearnsDynamics(ModelBasedAlgorithm):
 
     def _check_dynamics_arguments(self, *set_by_the_algorithm: str) -> None:
         """
-        :param set_by_the_algorithm: arguments of the ensemble and its fit that follow from the algorithm's own
+        :param set_by_the_algorithm: arguments of the ensemble and its fit that the algorithm sets
         :raises ValueError: an argument is not supported
         """
         check_termination_fn(self.termination_fn)
@@ -92,8 +92,8 @@ class LearnsDynamics(ModelBasedAlgorithm):
             refused = [argument for argument in getattr(self, name) if argument not in accepted]
             if refused:
                 raise ValueError(
-                    f"{name} does not accept {refused} (what follows from {type(self).__name__}'s own arguments is set "
-                    f"there); it accepts {accepted}."
+                    f"{name} does not accept {refused}; it accepts {accepted}. The others are set by {type(self).__name__}'s "
+                    "own arguments."
                 )
         check_fit_arguments(self.fit_kwargs)
         if self.optimize_memory_usage:
@@ -117,17 +117,17 @@ class LearnsDynamics(ModelBasedAlgorithm):
         check_spaces(observation_space, action_space)
 
     def _make_termination(self) -> TerminationFn | None:
-        """The termination function of the dynamics, which ``"auto"`` and ``"learned"`` stand for."""
+        """The termination function of the dynamics; ``"auto"`` and ``"learned"`` are replaced by what they stand for."""
         assert self._generator is not None
         if self.termination_fn == "auto":
             self._find_termination()
             if isinstance(self._auto_termination, dict):
                 return termination_from_json(self._auto_termination)
-        # "auto" has already asked the environment, and found no rule there
+        # For "auto", _find_termination has looked for a rule already, and found none
         return make_termination(self.termination_fn, None, self.observation_space, self.action_space, self._generator)
 
     def _find_termination(self) -> None:
-        """Decide what ``"auto"`` means. A learned head is kept, since it is among the saved parameters."""
+        """Decide what ``"auto"`` means. A learned termination is kept, since it is among the saved parameters."""
         known = known_termination(self.env) if self.env is not None else None
         if known is not None and self._auto_termination != "learned":
             self._auto_termination = termination_to_json(known)
@@ -158,7 +158,7 @@ class LearnsDynamics(ModelBasedAlgorithm):
     def _fit_dynamics(self, transitions: Transitions, **arguments: Any) -> FitReport | None:
         """
         :param transitions: all real transitions
-        :param arguments: arguments of the fit that follow from the algorithm's own
+        :param arguments: arguments of the fit that the algorithm sets
         :return: the errors and the cost of the fit; None if it was skipped
         """
         if self._would_forget(len(transitions)):
@@ -170,7 +170,7 @@ class LearnsDynamics(ModelBasedAlgorithm):
         return report
 
     def _would_forget(self, n_transitions: int) -> bool:
-        """Whether a fit to so few transitions would forget others, because the replay buffer was not restored."""
+        """Whether the buffer holds so few transitions that a fit would forget others: it was not restored."""
         assert self.replay_buffer is not None
         n_known = self.dynamics.n_fitted
         if n_transitions >= n_known / 2 or self.replay_buffer.full:
@@ -183,7 +183,7 @@ class LearnsDynamics(ModelBasedAlgorithm):
         return True
 
     def _budget(self) -> dict[str, int]:
-        """The limit of the next fit; the budget of the first fit goes back to the beginning of the run."""
+        """The limit of the next fit; the first fit has the budget of all steps since the beginning of the run."""
         if self.model_updates_per_step is None:
             return {}
         steps = self._steps_since_fit() if self.dynamics.is_fitted else self.num_timesteps
@@ -205,7 +205,7 @@ class LearnsDynamics(ModelBasedAlgorithm):
         return Forecast("fitting", self.model_train_freq)
 
     def _watch_epochs(self) -> EpochCallback:
-        """Returns a callback that shows the epochs of one fit, in the progress bar or in a line every half minute."""
+        """A callback that shows the epochs of one fit, in the progress bar or in a line every half minute."""
         return describe_epochs(EveryHalfMinute() if self.verbose >= 1 and self._progress_bar is None else self._describe)
 
     def _log_fit(self, report: FitReport) -> None:

@@ -23,14 +23,14 @@ _ALGORITHM_ENTRY = "_sb3_mbrl_algorithm"
 
 class AtomicSaves(BaseAlgorithm):
     """
-    Mixin: list it before the SB3 class. It makes ``save`` atomic. With it ``load`` and ``set_parameters`` refuse what another
-    algorithm has saved or what does not fit, with a clear message.
+    Mixin: list it before the SB3 class. It makes ``save`` atomic. ``load`` and ``set_parameters`` raise a clear error for
+    files of other algorithms and for parameters of other shapes.
     """
 
     algorithm_name: ClassVar[str] = ""
     """
-    The algorithm by which files know who saved them. Subclasses inherit it, and load what the algorithm has saved. Where it is
-    empty, the name of the class takes its place.
+    The name of the algorithm in files. Subclasses inherit it, and can load what the algorithm saved. If it is empty, the name
+    of the class is used.
     """
 
     def save(
@@ -87,15 +87,15 @@ class AtomicSaves(BaseAlgorithm):
         try:
             model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         except (KeyError, RuntimeError) as error:
-            # SB3 takes other names of state dicts for those of an old DQN, and then fails on "policy.optimizer"
-            stumbled = error.args == ("policy.optimizer",)
-            if not stumbled and "in loading state_dict" not in str(error):
+            # If state dicts have other names, SB3 assumes a file of an old DQN, and then fails on "policy.optimizer"
+            names_differ = error.args == ("policy.optimizer",)
+            if not names_differ and "in loading state_dict" not in str(error):
                 raise
             raise ValueError(
                 f"{name} does not fit the arguments that it is loaded with, or another version of {cls.__name__} saved "
-                f"it: {error.__context__ if stumbled else error}"
+                f"it: {error.__context__ if names_differ else error}"
             ) from error
-        check_optimizers(model)  # after set_parameters SB3 restores more parameters, such as SAC's entropy coefficient
+        check_optimizers(model)  # checked again: SB3 restores SAC's entropy coefficient after set_parameters
         return model
 
     def set_parameters(
@@ -125,7 +125,7 @@ class AtomicSaves(BaseAlgorithm):
 
 
 def name_in_files(cls: type[AtomicSaves]) -> str:
-    """The name by which files know an algorithm."""
+    """The name of an algorithm in files."""
     return cls.algorithm_name or cls.__name__
 
 
@@ -136,13 +136,13 @@ def _algorithm_in_zip(path: str | pathlib.Path | io.BufferedIOBase) -> str:
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
-            # The .pth files inside are zips too, and if the file is cut short, zipfile may take one of them for the whole
+            # The .pth files inside are zips too: in a file that was cut short, zipfile may find one of them instead
             if "_stable_baselines3_version" not in names or archive.testzip() is not None:
                 raise zipfile.BadZipFile
             known = _ALGORITHM_ENTRY in names
             return archive.read(_ALGORITHM_ENTRY).decode() if known else "another library (Stable-Baselines3 itself?)"
     except ZIP_ERRORS as error:
-        raise ValueError(f"{path} is damaged, cut short or wasn't a zip-file. Load another save of the model.") from error
+        raise ValueError(f"{path} is damaged, cut short or not a zip file. Load another save of the model.") from error
     finally:
         if isinstance(path, (str, pathlib.Path)):
             file.close()
@@ -158,7 +158,7 @@ def saved_as(path: str | pathlib.Path, suffix: str) -> pathlib.Path:
     """
     :param path: where something is to be saved
     :param suffix: suffix of the file, if ``path`` has none
-    :return: where Stable-Baselines3 would save it, with the warnings that it would give
+    :return: where Stable-Baselines3 would save it; its warnings are given here too
     """
     path = pathlib.Path(path)
     if path.suffix == "":

@@ -202,16 +202,22 @@ class Dyna(ValidatesItsAgent, MakesItsPolicy, OffPolicyAlgorithm):
                 f"algorithm_class must be a class of Stable-Baselines3 such as PPO, got {self.algorithm_class!r}."
             )
         if not isinstance(self.agent_policy, (str, type)):
-            raise ValueError(f"policy must be one of the algorithm's, such as 'MlpPolicy', got {self.agent_policy!r}.")
+            raise ValueError(
+                "policy must be the name or class of a policy of the algorithm, such as 'MlpPolicy', got "
+                f"{self.agent_policy!r}."
+            )
 
     def _check_arguments(self) -> None:
         refused = sorted(_SET_HERE & self.algorithm_kwargs.keys())
         if refused:
-            raise ValueError(f"algorithm_kwargs does not accept {refused}: they follow from Dyna's own arguments.")
+            raise ValueError(f"algorithm_kwargs does not accept {refused}: they are set by Dyna's own arguments.")
         check_start_states(self.start_states, self.observation_space, self.device)
         ImaginationRules(self._imagined_episode_length(), **self._rules())
         if self.value_mode != "expected" and self.reward_fn is not None:
-            raise ValueError(f"value_mode={self.value_mode!r} is about a learned reward, but reward_fn is given.")
+            raise ValueError(
+                f"value_mode={self.value_mode!r} needs a learned reward, but reward_fn is given. Use uncertainty_penalty, or "
+                "leave out reward_fn."
+            )
 
     def _imagined_episode_length(self) -> int:
         """Steps until an imagined episode is truncated."""
@@ -240,10 +246,10 @@ class Dyna(ValidatesItsAgent, MakesItsPolicy, OffPolicyAlgorithm):
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """
-        If it is time, refit the model, and let the algorithm learn in it.
+        If a fit is due, refit the model and let the algorithm learn in it.
 
-        :param gradient_steps: of no effect
-        :param batch_size: of no effect
+        :param gradient_steps: has no effect
+        :param batch_size: has no effect
         """
         if not self._fit_is_due():
             return
@@ -271,7 +277,7 @@ class Dyna(ValidatesItsAgent, MakesItsPolicy, OffPolicyAlgorithm):
         try:
             with self._progress_of_the_real_run():
                 self.agent.learn(n_steps, callback=stop, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
-        finally:  # the next round begins in other states, even if this round was interrupted
+        finally:  # even if this round was interrupted, because the next round begins in other states
             end_trajectories(getattr(self.agent, "replay_buffer", None))
 
         self._log({"imagination/n_steps": self.agent.num_timesteps - before})
@@ -327,7 +333,7 @@ class Dyna(ValidatesItsAgent, MakesItsPolicy, OffPolicyAlgorithm):
 
     @contextmanager
     def _progress_of_the_real_run(self) -> Iterator[None]:
-        """A context in which the algorithm's schedules (learning rate, exploration) follow the real run, not a round."""
+        """A context in which the algorithm's schedules (learning rate, exploration) follow the progress of the real run."""
 
         def follow(num_timesteps: int, total_timesteps: int) -> None:
             self.agent._current_progress_remaining = self._current_progress_remaining
@@ -336,7 +342,7 @@ class Dyna(ValidatesItsAgent, MakesItsPolicy, OffPolicyAlgorithm):
         try:
             yield
         finally:
-            del self.agent._update_current_progress_remaining  # uncovers the method of the class
+            del self.agent._update_current_progress_remaining  # the method of the class is used again
 
     def _setup_learn(
         self,
@@ -359,7 +365,7 @@ class Dyna(ValidatesItsAgent, MakesItsPolicy, OffPolicyAlgorithm):
         include: Iterable[str] | None = None,
     ) -> None:
         content = io.BytesIO()
-        self.agent.save(content)  # whatever the algorithm consists of, its own save knows it
+        self.agent.save(content)  # the algorithm's own method knows what has to be saved
         self._agent_zip = content.getvalue()
         try:
             super().save(path, exclude, include)
@@ -382,14 +388,15 @@ class Dyna(ValidatesItsAgent, MakesItsPolicy, OffPolicyAlgorithm):
             buffer: ReplayBuffer = pickle.loads(extras["agent_buffer"].cpu().numpy().tobytes())
             if buffer.n_envs != self.n_imagined_envs:
                 raise ValueError(
-                    f"The checkpoint holds imagined transitions of n_imagined_envs={buffer.n_envs} environments side by side, "
-                    f"got n_imagined_envs={self.n_imagined_envs}. Leave that argument as it was, or load the zip alone."
+                    f"The checkpoint holds imagined transitions of n_imagined_envs={buffer.n_envs} parallel environments, got "
+                    f"n_imagined_envs={self.n_imagined_envs}. Do not change this argument, or load model.zip of the "
+                    "checkpoint."
                 )
             buffer.device = self.agent.device
             self.agent.replay_buffer = buffer  # type: ignore[attr-defined]
 
     def _random_state(self) -> dict[str, Any]:
-        # Agent and environment share one action space until a checkpoint is loaded. Pickled together, they share it again
+        # Agent and environment share the generator of one action space. Pickled together, they share it again after loading
         return {**super()._random_state(), "agent_action_space": self.agent.action_space._np_random}
 
     def _restore_random_state(self, state: dict[str, Any]) -> None:

@@ -69,8 +69,8 @@ class TabularPolicy(BasePolicy):
 
 class DynaQ(AtomicSaves):
     """
-    Tabular Dyna-Q (Sutton & Barto 2018, section 8.2): each real step is learned from once, remembered in a model, and
-    followed by ``planning_steps`` updates from transitions that the model imagines. For small discrete environments::
+    Tabular Dyna-Q (Sutton & Barto 2018, section 8.2), for small discrete environments. Each real step makes one update, is
+    counted in the model, and is followed by ``planning_steps`` updates from transitions that the model imagines::
 
         DynaQ("TabularPolicy", "CliffWalking-v1", planning_steps=50).learn(5_000)
 
@@ -90,11 +90,11 @@ class DynaQ(AtomicSaves):
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param verbose: Verbosity level: 0 for no output, 1 for info messages
     :param seed: Seed for the pseudo random generators; equal seeds give equal runs
-    :param device: of no effect: the tables are on the CPU
+    :param device: has no effect: the tables are on the CPU
     :param epsilon: share of random actions while learning
     :param planning_steps: imagined updates after each real step, n of the book; 0 is Q-learning
     :param _init_setup_model: Whether or not to build the tables at the creation of the instance
-    :raises ValueError: spaces that are not Discrete, or numbers out of their range
+    :raises ValueError: a space is not Discrete, or a number is out of its range
     """
 
     algorithm_name = "DynaQ"
@@ -146,7 +146,7 @@ class DynaQ(AtomicSaves):
     def _setup_model(self) -> None:
         self._check_arguments()
         self._setup_lr_schedule()
-        rng = self._rng  # the generator of a loaded model goes on where it was
+        rng = self._rng  # that of a loaded model, which continues
         self.set_random_seed(self.seed)
         self._rng = rng or self._rng
         assert self._rng is not None
@@ -239,7 +239,7 @@ class DynaQ(AtomicSaves):
             self._known.append(pair)
 
     def _plan(self) -> None:
-        """Updates from known pairs, drawn uniformly, and outcomes, drawn in proportion to how often they followed."""
+        """Make updates from known pairs, drawn uniformly, and outcomes, drawn in proportion to how often they followed."""
         assert self._rng is not None
         for i in self._rng.integers(len(self._known), size=self.planning_steps):
             state, action = divmod(self._known[i], self.policy.q.shape[1])

@@ -1,4 +1,4 @@
-"""A vector of environments that is nothing but its spaces."""
+"""A vectorised environment that has spaces but cannot be stepped."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from stable_baselines3.common.vec_env import VecEnv
 
 class SpacesOnly(VecEnv):
     """
-    An algorithm of Stable-Baselines3 is built for it, before there is a model to imagine in.
+    Stands in for imagined environments when an algorithm of Stable-Baselines3 is built, before there is a fitted model.
 
     :param n_envs: number of environments
-    :param observation_space: of each environment
-    :param action_space: of each environment
+    :param observation_space: observation space of each environment
+    :param action_space: action space of each environment
     """
 
     def __init__(self, n_envs: int, observation_space: spaces.Space, action_space: spaces.Space):

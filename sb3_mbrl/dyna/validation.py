@@ -1,4 +1,4 @@
-"""Returns that the model of Dyna promises: has the policy become better, and does reality keep the promise?"""
+"""Imagined returns of the policy that Dyna trains: is it still improving, and do real returns confirm them?"""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from sb3_mbrl.common.environments import time_limit
 from sb3_mbrl.common.trajectories import initial_rows
 
 EPISODES_PER_MEMBER = 4
-"""Imagined episodes of each member of the ensemble, whenever the policy is validated."""
+"""Imagined episodes on each member of the ensemble in a validation of the policy."""
 
 VALIDATION_FREQ = 5
 """Rollouts of an on-policy algorithm between two validations."""
 
 MIN_SHARE_BETTER = 0.7
-"""A round goes on as long as the policy became better on this share of the members (ME-TRPO)."""
+"""A round continues as long as the policy improved on at least this share of the members (ME-TRPO)."""
 
 
 class ValidatesItsAgent(LearnsDynamics):
@@ -32,7 +32,7 @@ class ValidatesItsAgent(LearnsDynamics):
     agent: BaseAlgorithm
 
     _promised: tuple[float, float, int] | None = None
-    """The return that the model promised for the policy that acts now: mean, standard deviation, and length of an episode."""
+    """Imagined return of the policy that acts now: its mean, its standard deviation, and the length of an episode."""
 
     _episodes_before = 0
     """Number of real episodes when the last round ended."""
@@ -62,7 +62,7 @@ class ValidatesItsAgent(LearnsDynamics):
         n_envs = n_elites * EPISODES_PER_MEMBER
         starts = "initial" if len(initial_rows(self.replay_buffer)) > 0 else "all"
         env = self._imagined(n_envs, starts, max_episode_steps, norm_reward=False, propagation="tsinf", stagger=False)
-        env.seed(0)  # the same starts and noise in each call, so that only the policy makes a difference
+        env.seed(0)  # the same starts and noise in each call, so that differences are due to the policy
         obs = env.reset()
         env.unwrapped.imagination.members = self.dynamics.elites.repeat_interleave(EPISODES_PER_MEMBER)  # type: ignore
         returns, running = np.zeros(n_envs), np.ones(n_envs, dtype=bool)
@@ -76,9 +76,9 @@ class ValidatesItsAgent(LearnsDynamics):
 
     def _promise(self, comparable: bool) -> None:
         """
-        Note what the model promises for the policy that acts from now on, over episodes as long as the real ones.
+        Store the imagined return of the policy that acts from now on, over episodes as long as the real ones.
 
-        :param comparable: whether the model and the environment pay the same reward
+        :param comparable: whether the model and the environment have the same reward
         """
         length = self._episode_length()
         if length is None:
@@ -98,8 +98,8 @@ class ValidatesItsAgent(LearnsDynamics):
 
     def _compare_with_reality(self) -> None:
         """
-        Log how much more the model promised for the policy than the episodes since then returned, and raise the alarm where
-        the two part.
+        Log the difference between the imagined return and that of the real episodes since then, and raise the alarm if it is
+        large.
         """
         episodes = self._episodes_of_this_round()
         if self._promised is not None and self._are_as_long_as_promised([int(episode["l"]) for episode in episodes]):
@@ -123,8 +123,8 @@ class ValidatesItsAgent(LearnsDynamics):
     def _are_as_long_as_promised(self, lengths: list[int]) -> bool:
         """
         :param lengths: lengths of the episodes since the last round
-        :return: whether they ended where the promise ends, or by a termination, which the model imagines too. An episode that
-            is longer, or cut short, returns something else than what was promised
+        :return: whether all of them ended at the imagined length, or by a termination, which the model imagines too. The
+            return of an episode that is longer, or was truncated earlier, cannot be compared with the imagined one
         """
         assert self._promised is not None and self.replay_buffer is not None
         promised, buffer = self._promised[2], self.replay_buffer
@@ -135,7 +135,7 @@ class ValidatesItsAgent(LearnsDynamics):
 
 class StopWhenNoLongerBetter(BaseCallback):
     """
-    Ends the round of an on-policy algorithm when, since the last validation, its policy became better on less than
+    Ends the round of an on-policy algorithm when, since the last validation, its policy improved on less than the share
     ``MIN_SHARE_BETTER`` of the members of the ensemble (ME-TRPO).
 
     :param validate: returns the mean return of the policy on each member, (n_members,)

@@ -1,4 +1,4 @@
-"""The imagined transitions, and a view that mixes them with the real ones."""
+"""The buffer of imagined transitions, and a view that mixes them with real ones."""
 
 from typing import Any
 
@@ -79,19 +79,19 @@ class ModelReplayBuffer:
         kept = self._ordered()[-capacity:]
         rows = th.empty(capacity if len(kept) > 0 else 0, sum(self.widths), device=self.device)
         rows[: len(kept)] = kept
-        # Replaced only when the rows are complete, so that an interrupt leaves none that were never written
+        # Assigned together at the end, so that an interrupt cannot leave rows that were never written
         self.rows, self.capacity, self.pos, self.full = rows, capacity, len(kept) % capacity, len(kept) == capacity
 
     def state_dict(self) -> dict[str, Any]:
         """
-        :return: the transitions and where the next one goes, for :meth:`load_state_dict`
+        :return: the transitions and the position of the next one, for :meth:`load_state_dict`
         """
-        written = self.rows[: len(self)].clone()  # a view would be saved with the rows that are not written yet
+        written = self.rows[: len(self)].clone()  # a view would be saved together with all rows, unwritten ones included
         return {"rows": written, "capacity": self.capacity, "pos": self.pos, "full": self.full}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """
-        :param state: what :meth:`state_dict` returned
+        :param state: the result of :meth:`state_dict`
         """
         written = state["rows"]
         self.capacity, self.pos, self.full = state["capacity"], state["pos"], state["full"]
@@ -213,6 +213,6 @@ def _check_samples(samples: Any, n: int, buffer: ReplayBuffer) -> None:
 
 
 def _split(samples: ReplayBufferSamples, n: int) -> list[ReplayBufferSamples]:
-    """Into n batches of equal size."""
+    """Split samples into n batches of equal size."""
     fields: list[Any] = [[None] * n if field is None else field.chunk(n) for field in samples]
     return [ReplayBufferSamples(*batch) for batch in zip(*fields, strict=True)]

@@ -44,7 +44,7 @@ class Imagines(LearnsDynamics):
     model_buffer: ModelReplayBuffer
     _schedule: RolloutSchedule | AdaptiveRolloutLength
     _adapted_length = 1
-    """Length of imagined rollouts, where no schedule sets it."""
+    """Length of imagined rollouts if they are adapted to the model's error."""
 
     def _check_imagination_arguments(self) -> None:
         """:raises ValueError: an argument is not supported"""
@@ -59,7 +59,7 @@ class Imagines(LearnsDynamics):
             raise ValueError(f"branch_from must be 'all' or 'initial', got {self.branch_from!r}.")
 
     def _setup_imagination(self) -> None:
-        """Make the model buffer. The dynamics have to be there already."""
+        """Make the model buffer. Call this after ``_setup_dynamics``."""
         self.model_buffer = ModelReplayBuffer(
             self._model_buffer_capacity(), self.dynamics.observation_dim, self.dynamics.action_dim, self.device
         )
@@ -88,9 +88,9 @@ class Imagines(LearnsDynamics):
     def _check_imagination(self, stats: RolloutStats) -> None:
         if stats.n_transitions == 0:
             raise ValueError(
-                f"Not one of {stats.n_branches} imagined transitions is finite. Look at "
+                f"Not one of {stats.n_branches} imagined transitions is finite. Check "
                 + ("the learned model's errors, dynamics/ in the log" if self.reward_fn is None else "what reward_fn returns")
-                + ", and at the range of observations and rewards."
+                + ", and the range of observations and rewards."
             )
 
     def _rollout_length(self, num_timesteps: int) -> int:
@@ -108,7 +108,7 @@ class Imagines(LearnsDynamics):
         self._log({"imagination/first_error": float(errors[0]), "imagination/last_error": float(errors[-1])})
 
     def _start_states(self, states: th.Tensor, n: int) -> th.Tensor:
-        """Draw real states to branch from, uniformly, (n, O) raw."""
+        """Draw real states to branch from uniformly, raw observations (n, O)."""
         if self.branch_from == "initial":
             assert self.replay_buffer is not None
             initial = initial_rows(self.replay_buffer)
@@ -117,8 +117,8 @@ class Imagines(LearnsDynamics):
 
     def _sample_imagined_action(self, obs: th.Tensor) -> th.Tensor:
         """
-        Draw actions of a squashed Gaussian policy from the model's own stream. With gSDE each row would have a noise matrix of
-        its own; these actions have the same distribution.
+        Draw actions of a squashed Gaussian policy from the model's own stream. With gSDE, each row has the same distribution
+        as if it had its own noise matrix.
 
         :param obs: raw observations, (B, O)
         :return: actions in [-1, 1], (B, A)
@@ -130,14 +130,14 @@ class Imagines(LearnsDynamics):
         return th.tanh(normal.mean + normal.stddev * noise)
 
     def _steps_since_fit(self) -> int:
-        # While nothing has been imagined, as after load, the next call of train imagines for a whole interval
+        # If nothing has been imagined yet, as after load, the next call of train fits and imagines for a whole interval
         return super()._steps_since_fit() if len(self.model_buffer) > 0 else self.model_train_freq
 
     def _model_buffer_capacity(self) -> int:
         return self.rollouts_per_step * self.model_retain_steps * self._rollout_length(self.num_timesteps)
 
     def _growth(self, phase: str, begin: int, total_timesteps: int) -> float:
-        if phase == "imagining":  # the round ended with an imagination of the present length
+        if phase == "imagining":  # the measured round contains one imagination, of the present length
             return growth(self._rollout_length, self.num_timesteps, self.num_timesteps, total_timesteps)
         return super()._growth(phase, begin, total_timesteps)
 

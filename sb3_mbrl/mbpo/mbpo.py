@@ -61,9 +61,9 @@ class MBPO(MBPOMixin, SAC):
     :param dynamics_kwargs: arguments of :class:`~sb3_mbrl.dynamics.ProbabilisticEnsemble` (``ensemble_size``,
         ``n_elites``, ``net_arch``, ...)
     :param fit_kwargs: arguments of :func:`~sb3_mbrl.dynamics.fitting.fit` (``patience``, ``bootstrap``, ...)
-    :param precision: of products between hidden layers while actor, critics and model are trained: ``"float32"`` or
-        ``"bfloat16"``; parameters, inputs and outputs are float32. bfloat16 is part of :mod:`sb3_mbrl.acceleration`, and needs
-        the networks of ``"MlpPolicy"`` with ReLU, tanh or SiLU, without gSDE
+    :param precision: number format of products between hidden layers while actor, critics and model are trained: ``"float32"``
+        or ``"bfloat16"``; parameters, inputs and outputs are float32. bfloat16 is part of :mod:`sb3_mbrl.acceleration`, and
+        needs the networks of ``"MlpPolicy"`` with ReLU, tanh or SiLU, without gSDE
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises ValueError: an argument or a space is not supported; the message says what is
     """
@@ -118,7 +118,7 @@ class MBPO(MBPOMixin, SAC):
         _init_setup_model: bool = True,
     ):
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__", "precision")}
-        self.precision = precision  # before the other constructors, which set up the model
+        self.precision = precision  # set before the other constructors, because they set up the model
         super().__init__(**arguments)
 
     def _setup_model(self) -> None:
@@ -144,7 +144,7 @@ class MBPO(MBPOMixin, SAC):
             super()._update(gradient_steps, batch_size)
 
     def _updates_are_fused(self) -> bool:
-        """Whether faster code makes the same updates: only if no class between MBPO and SAC overrides ``train``."""
+        """Whether faster code can make the same updates: not if a class between MBPO and SAC overrides ``train``."""
         bases = type(self).__mro__
         after_mixin = bases[bases.index(MBPOMixin) + 1 :]
         trained_by = next(each for each in after_mixin if "train" in vars(each))

@@ -20,7 +20,7 @@ from sb3_mbrl.mbpo.buffers import MixedReplayBuffer
 from sb3_mbrl.mbpo.imagination import Imagines
 
 MOST_BATCHES = 100
-"""Largest number of batches that are drawn at once, which take a few megabytes."""
+"""Largest number of batches that are drawn at once; they take a few megabytes."""
 
 
 class MBPOMixin(Imagines):
@@ -40,7 +40,7 @@ class MBPOMixin(Imagines):
     :param args: arguments of the algorithm
     :param kwargs: arguments of the algorithm
     :raises TypeError: neither the algorithm nor this class has an argument of that name
-    :raises ValueError: arguments or spaces that are not supported, saying what is
+    :raises ValueError: an argument or a space is not supported; the message says what is
     """
 
     _accepted: ClassVar[dict[str, Rule]] = {
@@ -117,7 +117,7 @@ class MBPOMixin(Imagines):
             # SB3 chose this class, and a zip restored it. SB3 would take it for the user's, and warn that n_steps is ignored
             self.replay_buffer_class = None
         super()._setup_model()
-        self.policy.action_space = for_sb3(self.action_space)  # SB3's policies subtract bounds in the type of the space
+        self.policy.action_space = for_sb3(self.action_space)  # SB3's scaling of actions may overflow in an integer space
         self._setup_dynamics()
         self._setup_imagination()
 
@@ -152,7 +152,7 @@ class MBPOMixin(Imagines):
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """
-        Refit the model and imagine if it is time, then update the policy on batches of real and imagined transitions.
+        Refit the model and imagine if a fit is due, then update the policy on batches of real and imagined transitions.
 
         :param gradient_steps: number of updates
         :param batch_size: transitions per update
@@ -174,8 +174,8 @@ class MBPOMixin(Imagines):
     @contextmanager
     def _mixed_batches(self, n: int) -> Iterator[None]:
         """
-        A context in which ``replay_buffer`` mixes real and imagined transitions. SB3's ``train`` samples from that attribute,
-        so it is replaced for the time of the updates.
+        A context in which ``replay_buffer`` mixes real and imagined transitions. SB3's ``train`` samples from this attribute,
+        so it is replaced during the updates.
         """
         real = self.replay_buffer
         assert real is not None

@@ -31,8 +31,8 @@ from sb3_mbrl.planning import Planner
 SelfPETS = TypeVar("SelfPETS", bound="PETS")
 
 ENSEMBLE = {"ensemble_size": 5, "n_elites": 5, "net_arch": (200, 200, 200)}
-"""PETS's: all members step the model; three layers of 200 units (its pusher; its cartpole has 3 x 500, its reacher and its
-HalfCheetah 4 x 200)."""
+"""The ensemble of PETS: all members step the model. The three layers of 200 units are those of its pusher; its cartpole has
+3 x 500, its reacher and HalfCheetah 4 x 200."""
 
 _SET_HERE = {"model", "planner", "horizon", "planner_kwargs", "replan_freq", "discount", "n_particles"}
 _SET_HERE |= {"propagation", "vec_normalize", "seed"}
@@ -187,8 +187,8 @@ class PETS(LearnsDynamics, ActsByPlanning, OffPolicyAlgorithm):
         refused = [argument for argument in self.policy_kwargs if argument not in accepted]
         if refused:
             raise ValueError(
-                f"policy_kwargs does not accept {refused} (what follows from PETS's own arguments is set there, networks in "
-                f"dynamics_kwargs); it accepts {accepted}."
+                f"policy_kwargs does not accept {refused}; it accepts {accepted}. Others are set by PETS's own arguments, "
+                "networks by dynamics_kwargs."
             )
         if self.action_noise is not None and not isinstance(self.action_space, spaces.Box):
             raise ValueError(f"action_noise is for Box actions, got {self.action_space}. Leave it None.")
@@ -226,9 +226,9 @@ class PETS(LearnsDynamics, ActsByPlanning, OffPolicyAlgorithm):
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """
-        Refit the model if it is time.
+        Refit the model if a fit is due.
 
-        :param gradient_steps: of no effect, since the budget of a fit is ``model_updates_per_step``
+        :param gradient_steps: has no effect, since the budget of a fit is ``model_updates_per_step``
         :param batch_size: rows of a gradient step
         """
         if self._fit_is_due():

@@ -1,4 +1,4 @@
-"""Our algorithms by the names that RL Zoo gives them."""
+"""The algorithms of this package, by their names in RL Zoo."""
 
 from typing import Any
 
@@ -15,10 +15,10 @@ from sb3_mbrl.tdmpc import TDMPC, TDMPC2
 
 class DynaPPO(Dyna):
     """
-    ``Dyna(PPO, ...)``, under one name.
+    ``Dyna(PPO, ...)`` as a class, because RL Zoo passes the policy and the environment first.
 
     :param policy: policy of PPO
-    :param env: as Dyna takes it
+    :param env: see :class:`~sb3_mbrl.Dyna`
     :param kwargs: Dyna's other arguments
     """
 
@@ -28,10 +28,10 @@ class DynaPPO(Dyna):
 
 class DynaDQN(Dyna):
     """
-    ``Dyna(DQN, ...)``, under one name.
+    ``Dyna(DQN, ...)`` as a class, because RL Zoo passes the policy and the environment first.
 
     :param policy: policy of DQN
-    :param env: as Dyna takes it
+    :param env: see :class:`~sb3_mbrl.Dyna`
     :param kwargs: Dyna's other arguments
     """
 

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(prog="python -m sb3_mbrl.zoo", description=__doc__)
     parser.add_argument("verb", choices=SCRIPTS)
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="RL Zoo's, which `VERB --help` shows")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of RL Zoo; `VERB --help` lists them")
     parsed = parser.parse_args(arguments)
     try:
         register()
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.exit(1, f"{error}\n")
 
     script = SCRIPTS[parsed.verb]
-    # RL Zoo takes the last of two equal arguments, so the user's come after these
+    # If an argument is given twice, RL Zoo takes the last one, so the user's arguments come after the defaults
     defaults = _tuned(parsed.arguments) if script == "train" else []
     if parsed.verb == "optimize":
         defaults.append("--optimize")
@@ -57,7 +57,7 @@ def _tuned(arguments: list[str]) -> list[str]:
     if user.algo not in ALGORITHMS or user.conf_file is not None:
         return []
     defaults = ["-conf", str(hyperparams_file(user.algo))]
-    # RL Zoo passes env_kwargs of a file to the training environment alone, not to evaluations and videos
+    # RL Zoo passes env_kwargs from a file only to the training environment, not to evaluations and videos
     env_kwargs = load_env_kwargs(user.algo, user.env)
     if env_kwargs:
         defaults += ["--env-kwargs", *(f"{name}:{value!r}" for name, value in env_kwargs.items())]

@@ -1,4 +1,4 @@
-"""Makes our algorithms known to RL Zoo, which has no plugins, but looks algorithms up in dictionaries."""
+"""Registers our algorithms with RL Zoo, which has no plugins, but looks algorithms up in dictionaries."""
 
 from sb3_mbrl.zoo.algorithms import ALGORITHMS
 from sb3_mbrl.zoo.samplers import CONVERTERS, SAMPLERS

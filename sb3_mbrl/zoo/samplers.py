@@ -26,7 +26,7 @@ def suggest_mbpo(trial: Trial, most_updates: int = 40) -> dict[str, Any]:
         "rollouts_per_step": trial.suggest_categorical("rollouts_per_step", [50, 100, 200, 400]),
         # A constant length, because a schedule would depend on the length of the run
         "rollout_schedule": trial.suggest_int("rollout_schedule", 1, 15, log=True),
-        # A ratio between 0 and one real transition in a batch would be refused
+        # Larger than 0 but less than one real transition in a batch is not accepted
         "real_ratio": trial.suggest_categorical("real_ratio", [0.0, 0.05, 0.1, 0.25, 0.5]),
         **suggest_ensemble(trial),
     }
@@ -142,7 +142,7 @@ CONVERTERS: dict[str, Converter] = {
     **dict.fromkeys(_SUGGEST, convert),
     **dict.fromkeys(("mbpo", "mbtqc", "mbcrossq", "mbtd3"), partial(convert, share_of_elites=5 / 7)),  # MBPO's
 }
-"""Functions from the parameters of a trial to arguments, by algorithm."""
+"""Functions that convert the parameters of a trial to arguments, by algorithm."""
 
 SAMPLERS: dict[str, Sampler] = {algo: partial(_sample, suggest, CONVERTERS[algo]) for algo, suggest in _SUGGEST.items()}
 """The samplers that RL Zoo calls, by algorithm."""

@@ -57,7 +57,7 @@ def test_a_replay_buffer_of_other_environments_is_refused(name, tmp_path):
     model.save_replay_buffer(tmp_path / "buffer")
     loaded = type(model).load(tmp_path / "model", env=pendulums(3), device="cpu")
     loaded.load_replay_buffer(tmp_path / "buffer")
-    with pytest.raises(ValueError, match="of 2 environments side by side, but this run has 3"):
+    with pytest.raises(ValueError, match="of 2 parallel environments, but this run has 3"):
         loaded.learn(6, reset_num_timesteps=False)
 
 

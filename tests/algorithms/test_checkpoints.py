@@ -322,7 +322,7 @@ class TestBadCheckpoints:
             ExactSAC.load_checkpoint(saved, env=make_vec_env("MountainCarContinuous-v0"))
 
     def test_another_number_of_envs(self, saved):
-        with pytest.raises(ValueError, match="saved with 1 environments, the one given has 2"):
+        with pytest.raises(ValueError, match="saved with 1 environments, but env has 2"):
             ExactSAC.load_checkpoint(saved, env=make_vec_env("Pendulum-v1", 2))
 
     def test_other_wrappers(self, saved):
@@ -333,7 +333,7 @@ class TestBadCheckpoints:
         make_model(replay_buffer_class=PrioritisedBuffer).save_checkpoint(saved)
         monkeypatch.setattr(ExactSAC, "load", lambda *args, **kwargs: trained)  # the zip would need the class too
         monkeypatch.delattr(sys.modules[__name__], "PrioritisedBuffer")
-        with pytest.raises(ValueError, match=r"holds an object of a class that is not here .*PrioritisedBuffer"):
+        with pytest.raises(ValueError, match=r"holds an object of a class that cannot be imported .*PrioritisedBuffer"):
             ExactSAC.load_checkpoint(saved)
 
 
@@ -538,7 +538,7 @@ class TestSaveAndLoad:
         trained.save(tmp_path / "model")
         content = (tmp_path / "model.zip").read_bytes()
         (tmp_path / "model.zip").write_bytes(content[: int(part * len(content))])
-        with pytest.raises(ValueError, match="is damaged, cut short or wasn't a zip-file"):
+        with pytest.raises(ValueError, match="is damaged, cut short or not a zip file"):
             ExactSAC.load(tmp_path / "model")
 
     def test_changed_zip(self, trained, tmp_path):

@@ -181,14 +181,12 @@ class TestWhatCannotBePickled:
 
 class TestOtherEnvs:
     def test_other_vec_env_wrappers(self):
-        with pytest.raises(
-            ValueError, match=r"saved as VecNormalize; the one given is without wrappers\. Wrap it in the same"
-        ):
+        with pytest.raises(ValueError, match=r"saved as VecNormalize, but env is without wrappers\. Wrap it in the same"):
             restore_env_state(walk()(), save_env_state(walk(VecNormalize)()))
 
     def test_other_wrappers_of_the_task(self):
         env = DummyVecEnv([Walk])
-        with pytest.raises(ValueError, match="DummyVecEnv > Monitor > Walk; the one given is DummyVecEnv > Walk"):
+        with pytest.raises(ValueError, match="DummyVecEnv > Monitor > Walk, but env is DummyVecEnv > Walk"):
             restore_env_state(env, save_env_state(walk()()))
 
     def test_other_mujoco_model(self):

@@ -62,14 +62,14 @@ def test_learning_after_a_load_without_an_environment_asks_for_one(name, tmp_pat
 @pytest.mark.parametrize("policy", [None, 3, PPO, int])
 @pytest.mark.parametrize("cls", [MBPO, MBTD3, TDMPC2, PETS])
 def test_anything_that_is_not_a_policy_is_refused_with_the_available_names(cls, policy):
-    with pytest.raises(ValueError, match=rf"{cls.__name__} has '\w+Policy'.*; got {policy!r} as its policy"):
+    with pytest.raises(ValueError, match=rf"policy of {cls.__name__} must be '\w+Policy'.*; got {policy!r}"):
         cls(policy, "Pendulum-v1")
 
 
 def test_arguments_in_the_order_of_other_algorithms():
     with pytest.raises(ValueError, match="algorithm_class must be a class of Stable-Baselines3 such as PPO, got 'MlpPolicy'"):
         Dyna("MlpPolicy", "Pendulum-v1")
-    with pytest.raises(ValueError, match="policy must be one of the algorithm's, such as 'MlpPolicy', got None"):
+    with pytest.raises(ValueError, match="policy must be the name or class .*, such as 'MlpPolicy', got None"):
         Dyna(PPO, None, "Pendulum-v1")
     with pytest.raises(ValueError, match="Policy MlpPolicy unknown"):
         DynaQ("MlpPolicy", "FrozenLake-v1")

@@ -224,7 +224,7 @@ def test_bad_arguments_are_refused_before_collecting(drift, tiny_fit, monkeypatc
 def test_an_environment_that_is_not_supported_is_refused_before_collecting(drift, tiny_fit, monkeypatch):
     venv = DummyVecEnv([drift])
     monkeypatch.setattr(venv, "step_async", lambda actions: pytest.fail("collected"))
-    with pytest.raises(ValueError, match="LearnedModelVecEnv needs none"):
+    with pytest.raises(ValueError, match="use LearnedModelVecEnv"):
         LearnedModelEnv.from_env(venv, max_episode_steps=5, **tiny_fit)
 
 

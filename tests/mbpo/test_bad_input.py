@@ -61,11 +61,11 @@ def test_cart_pole(make_mbpo):
 
 
 def test_the_message_names_the_available_policies():
-    with pytest.raises(ValueError, match="MBPO has 'MlpPolicy', .* TDMPC2 supports Dict observations"):
+    with pytest.raises(ValueError, match="MBPO must be 'MlpPolicy' .* TDMPC2 supports Dict observations"):
         MBPO("MultiInputPolicy", OfSpaces(GOAL, FLAT))
-    with pytest.raises(ValueError, match="MBPO has 'MlpPolicy', .* TDMPC2 supports images"):
+    with pytest.raises(ValueError, match="MBPO must be 'MlpPolicy' .* TDMPC2 supports images"):
         MBPO("CnnPolicy", OfSpaces(IMAGE, FLAT))
-    with pytest.raises(ValueError, match="Policy MlpPolicy unknown: PETS has 'MPCPolicy'"):
+    with pytest.raises(ValueError, match="Policy MlpPolicy unknown: that of PETS must be 'MPCPolicy'"):
         PETS("MlpPolicy", OfSpaces(FLAT, FLAT))
 
 

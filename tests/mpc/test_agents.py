@@ -145,7 +145,7 @@ def test_an_agent_is_evaluated_on_its_own_device(function_of, monkeypatch):
 
 @pytest.mark.parametrize("name", ["actor", "terminal_value"])
 def test_an_agent_of_another_task_is_refused(model, name):
-    with pytest.raises(ValueError, match=rf"{name} was on observations in Box.*\(3,\).*the model's are in Box.*\(2,\)"):
+    with pytest.raises(ValueError, match=rf"{name} was trained .* in Box.*\(3,\).*the model's are in Box.*\(2,\)"):
         MPCPolicy(model, **{name: small(SAC, "Pendulum-v1", **OFF)})
 
 

@@ -42,7 +42,7 @@ def test_unknown_environment_gets_the_default() -> None:
 
 
 def test_unknown_algorithm_is_refused() -> None:
-    with pytest.raises(ValueError, match="there are for"):
+    with pytest.raises(ValueError, match="must be one of"):
         load_hyperparams("nope", "Hopper-v5")
 
 

@@ -1,4 +1,4 @@
-"""One YAML file an algorithm, one entry an environment."""
+"""Tuned hyperparameters: one YAML file for each algorithm, with one entry for each environment."""
 
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ def load_hyperparams(algo: str, env_id: str) -> dict[str, Any]:
     :param algo: ``"mbpo"``, ``"mbtqc"``, ``"mbcrossq"``, ``"mbtd3"``, ``"pets"``, ``"dyna_ppo"``, ``"dyna_dqn"``,
         ``"tdmpc"`` or ``"tdmpc2"``
     :param env_id: Gymnasium id; an id without an entry gets the entry ``default``
-    :return: constructor arguments, ``policy`` included, ``n_timesteps`` and RL Zoo's other own keys left out
-    :raises ValueError: no such algorithm
+    :return: constructor arguments, including ``policy`` but not ``n_timesteps`` and RL Zoo's other keys
+    :raises ValueError: there are no hyperparameters for this algorithm
     """
     return {key: value for key, value in _load_entry(algo, env_id).items() if key not in ZOO_KEYS}
 
@@ -34,24 +34,24 @@ def load_env_kwargs(algo: str, env_id: str) -> dict[str, Any]:
     """
     The arguments of the environment that the hyperparameters are tuned for: ``gym.make(env_id, **kwargs)``.
 
-    :param algo: as :func:`load_hyperparams` has it
+    :param algo: name of an algorithm, see :func:`load_hyperparams`
     :param env_id: Gymnasium id
-    :return: keyword arguments of the environment, mostly none
-    :raises ValueError: no such algorithm
+    :return: keyword arguments of the environment, empty for most
+    :raises ValueError: there are no hyperparameters for this algorithm
     """
     return _load_entry(algo, env_id).get("env_kwargs", {})
 
 
 def hyperparams_file(algo: str) -> Path:
     """
-    :param algo: as :func:`load_hyperparams` has it
-    :return: the file that holds them, in RL Zoo's format
-    :raises ValueError: no such algorithm
+    :param algo: name of an algorithm, see :func:`load_hyperparams`
+    :return: the file of its hyperparameters, in RL Zoo's format
+    :raises ValueError: there are no hyperparameters for this algorithm
     """
     folder = Path(__file__).parent
     available = sorted(path.stem for path in folder.glob("*.yml"))
     if algo not in available:
-        raise ValueError(f"There are no hyperparameters for {algo!r}; there are for {available}.")
+        raise ValueError(f"There are no hyperparameters for {algo!r}. algo must be one of {available}.")
     return folder / f"{algo}.yml"
 
 
