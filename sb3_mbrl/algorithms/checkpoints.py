@@ -49,7 +49,7 @@ class ExactCheckpoints(AtomicSaves, OffPolicyAlgorithm):
 
     def _checkpoint_extras(self) -> dict[str, Any]:
         """
-        An algorithm overrides this method to add state of its own.
+        An algorithm overrides this method to add its own state.
 
         :return: state that neither ``save`` nor the replay buffer holds: tensors, numbers and strings, in dicts and lists
         """

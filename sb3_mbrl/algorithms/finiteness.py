@@ -52,7 +52,7 @@ def check_step(
                 f"Environment {int(np.argmin(finite))} returned {name} that is {BEYOND} at step "
                 f"{algorithm.num_timesteps}. It was not stored; the model and the replay buffer are intact. Fix the "
                 "environment (stable_baselines3.common.vec_env.VecCheckNan helps to find the cause)"
-                + ("." if normalize is None else ", and load the statistics of VecNormalize anew: they have seen it.")
+                + ("." if normalize is None else ", and reload the statistics of VecNormalize, which include this value.")
             )
 
 

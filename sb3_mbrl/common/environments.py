@@ -1,4 +1,4 @@
-"""Which environments are accepted, and what they tell about themselves. Their kind is checked before their spaces."""
+"""Checks of environments, and what can be read from them. The type of an environment is checked before its spaces."""
 
 import warnings
 from collections.abc import Iterator
@@ -145,7 +145,7 @@ def time_limit_or_warn(env: VecEnv | None, otherwise: str) -> int | None:
     """
     :param env: a vector of environments; None: there is none
     :param otherwise: what is done if the time limit is not known, and which argument to pass instead; a sentence or two
-    :return: as :func:`time_limit`; where the time limit is not known, a warning says so
+    :return: as :func:`time_limit`, with a warning if the time limit is not known
     """
     limit = time_limit(env)
     if limit is None:

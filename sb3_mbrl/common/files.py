@@ -36,8 +36,9 @@ def write_atomically(path: str | pathlib.Path, content: bytes) -> None:
 @contextmanager
 def open_atomically(path: str | pathlib.Path) -> Iterator[IO[bytes]]:
     """
-    Write beside the target, flush to disk, then rename. A kill or an exception at any moment leaves the old file or the new
-    one. Several threads or processes may write to one path: each reader sees the complete content of one of them.
+    Write to a temporary file in the same folder, flush to disk, then rename. A kill or an exception at any moment leaves the
+    old file or the new one. Several threads or processes may write to one path: each reader sees the complete content of one
+    of them.
 
     :param path: the file, whose folder is created if needed. Links are followed, and a file that is replaced keeps its mode
     :return: a context with an empty file; its content replaces ``path`` at the end of the context

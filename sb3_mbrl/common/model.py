@@ -15,11 +15,10 @@ of members, kept over a branch, is TS-infinity; ``"expectation"`` averages the e
 
 
 PROPAGATION = one_of("ts1", "tsinf", "expectation")
-"""How ensembles are propagated by name: TS1 and TS-infinity of Chua et al. 2018, or the elites' average."""
+"""Names of ways to propagate an ensemble: TS1 and TS-infinity of Chua et al. 2018, or the elites' average."""
 
 SPREAD_SIGNS = {"expected": 0, "pessimistic": -1, "optimistic": 1}
-"""Modes of valuing a quantity that has a mean and a spread: the mean, or a lower or an upper confidence bound,
-``mean + this * kappa * spread``."""
+"""Ways to value an uncertain quantity: its mean, or a lower or an upper confidence bound, ``mean + sign * kappa * spread``."""
 
 VALUE_MODE = one_of(*SPREAD_SIGNS)
 

@@ -1,4 +1,4 @@
-"""How work that takes long shows its progress: in a bar, or by a line every half minute."""
+"""Shows the progress of long work, in a bar or by a line every half minute."""
 
 import math
 import time

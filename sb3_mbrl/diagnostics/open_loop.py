@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch as th
 
+from sb3_mbrl.common.arguments import check_arguments, integer
 from sb3_mbrl.common.model import SteppableModel
 from sb3_mbrl.common.trajectories import concatenate
 from sb3_mbrl.common.types import Transitions
@@ -87,8 +88,7 @@ def open_loop_error(
     :return: errors per step and output. A prediction that is not finite counts as infinitely wrong
     :raises ValueError: a number is below 1, or no trajectory has ``n_steps`` steps
     """
-    if min(n_steps, n_starts, n_samples) < 1:
-        raise ValueError(f"n_steps, n_starts and n_samples must be at least 1, got {n_steps}, {n_starts}, {n_samples}.")
+    check_arguments(locals(), dict.fromkeys(("n_steps", "n_starts", "n_samples"), integer(1)))
     rows = concatenate(trajectories)
     starts = _draw_starts([len(piece) for piece in trajectories], n_steps, n_starts, generator, rows.rewards.device)
     windows = starts.unsqueeze(1) + th.arange(n_steps, device=starts.device)

@@ -17,7 +17,7 @@ def checked(transitions: Transitions, observation_dim: int, action_dim: int) -> 
     :param observation_dim: O
     :param action_dim: A
     :return: the same transitions
-    :raises ValueError: there are no transitions; a tensor has not the shape or type that
+    :raises ValueError: there are no transitions; a tensor does not have the shape or type that
         :class:`~sb3_mbrl.common.types.Transitions` documents; a value is NaN, infinite, or too large to compute with in
         float32
     """

@@ -81,7 +81,7 @@ class ProbabilisticEnsemble(Networks):
     :param n_elites: members that step the model: those with the lowest holdout error (MBPO: 5)
     :param net_arch: hidden units per layer (MBPO: four layers of 200; 400 for Humanoid)
     :param activation: one of silu (MBPO), relu, tanh, elu, gelu
-    :param learning_rate: of Adam (MBPO: 1e-3)
+    :param learning_rate: learning rate of Adam (MBPO: 1e-3)
     :param weight_decay: coupled L2 on the weights of each layer, never on biases (MBPO's code:
         2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4); one number applies to all layers. None takes MBPO's five numbers,
         interpolated if there are not five layers

@@ -166,7 +166,7 @@ class MPCPolicy(PlanningPolicy):
     def save(self, path: str | pathlib.Path) -> None:  # type: ignore[override]
         """
         Save as a zip of JSON and, for a :class:`~sb3_mbrl.dynamics.ProbabilisticEnsemble`, its safetensors. Atomic. Functions,
-        SB3 algorithms, other models, planners of yours and ``vec_normalize`` are not saved: pass them again to :meth:`load`.
+        SB3 algorithms, other models, your own planners and ``vec_normalize`` are not saved: pass them again to :meth:`load`.
 
         :param path: the file
         """
@@ -191,8 +191,8 @@ class MPCPolicy(PlanningPolicy):
 
         :param path: the file
         :param device: where the model goes
-        :param model: needed again if it is no :class:`~sb3_mbrl.dynamics.ProbabilisticEnsemble`
-        :param planner: needed again if it is one of yours
+        :param model: needed again if it is not a :class:`~sb3_mbrl.dynamics.ProbabilisticEnsemble`
+        :param planner: needed again if its class is your own
         :param model_reward_fn: needed again if the model was made with a ``reward_fn``
         :param model_termination_fn: needed again if the model was made with a ``termination_fn``
         :param kwargs: arguments of the policy: ``reward_fn``, ``termination_fn``, ``terminal_value``, ``actor`` (functions, or

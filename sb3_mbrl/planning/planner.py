@@ -1,4 +1,4 @@
-"""What all planners share: the warm start, the loop of sampling, scoring and updating, the ranking, the time budget."""
+"""The base classes of planners: warm start, the loop of sampling, scoring and updating, ranking, and time budget."""
 
 import time
 from abc import ABC, abstractmethod

@@ -108,8 +108,8 @@ def identify(
         parameters=dict(zip(parameters, values.tolist(), strict=True)),
         initial=dict(zip(parameters, problem.initial.tolist(), strict=True)),
         at_bound=tuple(name for name, value in zip(parameters, unit, strict=True) if value in (0.0, 1.0)),
-        residual_before=rms(before),
-        residual_after=rms(problem.residual(solution.reshape(-1, 1))),
+        residual_before=_rms(before),
+        residual_after=_rms(problem.residual(solution.reshape(-1, 1))),
         n_transitions=len(problem.states),
         n_iterations=len(trace) - 1,
     )
@@ -257,5 +257,5 @@ def _checked_bounds(name: str, low: float, high: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def rms(residual: np.ndarray) -> float:
+def _rms(residual: np.ndarray) -> float:
     return float(np.sqrt(np.mean(residual**2)))

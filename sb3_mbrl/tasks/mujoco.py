@@ -33,7 +33,7 @@ class MujocoTask:
     n_skippable = 0
     """Leading coordinates that ``exclude_current_positions_from_observation`` leaves out."""
     velocity_limit = math.inf
-    """Where the observation clips ``qvel``."""
+    """Velocities are clipped to plus or minus this number in the observation."""
 
     def __init__(self, env: Any) -> None:
         self.model = copy.deepcopy(env.model)

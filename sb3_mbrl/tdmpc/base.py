@@ -174,9 +174,10 @@ class LatentAlgorithm(ActsByPlanning, OffPolicyAlgorithm):
             self.replay_buffer_class = own
         holds_dicts = issubclass(self.replay_buffer_class, DictSequenceReplayBuffer)
         if not issubclass(self.replay_buffer_class, own) or holds_dicts != (own is DictSequenceReplayBuffer):
+            kind = "flat or image" if own is SequenceReplayBuffer else "Dict"
             raise ValueError(
-                f"replay_buffer_class must be {own.__name__} or a subclass of it, for observations in "
-                f"{self.observation_space}; got {self.replay_buffer_class.__name__}."
+                f"replay_buffer_class must be {own.__name__} or a subclass of it that holds {kind} observations, got "
+                f"{self.replay_buffer_class.__name__}."
             )
         self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, "horizon": self.horizon, **self._priorities()}
 

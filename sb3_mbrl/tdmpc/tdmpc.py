@@ -67,7 +67,7 @@ class TDMPC(LatentAlgorithm):
     :param verbose: Verbosity level
     :param seed: Seed for the pseudo random generators
     :param device: Device on which the code should run
-    :param model_size: ``"default"`` (paper); ``"small"``, for processors; or units and
+    :param model_size: ``"default"`` (paper); ``"small"``, for CPUs; or units and
         entries: ``{"encoder": 256, "mlp": 512, "latent": 100}`` (the paper's for dogs and humanoids)
     :param horizon: transitions of a replayed sequence, and steps of the longest plan
     :param rho: weight of a loss one step later, relative to one step earlier

@@ -58,7 +58,7 @@ class TDMPC2(LatentAlgorithm):
     :param verbose: Verbosity level
     :param seed: Seed for the pseudo random generators
     :param device: Device on which the code should run
-    :param model_size: millions of parameters, 1, 5 (paper's default), 19, 48 or 317; ``"small"``, for processors; or units,
+    :param model_size: millions of parameters, 1, 5 (paper's default), 19, 48 or 317; ``"small"``, for CPUs; or units,
         entries, layers and critics: ``{"encoder": 256, "mlp": 512, "latent": 512, "encoder_layers": 2, "n_critics": 5}``
     :param horizon: steps of a plan, and transitions of a replayed sequence
     :param rho: weight of a loss one step later, relative to one step earlier

@@ -15,7 +15,7 @@ from sb3_mbrl.tdmpc import TDMPC, TDMPC2
 
 class DynaPPO(Dyna):
     """
-    ``Dyna(PPO, ...)`` as a class, because RL Zoo passes the policy and the environment first.
+    ``Dyna(PPO, ...)`` as a class of its own, because RL Zoo chooses an algorithm by its class.
 
     :param policy: policy of PPO
     :param env: see :class:`~sb3_mbrl.Dyna`
@@ -28,7 +28,7 @@ class DynaPPO(Dyna):
 
 class DynaDQN(Dyna):
     """
-    ``Dyna(DQN, ...)`` as a class, because RL Zoo passes the policy and the environment first.
+    ``Dyna(DQN, ...)`` as a class of its own, because RL Zoo chooses an algorithm by its class.
 
     :param policy: policy of DQN
     :param env: see :class:`~sb3_mbrl.Dyna`

@@ -226,7 +226,7 @@ def test_algorithms_of_sb3_learn_in_the_model(space):
     env.reset(seed=0)
     env.step(space.sample())
     if isinstance(space, spaces.Discrete):
-        with pytest.raises(ValueError, match="from 0 to 0, but .* goes from 5 to 7.*Policies of Stable-Baselines3 count"):
+        with pytest.raises(ValueError, match="from 0 to 0, but those of .* from 5 to 7.*Policies of Stable-Baselines3 count"):
             env.step(0)
 
 

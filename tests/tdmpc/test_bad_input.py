@@ -66,13 +66,13 @@ def test_arguments_of_tdmpc(make, changes, message):
         ({"policy_kwargs": {"seed": 1}}, "policy_kwargs does not accept 'seed', which is set by the argument of this name"),
         ({"policy_kwargs": {"discount": 1}}, "policy_kwargs does not accept 'discount', which is set by gamma"),
         ({"policy_kwargs": {"max_plan_seconds": 0}}, "max_plan_seconds must be a number above 0"),
-        ({"replay_buffer_kwargs": {"optimize_memory_usage": True}}, "'optimize_memory_usage'.* loses the last observation"),
+        ({"replay_buffer_kwargs": {"optimize_memory_usage": True}}, "'optimize_memory_usage'.* lose the last observation"),
         ({"replay_buffer_kwargs": {"horizon": 2}}, "does not accept 'horizon', which is set by horizon"),
         ({"replay_buffer_kwargs": {"priority_exponent": 1}}, "does not accept 'priority_exponent'"),
         ({"replay_buffer_kwargs": {"n_steps": 3}}, r"replay_buffer_kwargs does not accept \['n_steps'\]"),
         ({"replay_buffer_class": ReplayBuffer}, "must be SequenceReplayBuffer or a subclass .* got ReplayBuffer"),
         ({"replay_buffer_class": DictReplayBuffer}, "must be SequenceReplayBuffer or a subclass .* got DictReplayBuffer"),
-        ({"replay_buffer_class": DictSequenceReplayBuffer}, "as SequenceReplayBuffer .* got DictSequenceReplayBuffer"),
+        ({"replay_buffer_class": DictSequenceReplayBuffer}, "must be SequenceReplayBuffer .* got DictSequenceReplayBuffer"),
         ({"train_freq": "often"}, "train_freq"),
     ],
     ids=first,
@@ -132,9 +132,9 @@ def test_the_advice_on_unbounded_actions_helps(make, kind):
 @pytest.mark.parametrize(
     ("kind", "size", "message"),
     [
-        ("tdmpc", "tiny", r"model_size must be one of \['small', 'default'\], or a mapping of \['encoder', 'mlp', 'latent'\]"),
+        ("tdmpc", "tiny", r"model_size must be one of \['small', 'default'\], or a mapping .*'latent'\]"),
         ("tdmpc", [16, 16, 8], "model_size must be one of"),
-        ("tdmpc", {"encoder": 16}, r"mapping has \['encoder', 'mlp', 'latent'\].*got \{'encoder': 16\}"),
+        ("tdmpc", {"encoder": 16}, r"mapping must have the keys \['encoder', 'mlp', 'latent'\].*got \{'encoder': 16\}"),
         ("tdmpc", {"encoder": 16, "mlp": 16, "latent": 0}, "an integer of at least 1"),
         ("tdmpc2", 7, "model_size must be one of .*317"),
         (
@@ -152,14 +152,14 @@ def test_sizes(make, kind, size, message):
 
 def test_dicts_need_a_buffer_of_dicts(make):
     buffer_class = make("tdmpc2", "LatentSlider-v0").replay_buffer_class
-    with pytest.raises(ValueError, match="as DictSequenceReplayBuffer and its subclasses do; got SequenceReplayBuffer"):
+    with pytest.raises(ValueError, match="must be DictSequenceReplayBuffer .* Dict observations, got SequenceReplayBuffer"):
         make("tdmpc2", "SliderDict-v0", "MultiInputPolicy", replay_buffer_class=buffer_class)
     with pytest.raises(ValueError, match="horizon=3 transitions of each"):
         make("tdmpc2", "SliderDict-v0", "MultiInputPolicy", replay_buffer_class=DictSequenceReplayBuffer, buffer_size=1)
 
 
 def test_without_a_time_limit_gamma_is_099_and_is_announced(make, kind):
-    with pytest.warns(UserWarning, match="time limit .* is not known. gamma, which would follow from it, is 0.99"):
+    with pytest.warns(UserWarning, match="time limit .* is not known. gamma is derived from it, and is 0.99 instead"):
         model = make(kind, Blank())
     assert model.gamma == model.policy.objective.discount == 0.99
     assert make(kind, Blank(), gamma=0.9).gamma == 0.9
