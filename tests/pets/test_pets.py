@@ -170,7 +170,7 @@ def test_n_and_n_more_steps_equal_2n_steps(make_pets, tmp_path, replan_freq):
         ({"planner": "best", "planner_kwargs": {}}, "planner must be one of"),
         ({"planner_kwargs": {"elites": 3}}, "planner 'cem' does not accept"),
         ({"policy_kwargs": {"value_mode": "brave"}}, "value_mode must be one of"),
-        ({"policy_kwargs": {"net_arch": [8]}}, r"policy_kwargs does not accept \['net_arch'\] .*networks in dynamics_kwargs"),
+        ({"policy_kwargs": {"net_arch": [8]}}, r"policy_kwargs does not accept \['net_arch'\].*networks by dynamics_kwargs"),
         ({"termination_fn": "never"}, "termination_fn must be"),
     ],
 )
