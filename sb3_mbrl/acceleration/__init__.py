@@ -6,6 +6,7 @@ it runs wherever the faster code does not apply, and the tests compare the two.
 """
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,18 +31,31 @@ so a change also affects objects that exist already.
 """
 
 
+_lock = threading.Lock()
+_n_contexts = 0
+"""Number of :func:`disabled` contexts that are open, in all threads."""
+_before = enabled
+"""The switch before the first of them was entered."""
+
+
 @contextmanager
 def disabled() -> Iterator[None]:
     """
     Within the context the plain code runs everywhere, in all threads: Stable-Baselines3's own updates, PyTorch's layers and
-    optimizers, everything in float32. Results are the same up to rounding.
+    optimizers, everything in float32. Results are the same up to rounding. Where contexts of several threads overlap, the last
+    one that is left restores the switch.
     """
-    global enabled
-    before, enabled = enabled, False
+    global enabled, _n_contexts, _before
+    with _lock:
+        _before = enabled if _n_contexts == 0 else _before
+        _n_contexts += 1
+        enabled = False
     try:
         yield
     finally:
-        enabled = before
+        with _lock:
+            _n_contexts -= 1
+            enabled = _before if _n_contexts == 0 else enabled
 
 
 __all__ = ["disabled", "enabled", "keep_freed_memory"]

@@ -49,9 +49,10 @@ def is_perceptron(layers: Sequence[nn.Module]) -> bool:
 def has_hooks(module: nn.Module) -> bool:
     """
     :param module: a module
-    :return: whether hooks are registered, which code that bypasses its ``forward`` would skip
+    :return: whether hooks are registered or its ``forward`` was replaced, which code that bypasses its ``forward`` would skip
     """
-    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(module)
 
 
 def has_gradient_hooks(parameter: th.Tensor) -> bool:

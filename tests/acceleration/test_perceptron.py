@@ -142,3 +142,10 @@ def test_a_network_with_hooks_is_not_supported(name):
     assert is_perceptron(list(net))
     net[1].register_forward_hook(lambda *_: None)
     assert not is_perceptron(list(net))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_layer_whose_forward_was_replaced_is_not_supported(name):
+    net = network(name)
+    net[0].forward = lambda x: x
+    assert not is_perceptron(list(net))

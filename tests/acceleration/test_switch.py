@@ -104,6 +104,16 @@ def test_the_switch_holds_for_all_threads():
     assert seen == [False]
 
 
+def test_contexts_that_overlap_restore_the_switch_when_the_last_one_is_left():
+    first, second = acceleration.disabled(), acceleration.disabled()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not acceleration.enabled
+    second.__exit__(None, None, None)
+    assert acceleration.enabled
+
+
 def test_the_environment_variable_sets_the_switch(monkeypatch):
     monkeypatch.delenv(acceleration.VARIABLE, raising=False)
     assert acceleration._from_environment()
