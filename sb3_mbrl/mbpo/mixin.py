@@ -49,16 +49,28 @@ class MBPOMixin(Imagines):
     }
 
     own_defaults: ClassVar[dict[str, Any]] = {"learning_starts": 1_000, "gradient_steps": 20}
-    """Other defaults for the algorithm's arguments, because a model needs more data at first, and then allows more updates."""
+    """
+    Other defaults for the algorithm's arguments, because a model needs more data at first, and then allows more updates. They
+    apply to arguments that no constructor above the algorithm names.
+    """
 
     __signature__: ClassVar[inspect.Signature]
     _signature_of_the_algorithm: ClassVar[inspect.Signature]
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        cls.__signature__ = with_defaults(constructor_signature(cls.__mro__), cls.own_defaults)
-        below = cls.__mro__[cls.__mro__.index(MBPOMixin) + 1 :]
-        cls._signature_of_the_algorithm = constructor_signature(below)
+        mixin = cls.__mro__.index(MBPOMixin)
+        above = [vars(each)["__init__"] for each in cls.__mro__[:mixin] if "__init__" in vars(each)]
+        named = {name for constructor in above for name in inspect.signature(constructor).parameters}
+        without_effect = named & vars(cls).get("own_defaults", {}).keys()
+        if without_effect:
+            raise TypeError(
+                f"{cls.__name__}.own_defaults has no effect on {sorted(without_effect)}, which a constructor above the "
+                f"algorithm names with a default of its own. Override {cls.__name__}.__init__ instead."
+            )
+        defaults = {name: value for name, value in cls.own_defaults.items() if name not in named}
+        cls.__signature__ = with_defaults(constructor_signature(cls.__mro__), defaults)
+        cls._signature_of_the_algorithm = constructor_signature(cls.__mro__[mixin + 1 :])
 
     def __init__(
         self,

@@ -71,6 +71,20 @@ def test_the_signature_of_a_subclass_with_its_own_constructor():
     assert list(parameters(Theirs)) == ["env", "flag"]
 
 
+def test_the_signature_shows_the_default_that_a_subclass_names():
+    class Patient(MBPOMixin, SAC):
+        def __init__(self, *args, learning_starts=50, **kwargs):
+            super().__init__(*args, learning_starts=learning_starts, **kwargs)
+
+    assert parameters(Patient)["learning_starts"].default == 50
+    assert Patient("MlpPolicy", "Pendulum-v1").learning_starts == 50
+
+
+def test_own_defaults_without_effect_are_refused():
+    with pytest.raises(TypeError, match=r"no effect on \['learning_starts'\]"):
+        type("Mine", (MBPO,), {"own_defaults": {"learning_starts": 50}})
+
+
 @pytest.mark.parametrize("cls", LIKE)
 def test_a_misspelled_argument_is_named(cls):
     env = "FrozenLake-v1" if cls is DynaQ else gym.make("Pendulum-v1")
