@@ -51,7 +51,7 @@ demo: $(VENV)/.installed
 test: export OMP_NUM_THREADS = 1
 test: export MKL_NUM_THREADS = 1
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not expensive" -n 2
+	$(BIN)/python -m pytest -m "not expensive" -n 2 --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
