@@ -10,18 +10,20 @@ import pytest
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 
-DEFAULT = ["--timesteps", "600"]
+DEFAULT = ["--timesteps", "530"]
 # What keeps the others short, or lets them show something
 ARGUMENTS = {
     "adroit_pddm.py": ["--timesteps", "100", "--episodes", "1"],
+    "custom_environment.py": ["--timesteps", "260"],
     "dyna_q.py": ["--timesteps", "600", "--seeds", "2"],
     "ladder.py": ["--timesteps", "205", "--episodes", "1"],
     "learned_env.py": ["--timesteps", "150"],
     "look_at_the_model.py": ["--timesteps", "260"],
     "mpc.py": ["--timesteps", "560", "--episodes", "1"],
     "offline.py": ["--timesteps", "150", "--updates", "50"],
+    "resume.py": ["--timesteps", "440"],
     "swap_the_reward.py": ["--timesteps", "300", "--steps", "8"],
-    "tdmpc2.py": ["--timesteps", "230", "--episodes", "1"],
+    "tdmpc2.py": ["--timesteps", "205", "--episodes", "1"],
     "tdmpc2_pixels.py": ["--timesteps", "140"],
     "tdmpc2_resume.py": ["--timesteps", "120"],
     "tdmpc2_vec_env.py": ["--timesteps", "240"],
