@@ -156,4 +156,4 @@ CLASSIC_TASKS: dict[str, type[ClassicTask]] = {
     "Continuous_MountainCarEnv": _MountainCar,
     "AcrobotEnv": _Acrobot,
 }
-"""By the name of Gymnasium's class."""
+"""Tasks by the name of their Gymnasium class."""

@@ -360,7 +360,7 @@ MUJOCO_TASKS: dict[str, type[MujocoTask]] = {
         Reacher,
     )
 }
-"""By the name of Gymnasium's class. Pusher is missing, because its observation does not show the velocity of the object."""
+"""Tasks by the name of their Gymnasium class. Pusher is missing: its observation does not show how fast the object moves."""
 
 
 def known_mujoco_task(env: Any) -> MujocoTask | None:

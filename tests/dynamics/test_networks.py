@@ -68,7 +68,7 @@ def test_the_weight_of_a_row_is_not_differentiated():
     plain, weighted = (shaken(ensemble_size=1, n_elites=1, nll_beta=beta) for beta in (0.0, 0.5))
     for model in (plain, weighted):
         model.loss(x, y).backward()
-    # Of one row, the gradient of each output is that of the plain likelihood times the weight
+    # For one row, the gradient of each output is the gradient of the plain likelihood, times the weight
     weight = weighted(x)[1].exp().sqrt().flatten().detach().repeat(2)
     th.testing.assert_close(weighted.biases[-1].grad.flatten(), plain.biases[-1].grad.flatten() * weight)
 
